@@ -1,0 +1,92 @@
+//! One error type, split by who can act on it: the caller ([`Error::Input`]), the owner of the model files
+//! ([`Error::Weights`]), the owner of the memory ([`Error::Capacity`]), the choice of machine or build
+//! ([`Error::Unsupported`]), the machine itself ([`Error::Device`]) and the file system ([`Error::Io`]).
+//!
+//! Messages are lower case, say what was expected and what was found, and end with what to do about it.
+
+use std::path::{Path, PathBuf};
+
+/// What every fallible function of this crate returns.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong. The variants say who can mend it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A prompt, size, flag or number that cannot be honoured. The caller mends it.
+    #[error("{0}")]
+    Input(String),
+
+    /// A model folder, file or tensor that is missing, damaged or not what its config says.
+    #[error("{}: {what}", path.display())]
+    Weights {
+        /// The file (or folder) at fault.
+        path: PathBuf,
+        /// What is wrong with it: tensor, expected, got.
+        what: String,
+    },
+
+    /// The plan needs more memory than there is or than the budget allows.
+    #[error("{what} needs {needed_bytes} bytes, but {available_bytes} are available; {advice}")]
+    Capacity {
+        /// What wanted the memory.
+        what: String,
+        /// Bytes that the plan needs.
+        needed_bytes: u64,
+        /// Bytes that the budget or the device leaves.
+        available_bytes: u64,
+        /// What the caller can change.
+        advice: String,
+    },
+
+    /// A GPU, driver, model width or build that this crate has no code for.
+    #[error("{0}")]
+    Unsupported(String),
+
+    /// The machine refused or failed an operation.
+    #[error("{operation} failed on {device}: {reason}")]
+    Device {
+        /// `cuda:0`, `emulator`.
+        device: String,
+        /// What was asked of it, with the kernel's name where there is one.
+        operation: String,
+        /// The driver's or the emulator's words.
+        reason: String,
+    },
+
+    /// A file that cannot be read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// `read`, `write`, `create`, ...
+        action: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    /// An [`Error::Weights`] about `path`.
+    pub fn weights(path: impl AsRef<Path>, what: impl Into<String>) -> Self {
+        Error::Weights { path: path.as_ref().to_path_buf(), what: what.into() }
+    }
+
+    /// An [`Error::Io`]: `Error::io("read", &path)` is meant for `map_err`.
+    pub fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| Error::Io { action, path, source }
+    }
+
+    /// The process exit code that the command line gives for this error; documented in the README.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Input(_) => 2,
+            Error::Weights { .. } => 3,
+            Error::Capacity { .. } => 4,
+            Error::Unsupported(_) => 5,
+            Error::Device { .. } => 6,
+            Error::Io { .. } => 7,
+        }
+    }
+}
