@@ -1,0 +1,16 @@
+// euler_step: x += dt * v, in f32, and a bf16 copy of the result.
+//
+// Work    one thread per element; latents are a few hundred KiB, so launch time is all there is.
+// Bound   memory: 14 bytes per element.
+// Source  flow-matching Euler step of diffusers' FlowMatchEulerDiscreteScheduler: prev = sample + dt * model_output.
+#include "euler_step.h"
+#include "gpu.cuh"
+
+GPU_KERNEL(euler_step_f32, euler_step_params, EULER_STEP_THREADS, 1) {
+    const int64_t i = (int64_t)gpu::cta_x() * EULER_STEP_THREADS + gpu::thread_x();
+    if (i >= p.count) return;
+    // Two roundings, as the reference makes them: no fused multiply-add.
+    const float x = gpu::add_exact(p.latents[i], gpu::mul_exact(p.dt, p.velocity[i]));
+    p.latents[i] = x;
+    p.latents_bf16[i] = gpu::float_to_bf16(x);
+}

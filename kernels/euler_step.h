@@ -1,0 +1,18 @@
+// euler_step.h: contract of euler_step.cu.
+#ifndef SCHNELL_EULER_STEP_H
+#define SCHNELL_EULER_STEP_H
+#include "abi.h"
+
+#define EULER_STEP_THREADS 256
+#define EULER_STEP_SMEM_BYTES 0
+
+typedef struct euler_step_params {
+    DEV(float) latents;            // [count], updated in place
+    DEV(const float) velocity;     // [count]
+    DEV(bf16_bits) latents_bf16;   // [count], the updated latents as the next step's GEMM reads them
+    int64_t count;
+    float dt;                      // sigma[k + 1] - sigma[k], negative
+    int32_t reserved;
+} euler_step_params;
+
+#endif

@@ -1,0 +1,301 @@
+// gpu.cuh: every primitive that a kernel may use, twice: as PTX for a GPU, and as a call into the emulator.
+//
+// Kernels contain no PTX, no `__CUDA_ARCH__` and no `<<<>>>`; they include this file and nothing else of CUDA.
+// Compiled by nvcc the primitives are inline assembly (section 2); compiled by a plain C++ compiler they call the
+// emulator's runtime in src/device/emulator (section 3). Both sections offer the same names with the same meaning:
+//
+//   index      thread_x lane_id warp_id cta_x cta_y cta_z num_ctas_x
+//   sync       sync_cta sync_warp
+//   warp       shfl_xor (f32, u32)
+//   async      cp_async<BYTES>(dst, src, valid_bytes) cp_async_commit cp_async_wait<N>
+//   tiles      ldmatrix_x4_tile<N> ldmatrix_x4_trans_tile<N> mma_tile<MT, NT>   (bf16 m16n8k16, f32 accumulate)
+//   math       exp2_approx rsqrt_exact tanh_exact erf_exact exp_exact fma_exact round_even
+//   memory     shared<T>() atomic_add
+//
+// The tile forms exist for the emulator's sake: on the GPU they unroll to single instructions (identical SASS), on a
+// CPU one rendezvous of the warp's fibers serves the whole tile.
+#ifndef SCHNELL_GPU_CUH
+#define SCHNELL_GPU_CUH
+
+#include "abi.h"
+
+// ---------------------------------------------------------------------------------------------- 1. shared by both
+
+#ifdef __CUDACC__
+#define GPU_FN static __device__ __forceinline__
+#define GPU_UNROLL _Pragma("unroll")
+#define GPU_NO_UNROLL _Pragma("unroll 1")
+#else
+#include <math.h>
+#include <string.h>
+#define GPU_FN static inline __attribute__((unused))
+#define GPU_UNROLL
+#define GPU_NO_UNROLL
+struct alignas(8) uint2 { uint32_t x, y; };
+struct alignas(16) uint4 { uint32_t x, y, z, w; };
+struct alignas(8) float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+#endif
+
+namespace gpu {
+
+constexpr int WARP = 32;
+
+template <typename T> GPU_FN T min(T a, T b) { return a < b ? a : b; }
+template <typename T> GPU_FN T max(T a, T b) { return a > b ? a : b; }
+
+constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+} // namespace gpu
+
+#ifdef __CUDACC__
+// ---------------------------------------------------------------------------------------------- 2. the GPU
+
+// One kernel entry: a params struct by value, its CTA size, and how many CTAs an SM should hold at least.
+#define GPU_KERNEL(name, Params, threads, min_ctas) \
+    extern "C" __global__ void __launch_bounds__(threads, min_ctas) name(const __grid_constant__ Params p)
+
+namespace gpu {
+
+GPU_FN int thread_x() { return threadIdx.x; }
+GPU_FN int lane_id() { return threadIdx.x & 31; }
+GPU_FN int warp_id() { return threadIdx.x >> 5; }
+GPU_FN int cta_x() { return blockIdx.x; }
+GPU_FN int cta_y() { return blockIdx.y; }
+GPU_FN int cta_z() { return blockIdx.z; }
+GPU_FN int num_ctas_x() { return gridDim.x; }
+
+template <typename T> GPU_FN T &shared() {
+    extern __shared__ __align__(1024) unsigned char smem_base[];
+    return *reinterpret_cast<T *>(smem_base);
+}
+
+GPU_FN void sync_cta() { __syncthreads(); }
+GPU_FN void sync_warp() { __syncwarp(); }
+GPU_FN float shfl_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+GPU_FN uint32_t shfl_xor(uint32_t v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+
+GPU_FN uint32_t smem_address(const void *p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+
+// Copies `valid_bytes` (0..BYTES) from gmem to smem and fills the rest of BYTES with zeros. Both addresses must be
+// BYTES-aligned even where nothing is read.
+template <int BYTES> GPU_FN void cp_async(void *dst, const void *src, int valid_bytes) {
+    static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "cp.async copies 4, 8 or 16 bytes");
+    if constexpr (BYTES == 16) {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem_address(dst)), "l"(src), "r"(valid_bytes) : "memory");
+    } else {
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(smem_address(dst)), "l"(src), "n"(BYTES), "r"(valid_bytes) : "memory");
+    }
+}
+GPU_FN void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N> GPU_FN void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+
+// Lane l passes in `row` the smem address of row l % 8 of matrix l / 8 (16 aligned bytes each).
+// frag[i] then holds, of matrix i, the bf16 pair (row lane / 4, columns 2 (lane % 4) + {0, 1}).
+GPU_FN void ldmatrix_x4(uint32_t (&frag)[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(frag[0]), "=r"(frag[1]), "=r"(frag[2]), "=r"(frag[3]) : "r"(smem_address(row)) : "memory");
+}
+// As above with every 8 x 8 matrix transposed: the pair (rows 2 (lane % 4) + {0, 1}, column lane / 4).
+GPU_FN void ldmatrix_x4_trans(uint32_t (&frag)[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(frag[0]), "=r"(frag[1]), "=r"(frag[2]), "=r"(frag[3]) : "r"(smem_address(row)) : "memory");
+}
+template <int N> GPU_FN void ldmatrix_x4_tile(uint32_t (&frag)[N][4], const void *const (&row)[N]) {
+    GPU_UNROLL
+    for (int n = 0; n < N; ++n) ldmatrix_x4(frag[n], row[n]);
+}
+template <int N> GPU_FN void ldmatrix_x4_trans_tile(uint32_t (&frag)[N][4], const void *const (&row)[N]) {
+    GPU_UNROLL
+    for (int n = 0; n < N; ++n) ldmatrix_x4_trans(frag[n], row[n]);
+}
+
+GPU_FN void mma_bf16_16816(float (&acc)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// acc[16 MT x 8 NT] += A[16 MT x 16] . B[16 x 8 NT]. With g = lane / 4, t = lane % 4, an m16 tile's lane holds
+//   a: (g, 2t..) (g + 8, 2t..) (g, 2t + 8..) (g + 8, 2t + 8..)   b: (2t.., g) (2t + 8.., g)   acc: (g, 2t..) (g + 8, 2t..)
+template <int MT, int NT> GPU_FN void mma_tile(float (&acc)[MT][NT][4], const uint32_t (&a)[MT][4], const uint32_t (&b)[NT][2]) {
+    GPU_UNROLL
+    for (int i = 0; i < MT; ++i) {
+        GPU_UNROLL
+        for (int j = 0; j < NT; ++j) mma_bf16_16816(acc[i][j], a[i], b[j]);
+    }
+}
+
+GPU_FN float bits_to_float(uint32_t u) { return __uint_as_float(u); }
+GPU_FN uint32_t float_to_bits(float f) { return __float_as_uint(f); }
+GPU_FN float fma_exact(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+GPU_FN float mul_exact(float a, float b) { return __fmul_rn(a, b); }
+GPU_FN float add_exact(float a, float b) { return __fadd_rn(a, b); }
+GPU_FN float reciprocal_exact(float a) { return __frcp_rn(a); }
+GPU_FN float round_even(float a) { return rintf(a); }
+GPU_FN float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+GPU_FN float rsqrt_exact(float x) { return __frcp_rn(__fsqrt_rn(x)); }
+GPU_FN float exp_exact(float x) { return expf(x); }
+GPU_FN float tanh_exact(float x) { return tanhf(x); }
+GPU_FN float erf_exact(float x) { return erff(x); }
+
+// Two floats to a bf16 pair, each rounded to nearest even; `lo` in the low half.
+GPU_FN uint32_t pack_bf16x2(float lo, float hi) {
+    uint32_t d;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
+    return d;
+}
+GPU_FN void atomic_add(uint32_t *p, uint32_t v) { atomicAdd(p, v); }
+
+} // namespace gpu
+
+#else
+// ---------------------------------------------------------------------------------------------- 3. the emulator
+
+// The contract with src/device/emulator/runtime.rs; the two must be changed together.
+extern "C" {
+struct emu_cta {
+    uint32_t cta[3];       // this CTA's place in the grid
+    uint32_t num_ctas[3];  // the grid
+    void *smem;            // its dynamic shared memory, 1024-byte aligned
+};
+struct emu_thread {
+    const emu_cta *cta;
+    uint32_t thread;       // 0 .. CTA size
+};
+// Where a primitive was called: the emulator names it in errors and compares it across a warp.
+struct emu_site {
+    const char *file;
+    int line;
+};
+// What the runtime offers. `self` is the calling thread.
+struct emu_runtime {
+    void (*sync_cta)(emu_thread *self, const emu_site *);
+    void (*sync_warp)(emu_thread *self, const emu_site *);
+    void (*shfl_xor)(emu_thread *self, uint32_t *value, uint32_t mask, const emu_site *);
+    void (*cp_async)(emu_thread *self, void *dst, const void *src, uint32_t bytes, uint32_t valid_bytes, const emu_site *);
+    void (*cp_async_commit)(emu_thread *self);
+    void (*cp_async_wait)(emu_thread *self, uint32_t pending, const emu_site *);
+    void (*ldmatrix)(emu_thread *self, uint32_t *frag, const void *const *rows, uint32_t tiles, uint32_t trans, const emu_site *);
+    void (*mma)(emu_thread *self, float *acc, const uint32_t *a, const uint32_t *b, uint32_t mt, uint32_t nt, const emu_site *);
+};
+extern const emu_runtime *schnell_emu_runtime;
+extern thread_local emu_thread *schnell_emu_self __attribute__((tls_model("initial-exec")));
+}
+
+#define GPU_KERNEL(name, Params, threads, min_ctas)                                  \
+    static void name##_body(const Params &p);                                        \
+    extern "C" void name(const void *params) { name##_body(*static_cast<const Params *>(params)); } \
+    static void name##_body(const Params &p)
+
+// A primitive's last parameter, filled in at the place of the call.
+#define EMU_SITE const emu_site &site = emu_site{__builtin_FILE(), __builtin_LINE()}
+
+namespace gpu {
+
+GPU_FN int thread_x() { return (int)schnell_emu_self->thread; }
+GPU_FN int lane_id() { return thread_x() & 31; }
+GPU_FN int warp_id() { return thread_x() >> 5; }
+GPU_FN int cta_x() { return (int)schnell_emu_self->cta->cta[0]; }
+GPU_FN int cta_y() { return (int)schnell_emu_self->cta->cta[1]; }
+GPU_FN int cta_z() { return (int)schnell_emu_self->cta->cta[2]; }
+GPU_FN int num_ctas_x() { return (int)schnell_emu_self->cta->num_ctas[0]; }
+
+template <typename T> GPU_FN T &shared() { return *static_cast<T *>(schnell_emu_self->cta->smem); }
+
+GPU_FN void sync_cta(EMU_SITE) { schnell_emu_runtime->sync_cta(schnell_emu_self, &site); }
+GPU_FN void sync_warp(EMU_SITE) { schnell_emu_runtime->sync_warp(schnell_emu_self, &site); }
+GPU_FN uint32_t shfl_xor(uint32_t v, int mask, EMU_SITE) {
+    schnell_emu_runtime->shfl_xor(schnell_emu_self, &v, (uint32_t)mask, &site);
+    return v;
+}
+GPU_FN float shfl_xor(float v, int mask, EMU_SITE) {
+    uint32_t u;
+    memcpy(&u, &v, 4);
+    schnell_emu_runtime->shfl_xor(schnell_emu_self, &u, (uint32_t)mask, &site);
+    memcpy(&v, &u, 4);
+    return v;
+}
+
+template <int BYTES> GPU_FN void cp_async(void *dst, const void *src, int valid_bytes, EMU_SITE) {
+    static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "cp.async copies 4, 8 or 16 bytes");
+    schnell_emu_runtime->cp_async(schnell_emu_self, dst, src, BYTES, (uint32_t)valid_bytes, &site);
+}
+GPU_FN void cp_async_commit() { schnell_emu_runtime->cp_async_commit(schnell_emu_self); }
+template <int N> GPU_FN void cp_async_wait(EMU_SITE) { schnell_emu_runtime->cp_async_wait(schnell_emu_self, N, &site); }
+
+template <int N> GPU_FN void ldmatrix_x4_tile(uint32_t (&frag)[N][4], const void *const (&row)[N], EMU_SITE) {
+    schnell_emu_runtime->ldmatrix(schnell_emu_self, &frag[0][0], row, N, 0, &site);
+}
+template <int N> GPU_FN void ldmatrix_x4_trans_tile(uint32_t (&frag)[N][4], const void *const (&row)[N], EMU_SITE) {
+    schnell_emu_runtime->ldmatrix(schnell_emu_self, &frag[0][0], row, N, 1, &site);
+}
+template <int MT, int NT> GPU_FN void mma_tile(float (&acc)[MT][NT][4], const uint32_t (&a)[MT][4], const uint32_t (&b)[NT][2], EMU_SITE) {
+    schnell_emu_runtime->mma(schnell_emu_self, &acc[0][0][0], &a[0][0], &b[0][0], MT, NT, &site);
+}
+
+GPU_FN float bits_to_float(uint32_t u) {
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+GPU_FN uint32_t float_to_bits(float f) {
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    return u;
+}
+GPU_FN float fma_exact(float a, float b, float c) { return fmaf(a, b, c); }
+GPU_FN float mul_exact(float a, float b) { return a * b; }
+GPU_FN float add_exact(float a, float b) { return a + b; }
+GPU_FN float reciprocal_exact(float a) { return 1.0f / a; }
+GPU_FN float round_even(float a) { return rintf(a); }
+GPU_FN float exp2_approx(float x) { return exp2f(x); }
+GPU_FN float rsqrt_exact(float x) { return 1.0f / sqrtf(x); }
+GPU_FN float exp_exact(float x) { return expf(x); }
+GPU_FN float tanh_exact(float x) { return tanhf(x); }
+GPU_FN float erf_exact(float x) { return erff(x); }
+
+GPU_FN uint32_t bf16_round(float f) {
+    uint32_t u = float_to_bits(f);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return 0x7fffu; // the canonical NaN, as the GPU's conversion gives
+    return (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+}
+GPU_FN uint32_t pack_bf16x2(float lo, float hi) { return bf16_round(lo) | bf16_round(hi) << 16; }
+GPU_FN void atomic_add(uint32_t *p, uint32_t v) { __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
+
+} // namespace gpu
+#endif
+
+// ---------------------------------------------------------------------------------------------- 4. built on the above
+
+namespace gpu {
+
+GPU_FN float bf16_to_float(bf16_bits b) { return bits_to_float((uint32_t)b << 16); }
+GPU_FN float bf16_lo(uint32_t pair) { return bits_to_float(pair << 16); }
+GPU_FN float bf16_hi(uint32_t pair) { return bits_to_float(pair & 0xffff0000u); }
+GPU_FN bf16_bits float_to_bf16(float f) { return (bf16_bits)(pack_bf16x2(f, 0.0f) & 0xffffu); }
+
+// The sum, or the maximum, over the lanes of a warp that differ in the bits of `LANES - 1`; every lane gets it.
+// The tree is fixed, so the bits do not depend on who arrives first.
+template <int LANES = 32> GPU_FN float warp_sum(float v) {
+    GPU_UNROLL
+    for (int mask = LANES / 2; mask > 0; mask /= 2) v = add_exact(v, shfl_xor(v, mask));
+    return v;
+}
+template <int LANES = 32> GPU_FN float warp_max(float v) {
+    GPU_UNROLL
+    for (int mask = LANES / 2; mask > 0; mask /= 2) v = max(v, shfl_xor(v, mask));
+    return v;
+}
+
+GPU_FN float silu(float x) { return x / (1.0f + exp_exact(-x)); }
+GPU_FN float quick_gelu(float x) { return x / (1.0f + exp_exact(-1.702f * x)); }
+GPU_FN float gelu_tanh(float x) { return 0.5f * x * (1.0f + tanh_exact(0.7978845608028654f * (x + 0.044715f * x * x * x))); }
+GPU_FN float gelu_erf(float x) { return 0.5f * x * (1.0f + erf_exact(x * 0.7071067811865476f)); }
+
+} // namespace gpu
+
+#endif

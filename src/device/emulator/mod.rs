@@ -1,0 +1,362 @@
+//! The machine for everyone without a GPU: runs the kernels of `kernels/`, compiled by the host's C++ compiler, with
+//! CUDA's rules for threads, warps, CTAs, asynchronous copies, streams and events.
+//!
+//! Read [`runtime`] for what happens inside a CTA, `tile` for the arithmetic of the tensor cores, [`pool`] for how
+//! CTAs spread over OS threads; this file queues work on streams and carries it out.
+//!
+//! Streams are lazy: work runs when somebody waits for it, as late as the events allow, or in a seeded random
+//! interleaving ([`Order::Random`]), so that a missing event shows as a wrong result.
+//!
+//! # Safety
+//! Device memory is host memory that [`Emulator::allocate`] owns until `free`; addresses in copies and launches come
+//! from [`super::Device`], which has checked them against those allocations and keeps the allocations, host buffers
+//! and parameters alive until the queue has run. Queued parameters are copied.
+
+mod pool;
+mod runtime;
+mod tile;
+
+use std::alloc::Layout;
+use std::collections::VecDeque;
+use std::ffi::c_void;
+use std::sync::{Mutex, MutexGuard};
+use std::time::Instant;
+
+use super::{Capability, EventId, Kernel, Machine, StreamId};
+use crate::{Error, Result};
+use pool::Pool;
+
+/// In which order the threads of a CTA, the CTAs of a grid and the streams of a device take turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Order {
+    /// Warp by warp, lane by lane: the fastest.
+    #[default]
+    InOrder,
+    /// Anyone who may run, by the seed.
+    Random,
+}
+
+/// When a `cp.async` is carried out, between its issue and the wait that guarantees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum AsyncCopies {
+    /// At its issue: the fastest.
+    #[default]
+    Eager,
+    /// At the last legal moment; its target holds NaN patterns until then.
+    Lazy,
+    /// Either, by the seed.
+    Random,
+}
+
+/// How an emulator behaves; results must not depend on any of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EmulatorOptions {
+    /// OS threads that run CTAs; 0 means one per core.
+    pub threads: usize,
+    /// Turn-taking.
+    pub order: Order,
+    /// Completion of asynchronous copies.
+    pub async_copies: AsyncCopies,
+    /// Decides everything random above.
+    pub seed: u64,
+}
+
+/// Alignment of device memory, as the driver's allocations have (and TMA would want).
+const ALIGNMENT: usize = 1024;
+
+enum Op {
+    Launch { kernel: &'static Kernel, grid: [u32; 3], params: Vec<u64> },
+    CopyToDevice { dst: u64, src: usize, bytes: usize },
+    CopyToHost { dst: usize, src: u64, bytes: usize },
+    Fill { dst: u64, value: u8, bytes: usize },
+    Record { event: usize, ticket: u64 },
+    Wait { event: usize, ticket: u64 },
+}
+
+#[derive(Default)]
+struct EventState {
+    /// Records enqueued and carried out so far.
+    issued: u64,
+    done: u64,
+    time: Option<Instant>,
+}
+
+#[derive(Default)]
+struct State {
+    streams: [VecDeque<Op>; StreamId::COUNT],
+    events: Vec<EventState>,
+    /// Live allocations: `(base, bytes)`.
+    memory: Vec<(u64, usize)>,
+    rng: u64,
+    launches: u64,
+    /// The first failure; as on a GPU, everything after it fails too.
+    error: Option<(String, String)>,
+}
+
+/// See the module's text.
+pub(crate) struct Emulator {
+    capability: Capability,
+    options: EmulatorOptions,
+    pool: Pool,
+    state: Mutex<State>,
+}
+
+impl Emulator {
+    pub fn new(options: EmulatorOptions) -> Self {
+        runtime::install();
+        let threads = match options.threads {
+            0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+            n => n,
+        };
+        let capability = Capability {
+            name: "emulator".to_string(),
+            arch: 80,
+            // What `select` and `plan` see: a machine with as many SMs as the pool has threads would make plans
+            // depend on the host, so the emulator poses as one fixed small GPU.
+            num_sms: 16,
+            smem_per_cta_bytes: 99 << 10,
+            total_bytes: host_memory_bytes(),
+            free_bytes: host_memory_bytes(),
+            is_emulator: true,
+            threads,
+            driver: "none".to_string(),
+        };
+        let state = State { rng: options.seed, ..State::default() };
+        Emulator { capability, options, pool: Pool::new(threads), state: Mutex::new(state) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn push(&self, stream: StreamId, op: Op) -> Result<()> {
+        let mut state = self.lock();
+        state.streams[stream.index()].push_back(op);
+        Ok(())
+    }
+
+    /// Carries out queued work until `done` holds or nothing more can run.
+    fn run_until(&self, state: &mut State, target: StreamId, done: impl Fn(&State) -> bool) -> Result<()> {
+        while !done(state) && state.error.is_none() {
+            let runnable: Vec<usize> = (0..StreamId::COUNT)
+                .filter(|&s| match state.streams[s].front() {
+                    None => false,
+                    Some(Op::Wait { event, ticket }) => state.events[*event].done >= *ticket,
+                    Some(_) => true,
+                })
+                .collect();
+            let stream = match self.options.order {
+                _ if runnable.is_empty() => {
+                    let operation = "wait for a stream".to_string();
+                    let reason = "every stream waits for an event that nobody will record".to_string();
+                    return Err(Error::Device { device: self.capability.name.clone(), operation, reason });
+                }
+                // As late as possible: other streams move only when the awaited one is stuck.
+                Order::InOrder if runnable.contains(&target.index()) => target.index(),
+                Order::InOrder => runnable[0],
+                Order::Random => {
+                    let mut rng = runtime::Rng(state.rng);
+                    let pick = rng.below(runnable.len());
+                    state.rng = rng.0;
+                    runnable[pick]
+                }
+            };
+            if let Some(op) = state.streams[stream].pop_front() {
+                self.carry_out(state, op);
+            }
+        }
+        match &state.error {
+            Some((operation, reason)) => Err(Error::Device {
+                device: self.capability.name.clone(),
+                operation: operation.clone(),
+                reason: reason.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn carry_out(&self, state: &mut State, op: Op) {
+        match op {
+            Op::Launch { kernel, grid, params } => {
+                state.launches += 1;
+                let launch = runtime::Launch {
+                    entry: kernel.emulated,
+                    params: params.as_ptr().cast::<c_void>(),
+                    grid,
+                    threads: kernel.threads,
+                    smem_bytes: kernel.smem_bytes,
+                    memory: &state.memory,
+                    order: self.options.order,
+                    async_copies: self.options.async_copies,
+                    seed: self.options.seed.wrapping_add(state.launches << 32),
+                };
+                if let Err(reason) = self.pool.run(&launch) {
+                    let seed = self.options.seed;
+                    state.error =
+                        Some((format!("kernel {}", kernel.name), format!("{reason} (seed {seed})")));
+                }
+            }
+            // SAFETY (the next three): both ends were checked by `Device` and are alive (module text).
+            Op::CopyToDevice { dst, src, bytes } => unsafe {
+                std::ptr::copy_nonoverlapping(src as *const u8, dst as *mut u8, bytes);
+            },
+            // SAFETY: as above.
+            Op::CopyToHost { dst, src, bytes } => unsafe {
+                std::ptr::copy_nonoverlapping(src as *const u8, dst as *mut u8, bytes);
+            },
+            // SAFETY: as above.
+            Op::Fill { dst, value, bytes } => unsafe { std::ptr::write_bytes(dst as *mut u8, value, bytes) },
+            Op::Record { event, ticket } => {
+                state.events[event].done = ticket;
+                state.events[event].time = Some(Instant::now());
+            }
+            Op::Wait { .. } => {}
+        }
+    }
+}
+
+fn layout(bytes: usize) -> Result<Layout> {
+    Layout::from_size_align(bytes.max(1), ALIGNMENT)
+        .map_err(|_| Error::Input(format!("an allocation of {bytes} bytes is beyond the address space")))
+}
+
+/// The host's memory, from which the emulator's device memory comes.
+fn host_memory_bytes() -> u64 {
+    let kib = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok()
+    });
+    kib.map_or(8 << 30, |k| k << 10)
+}
+
+impl Machine for Emulator {
+    fn capability(&self) -> &Capability {
+        &self.capability
+    }
+
+    unsafe fn allocate(&self, bytes: usize) -> Result<u64> {
+        let layout = layout(bytes)?;
+        // SAFETY: the layout has a non-zero size.
+        let base = unsafe { std::alloc::alloc(layout) };
+        if base.is_null() {
+            return Err(Error::Capacity {
+                what: "the device allocation".to_string(),
+                needed_bytes: bytes as u64,
+                available_bytes: self.capability.free_bytes,
+                advice: "free host memory or use a smaller image or model".to_string(),
+            });
+        }
+        self.lock().memory.push((base as u64, bytes));
+        Ok(base as u64)
+    }
+
+    unsafe fn free(&self, address: u64, bytes: usize) {
+        self.lock().memory.retain(|&(base, _)| base != address);
+        if let Ok(layout) = layout(bytes) {
+            // SAFETY: `address` came from `allocate` with the same size; the caller has drained the streams.
+            unsafe { std::alloc::dealloc(address as *mut u8, layout) };
+        }
+    }
+
+    unsafe fn allocate_host(&self, bytes: usize) -> Result<*mut u8> {
+        // SAFETY: the layout has a non-zero size.
+        let base = unsafe { std::alloc::alloc_zeroed(layout(bytes)?) };
+        if base.is_null() {
+            return Err(Error::Capacity {
+                what: "a host buffer".to_string(),
+                needed_bytes: bytes as u64,
+                available_bytes: host_memory_bytes(),
+                advice: "free host memory".to_string(),
+            });
+        }
+        Ok(base)
+    }
+
+    unsafe fn free_host(&self, address: *mut u8, bytes: usize) {
+        if let Ok(layout) = layout(bytes) {
+            // SAFETY: as in `free`.
+            unsafe { std::alloc::dealloc(address, layout) };
+        }
+    }
+
+    fn prepare(&self, _kernel: &'static Kernel) -> Result<()> {
+        Ok(())
+    }
+
+    unsafe fn copy_to_device(&self, stream: StreamId, dst: u64, src: *const u8, bytes: usize) -> Result<()> {
+        self.push(stream, Op::CopyToDevice { dst, src: src as usize, bytes })
+    }
+
+    unsafe fn copy_to_host(&self, stream: StreamId, dst: *mut u8, src: u64, bytes: usize) -> Result<()> {
+        self.push(stream, Op::CopyToHost { dst: dst as usize, src, bytes })
+    }
+
+    unsafe fn fill(&self, stream: StreamId, dst: u64, value: u8, bytes: usize) -> Result<()> {
+        self.push(stream, Op::Fill { dst, value, bytes })
+    }
+
+    unsafe fn launch(
+        &self,
+        stream: StreamId,
+        kernel: &'static Kernel,
+        grid: [u32; 3],
+        params: *const c_void,
+        params_bytes: usize,
+    ) -> Result<()> {
+        let mut copy = vec![0u64; params_bytes.div_ceil(8)];
+        // SAFETY: `params` points to `params_bytes` bytes, and the copy is at least as large.
+        unsafe {
+            std::ptr::copy_nonoverlapping(params.cast::<u8>(), copy.as_mut_ptr().cast::<u8>(), params_bytes)
+        };
+        self.push(stream, Op::Launch { kernel, grid, params: copy })
+    }
+
+    fn create_event(&self) -> Result<EventId> {
+        let mut state = self.lock();
+        state.events.push(EventState::default());
+        Ok(EventId(state.events.len() as u64 - 1))
+    }
+
+    unsafe fn destroy_event(&self, _event: EventId) {}
+
+    unsafe fn record(&self, stream: StreamId, event: EventId) -> Result<()> {
+        let mut state = self.lock();
+        let event = event.0 as usize;
+        state.events[event].issued += 1;
+        let ticket = state.events[event].issued;
+        state.streams[stream.index()].push_back(Op::Record { event, ticket });
+        Ok(())
+    }
+
+    unsafe fn wait(&self, stream: StreamId, event: EventId) -> Result<()> {
+        let mut state = self.lock();
+        let event = event.0 as usize;
+        let ticket = state.events[event].issued;
+        state.streams[stream.index()].push_back(Op::Wait { event, ticket });
+        Ok(())
+    }
+
+    unsafe fn elapsed_ms(&self, start: EventId, end: EventId) -> Result<f32> {
+        let state = self.lock();
+        match (state.events[start.0 as usize].time, state.events[end.0 as usize].time) {
+            (Some(a), Some(b)) => Ok(b.saturating_duration_since(a).as_secs_f32() * 1e3),
+            _ => Err(Error::Device {
+                device: self.capability.name.clone(),
+                operation: "read a timing event".to_string(),
+                reason: "the event has not been reached".to_string(),
+            }),
+        }
+    }
+
+    unsafe fn synchronize_event(&self, event: EventId) -> Result<()> {
+        let mut state = self.lock();
+        let event = event.0 as usize;
+        let ticket = state.events[event].issued;
+        self.run_until(&mut state, StreamId::Compute, |s| s.events[event].done >= ticket)
+    }
+
+    fn synchronize(&self, stream: StreamId) -> Result<()> {
+        let mut state = self.lock();
+        self.run_until(&mut state, stream, |s| s.streams[stream.index()].is_empty())
+    }
+}

@@ -1,0 +1,173 @@
+//! The OS threads that run CTAs. They live as long as the emulator: starting one per launch would cost more than the
+//! small launches themselves.
+//!
+//! # Safety
+//! A [`Launch`] borrows its parameters from the caller of [`Pool::run`], which returns only when every worker has let
+//! go of it; that is what makes sending its raw pointers to the workers sound.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+
+use super::Order;
+use super::runtime::{Cta, Launch, Rng};
+
+/// A launch on its way through the workers.
+struct Task {
+    launch: Launch<'static>,
+    num_ctas: usize,
+    next: AtomicUsize,
+    failed: AtomicBool,
+    error: Mutex<Option<(usize, String)>>,
+}
+
+// SAFETY: the pointers in `launch` are only read, and outlive the task (module text).
+unsafe impl Send for Task {}
+// SAFETY: as above.
+unsafe impl Sync for Task {}
+
+#[derive(Default)]
+struct Board {
+    /// Counts launches, so that a worker sees each exactly once.
+    generation: u64,
+    task: Option<Arc<Task>>,
+    /// Workers that have not finished the current task.
+    busy: usize,
+    shutdown: bool,
+}
+
+struct Shared {
+    board: Mutex<Board>,
+    work: Condvar,
+    done: Condvar,
+}
+
+pub(super) struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+impl Pool {
+    pub fn new(threads: usize) -> Self {
+        let shared = Arc::new(Shared {
+            board: Mutex::new(Board::default()),
+            work: Condvar::new(),
+            done: Condvar::new(),
+        });
+        let workers = (0..threads.max(1))
+            .map(|_| {
+                let shared = shared.clone();
+                std::thread::spawn(move || work(&shared))
+            })
+            .collect();
+        Pool { shared, workers }
+    }
+
+    /// Runs every CTA of the launch; the error is that of the lowest CTA that failed.
+    pub fn run(&self, launch: &Launch<'_>) -> Result<(), String> {
+        let num_ctas = launch.grid.iter().map(|&n| n as usize).product();
+        // SAFETY: only the lifetime changes; this function does not return before the workers are done.
+        let launch = unsafe { std::mem::transmute::<Launch<'_>, Launch<'static>>(*launch) };
+        let task = Arc::new(Task {
+            launch,
+            num_ctas,
+            next: AtomicUsize::new(0),
+            failed: AtomicBool::new(false),
+            error: Mutex::new(None),
+        });
+        let mut board = lock(&self.shared.board);
+        board.generation += 1;
+        board.busy = self.workers.len();
+        board.task = Some(task.clone());
+        self.shared.work.notify_all();
+        while board.busy > 0 {
+            board = self.shared.done.wait(board).unwrap_or_else(|e| e.into_inner());
+        }
+        board.task = None;
+        drop(board);
+        match lock(&task.error).take() {
+            Some((_, what)) => Err(what),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        lock(&self.shared.board).shutdown = true;
+        self.shared.work.notify_all();
+        for worker in self.workers.drain(..) {
+            let _ = worker.join();
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+fn work(shared: &Shared) {
+    let mut cta = Cta::new();
+    let mut seen = 0;
+    loop {
+        let task = {
+            let mut board = lock(&shared.board);
+            loop {
+                if board.shutdown {
+                    return;
+                }
+                if board.generation != seen
+                    && let Some(task) = &board.task
+                {
+                    seen = board.generation;
+                    break task.clone();
+                }
+                board = shared.work.wait(board).unwrap_or_else(|e| e.into_inner());
+            }
+        };
+        run_some(&mut cta, &task);
+        drop(task);
+        let mut board = lock(&shared.board);
+        board.busy -= 1;
+        if board.busy == 0 {
+            shared.done.notify_all();
+        }
+    }
+}
+
+/// Takes CTAs off the launch until none is left.
+fn run_some(cta: &mut Cta, task: &Task) {
+    let [nx, ny, _] = task.launch.grid.map(|n| n as usize);
+    loop {
+        let turn = task.next.fetch_add(1, Ordering::Relaxed);
+        if turn >= task.num_ctas || task.failed.load(Ordering::Relaxed) {
+            return;
+        }
+        let at = match task.launch.order {
+            Order::InOrder => turn,
+            // An affine walk with a stride coprime to the count visits every CTA once, in an order that the seed picks.
+            Order::Random => {
+                let n = task.num_ctas;
+                let mut rng = Rng(task.launch.seed);
+                let start = rng.below(n);
+                let mut stride = 1 + rng.below(n);
+                while gcd(stride, n) != 1 {
+                    stride += 1;
+                }
+                ((start as u128 + turn as u128 * stride as u128) % n as u128) as usize
+            }
+        };
+        let index = [at % nx, at / nx % ny, at / nx / ny].map(|i| i as u32);
+        if let Err(what) = cta.run(&task.launch, index) {
+            task.failed.store(true, Ordering::Relaxed);
+            let mut error = lock(&task.error);
+            if error.as_ref().is_none_or(|(first, _)| at < *first) {
+                *error = Some((at, what));
+            }
+        }
+    }
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}

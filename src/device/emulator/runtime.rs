@@ -1,0 +1,694 @@
+//! One CTA at a time on one OS thread: the fibers that are its CUDA threads, their scheduler, and the meaning of every
+//! primitive that `kernels/gpu.cuh` declares.
+//!
+//! A collective is a rendezvous: a lane leaves pointers to its operands and gives way to another lane; the last
+//! arriver carries the operation out for the whole warp, straight into the others' variables, and goes on.
+//!
+//! # Safety
+//! Kernels are compiled C++ and hand us raw pointers; what makes that sound:
+//! - A [`Cta`] is pinned in a `Box` and used by one OS thread; its fibers never migrate, so `&mut` access through the
+//!   raw back pointers of [`Thread`] never overlaps: exactly one fiber or the scheduler runs at any time.
+//! - Operand pointers point into the stacks of suspended fibers, which stay put until the rendezvous resolves.
+//! - Kernel frames hold no destructors, so abandoning their fibers (`force_reset`) leaks nothing.
+//! - Shared-memory and global-memory addresses are checked here wherever a primitive receives one; plain loads and
+//!   stores of the kernels are as safe as the C++ that makes them.
+
+use std::ffi::{CStr, c_char, c_void};
+
+use corosensei::stack::DefaultStack;
+use corosensei::{Coroutine, CoroutineResult, Yielder};
+
+use super::tile;
+use super::{AsyncCopies, Order};
+
+const WARP: usize = 32;
+/// Kernels keep fragments and accumulators in locals: a few KiB. The guard page catches what grows past this.
+const STACK_BYTES: usize = 64 << 10;
+
+/// Where a primitive was called (`emu_site` of gpu.cuh).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq)]
+pub(super) struct Site {
+    file: *const c_char,
+    line: i32,
+}
+
+impl Site {
+    const NOWHERE: Site = Site { file: std::ptr::null(), line: 0 };
+}
+
+impl std::fmt::Display for Site {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.file.is_null() {
+            return write!(f, "unknown place");
+        }
+        // SAFETY: a non-null `file` is a string literal that the C++ compiler made from __builtin_FILE().
+        let file = unsafe { CStr::from_ptr(self.file) }.to_string_lossy();
+        write!(f, "{}:{}", file.rsplit('/').next().unwrap_or(&file), self.line)
+    }
+}
+
+/// `emu_cta` of gpu.cuh.
+#[repr(C)]
+struct CtaIndex {
+    cta: [u32; 3],
+    num_ctas: [u32; 3],
+    smem: *mut c_void,
+}
+
+/// `emu_thread` of gpu.cuh, followed by what only the runtime sees.
+#[repr(C)]
+pub(super) struct Thread {
+    index: *const CtaIndex,
+    thread: u32,
+    // ---- from here on the kernels do not look ----
+    cta: *mut Cta,
+    yielder: *const Yielder<Job, ()>,
+    state: State,
+    copies: Vec<PendingCopy>,
+    copy_group: u32,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum State {
+    Idle,
+    Running,
+    AtWarp(Collective, Site),
+    AtCta(Site),
+    Finished,
+}
+
+/// A kernel and its arguments, as a fiber receives them.
+#[derive(Clone, Copy)]
+struct Job {
+    entry: unsafe extern "C" fn(*const c_void),
+    params: *const c_void,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Collective {
+    SyncWarp,
+    Shuffle { mask: u32 },
+    LoadMatrix { tiles: u32, trans: bool },
+    Mma { mt: u32, nt: u32 },
+}
+
+/// One lane's operands of the collective it waits in.
+#[derive(Clone, Copy)]
+struct Operands {
+    out: *mut c_void,
+    a: *const c_void,
+    b: *const c_void,
+}
+
+struct Warp {
+    /// Lanes that may run.
+    ready: u32,
+    /// Lanes that have not returned from the kernel.
+    live: u32,
+    /// Lanes waiting in the current collective.
+    arrived: u32,
+    collective: Collective,
+    site: Site,
+    operands: [Operands; WARP],
+}
+
+/// A cp.async that has been issued and not carried out.
+#[derive(Clone, Copy)]
+struct PendingCopy {
+    dst: *mut u8,
+    src: *const u8,
+    bytes: u32,
+    valid_bytes: u32,
+    group: u32,
+}
+
+impl PendingCopy {
+    fn perform(&self) {
+        // SAFETY: `cp_async` checked that dst lies in this CTA's shared memory and src in device memory.
+        unsafe {
+            for i in 0..self.valid_bytes as usize {
+                *self.dst.add(i) = *self.src.add(i);
+            }
+            for i in self.valid_bytes as usize..self.bytes as usize {
+                *self.dst.add(i) = 0;
+            }
+        }
+    }
+}
+
+/// What one launch asks of a CTA.
+#[derive(Clone, Copy)]
+pub(super) struct Launch<'a> {
+    pub entry: unsafe extern "C" fn(*const c_void),
+    pub params: *const c_void,
+    pub grid: [u32; 3],
+    pub threads: u32,
+    pub smem_bytes: u32,
+    /// Device memory: `(base, bytes)` of each live allocation.
+    pub memory: &'a [(u64, usize)],
+    pub order: Order,
+    pub async_copies: AsyncCopies,
+    pub seed: u64,
+}
+
+/// The runtime of one worker: the fibers and shared memory that it uses for CTA after CTA.
+pub(super) struct Cta {
+    index: CtaIndex,
+    threads: Vec<Thread>,
+    fibers: Vec<Coroutine<Job, (), (), DefaultStack>>,
+    warps: Vec<Warp>,
+    smem: Vec<u128>,
+    smem_bytes: usize,
+    memory: Vec<(u64, usize)>,
+    barrier_arrived: u32,
+    live: u32,
+    order: Order,
+    async_copies: AsyncCopies,
+    rng: Rng,
+    error: Option<String>,
+}
+
+/// splitmix64: small, seedable, good enough to shuffle schedules.
+#[derive(Clone)]
+pub(super) struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+}
+
+impl Cta {
+    pub fn new() -> Box<Self> {
+        Box::new(Cta {
+            index: CtaIndex { cta: [0; 3], num_ctas: [0; 3], smem: std::ptr::null_mut() },
+            threads: Vec::new(),
+            fibers: Vec::new(),
+            warps: Vec::new(),
+            smem: Vec::new(),
+            smem_bytes: 0,
+            memory: Vec::new(),
+            barrier_arrived: 0,
+            live: 0,
+            order: Order::InOrder,
+            async_copies: AsyncCopies::Eager,
+            rng: Rng(0),
+            error: None,
+        })
+    }
+
+    /// Runs the CTA at `cta` of the launch to its end. The error names the place and who waited where.
+    pub fn run(&mut self, launch: &Launch<'_>, cta: [u32; 3]) -> Result<(), String> {
+        self.prepare(launch, cta);
+        let job = Job { entry: launch.entry, params: launch.params };
+        let num_warps = self.warps.len();
+        let mut next_warp = 0;
+        loop {
+            let warp = match self.order {
+                Order::InOrder => {
+                    (0..num_warps).map(|i| (next_warp + i) % num_warps).find(|&w| self.warps[w].ready != 0)
+                }
+                Order::Random => {
+                    let start = self.rng.below(num_warps);
+                    (0..num_warps).map(|i| (start + i) % num_warps).find(|&w| self.warps[w].ready != 0)
+                }
+            };
+            let Some(warp) = warp else { break };
+            next_warp = warp;
+            loop {
+                let ready = self.warps[warp].ready;
+                if ready == 0 {
+                    break;
+                }
+                let lane = match self.order {
+                    Order::InOrder => ready.trailing_zeros(),
+                    Order::Random => {
+                        let turn = (self.rng.next() & 31) as u32;
+                        (ready.rotate_right(turn).trailing_zeros() + turn) & 31
+                    }
+                } as usize;
+                self.resume(warp, lane, job);
+                if self.error.is_some() {
+                    return Err(self.abandon());
+                }
+                if self.order == Order::Random {
+                    break;
+                }
+            }
+        }
+        if self.live != 0 {
+            self.error = Some(format!("deadlock: {}", self.who_waits_where()));
+            return Err(self.abandon());
+        }
+        Ok(())
+    }
+
+    fn prepare(&mut self, launch: &Launch<'_>, cta: [u32; 3]) {
+        let threads = launch.threads as usize;
+        debug_assert!(threads % WARP == 0, "a CTA is made of whole warps");
+        self.order = launch.order;
+        self.async_copies = launch.async_copies;
+        self.rng = Rng(launch.seed ^ (cta[0] as u64) << 40 ^ (cta[1] as u64) << 20 ^ cta[2] as u64);
+        self.memory.clear();
+        self.memory.extend_from_slice(launch.memory);
+        self.smem_bytes = launch.smem_bytes as usize;
+        // 1024-byte alignment needs slack; filled with NaN patterns so that nothing relies on zeroed memory.
+        let words = self.smem_bytes.div_ceil(16) + 64;
+        self.smem.clear();
+        self.smem.resize(words, u128::MAX);
+        let base = self.smem.as_mut_ptr() as usize;
+        self.index = CtaIndex {
+            cta,
+            num_ctas: launch.grid,
+            smem: (base + (base.wrapping_neg() & 1023)) as *mut c_void,
+        };
+        let this: *mut Cta = self;
+        while self.fibers.len() < threads {
+            let thread = self.fibers.len() as u32;
+            self.fibers.push(new_fiber());
+            self.threads.push(Thread {
+                index: std::ptr::null(),
+                thread,
+                cta: this,
+                yielder: std::ptr::null(),
+                state: State::Idle,
+                copies: Vec::with_capacity(64),
+                copy_group: 0,
+            });
+        }
+        for thread in &mut self.threads[..threads] {
+            thread.index = &raw const self.index;
+            thread.cta = this;
+            thread.state = State::Running;
+            thread.copies.clear();
+            thread.copy_group = 0;
+        }
+        self.warps.clear();
+        let nothing = Operands { out: std::ptr::null_mut(), a: std::ptr::null(), b: std::ptr::null() };
+        self.warps.extend((0..threads / WARP).map(|_| Warp {
+            ready: u32::MAX,
+            live: u32::MAX,
+            arrived: 0,
+            collective: Collective::SyncWarp,
+            site: Site::NOWHERE,
+            operands: [nothing; WARP],
+        }));
+        self.barrier_arrived = 0;
+        self.live = threads as u32;
+        self.error = None;
+    }
+
+    fn resume(&mut self, warp: usize, lane: usize, job: Job) {
+        let at = warp * WARP + lane;
+        self.warps[warp].ready &= !(1 << lane);
+        self.threads[at].state = State::Running;
+        let thread = &raw mut self.threads[at];
+        // SAFETY: sets a thread-local of this OS thread, which is the one that resumes the fiber.
+        unsafe { schnell_emu_set_self(thread.cast()) };
+        let fiber = &raw mut self.fibers[at];
+        // SAFETY: `self.fibers` is not touched while a fiber runs (it grows only in `prepare`); the raw pointer keeps
+        // the borrow checker from assuming that the fiber cannot reach `self`, which it does through `Thread::cta`.
+        let result = unsafe { (*fiber).resume(job) };
+        debug_assert!(matches!(result, CoroutineResult::Yield(())));
+        if self.threads[at].state == State::Finished {
+            self.finish(warp, lane);
+        }
+    }
+
+    /// A thread returned from the kernel. Nobody may be left waiting for it.
+    fn finish(&mut self, warp: usize, lane: usize) {
+        let at = warp * WARP + lane;
+        for copy in self.threads[at].copies.drain(..) {
+            copy.perform();
+        }
+        self.live -= 1;
+        let w = &mut self.warps[warp];
+        w.live &= !(1 << lane);
+        if w.arrived != 0 {
+            let (collective, site) = (w.collective, w.site);
+            self.fail(format!("thread {at} returned while its warp waits in {collective:?} at {site}"));
+        } else if self.barrier_arrived != 0 {
+            self.fail(format!(
+                "thread {at} returned while others wait at a CTA barrier: {}",
+                self.who_waits_where()
+            ));
+        }
+    }
+
+    fn fail(&mut self, what: String) {
+        if self.error.is_none() {
+            self.error = Some(what);
+        }
+    }
+
+    fn who_waits_where(&self) -> String {
+        let mut groups: Vec<(String, Vec<usize>)> = Vec::new();
+        for (t, thread) in self.threads[..self.warps.len() * WARP].iter().enumerate() {
+            let place = match thread.state {
+                State::AtWarp(collective, site) => format!("{collective:?} at {site}"),
+                State::AtCta(site) => format!("CTA barrier at {site}"),
+                State::Finished => "returned".to_string(),
+                State::Idle | State::Running => "running".to_string(),
+            };
+            match groups.iter_mut().find(|(p, _)| *p == place) {
+                Some((_, threads)) => threads.push(t),
+                None => groups.push((place, vec![t])),
+            }
+        }
+        let lines: Vec<String> = groups
+            .iter()
+            .map(|(place, t)| format!("{} threads ({}..={}): {place}", t.len(), t[0], t[t.len() - 1]))
+            .collect();
+        lines.join("; ")
+    }
+
+    /// Gives up all fibers of a CTA that cannot go on, and says why, with its place in the grid.
+    fn abandon(&mut self) -> String {
+        for fiber in &mut self.fibers {
+            // SAFETY: kernel frames hold no destructors and nothing refers to these stacks any more: the operand
+            // pointers in `warps` are reset before the next CTA.
+            unsafe { fiber.force_reset() };
+        }
+        self.fibers.clear();
+        self.threads.clear();
+        let what = self.error.take().unwrap_or_default();
+        format!("CTA {:?}: {what}", self.index.cta)
+    }
+
+    fn smem_holds(&self, p: *const u8, bytes: usize) -> bool {
+        let (p, base) = (p as usize, self.index.smem as usize);
+        p >= base && p + bytes <= base + self.smem_bytes
+    }
+
+    fn memory_holds(&self, p: *const u8, bytes: usize) -> bool {
+        let p = p as u64;
+        self.memory.iter().any(|&(base, len)| p >= base && p + bytes as u64 <= base + len as u64)
+    }
+}
+
+fn new_fiber() -> Coroutine<Job, (), (), DefaultStack> {
+    let stack = DefaultStack::new(STACK_BYTES).expect("a fiber stack of 64 KiB");
+    Coroutine::with_stack(stack, |yielder: &Yielder<Job, ()>, mut job: Job| {
+        loop {
+            // SAFETY: the scheduler set the thread-local to this fiber's thread just before resuming it, and `params`
+            // is this entry's own struct, alive until the launch returns.
+            unsafe {
+                let thread = schnell_emu_get_self().cast::<Thread>();
+                (*thread).yielder = yielder;
+                (job.entry)(job.params);
+                (*thread).state = State::Finished;
+            }
+            job = yielder.suspend(());
+        }
+    })
+}
+
+// ------------------------------------------------------------------------------------------------ primitives
+
+/// `emu_runtime` of gpu.cuh: the same functions in the same order.
+#[repr(C)]
+pub(super) struct Runtime {
+    sync_cta: unsafe extern "C" fn(*mut Thread, *const Site),
+    sync_warp: unsafe extern "C" fn(*mut Thread, *const Site),
+    shfl_xor: unsafe extern "C" fn(*mut Thread, *mut u32, u32, *const Site),
+    cp_async: unsafe extern "C" fn(*mut Thread, *mut u8, *const u8, u32, u32, *const Site),
+    cp_async_commit: unsafe extern "C" fn(*mut Thread),
+    cp_async_wait: unsafe extern "C" fn(*mut Thread, u32, *const Site),
+    ldmatrix: unsafe extern "C" fn(*mut Thread, *mut u32, *const *const u8, u32, u32, *const Site),
+    mma: unsafe extern "C" fn(*mut Thread, *mut f32, *const u32, *const u32, u32, u32, *const Site),
+}
+
+static RUNTIME: Runtime =
+    Runtime { sync_cta, sync_warp, shfl_xor, cp_async, cp_async_commit, cp_async_wait, ldmatrix, mma };
+
+unsafe extern "C" {
+    fn schnell_emu_set_runtime(runtime: *const c_void);
+    fn schnell_emu_set_self(thread: *mut c_void);
+    fn schnell_emu_get_self() -> *mut c_void;
+}
+
+/// Tells the host-compiled kernels where the runtime is. Idempotent.
+pub(super) fn install() {
+    // SAFETY: stores the address of a static; every caller stores the same one.
+    unsafe { schnell_emu_set_runtime((&raw const RUNTIME).cast()) };
+}
+
+/// Gives way to the scheduler until this thread is made ready again.
+///
+/// # Safety
+/// `thread` is the running fiber's own.
+unsafe fn give_way(thread: *mut Thread) {
+    // SAFETY: the yielder belongs to this fiber, which is the one running.
+    unsafe { (*(*thread).yielder).suspend(()) };
+}
+
+/// Records an error and never returns to the kernel: the scheduler abandons the fiber.
+///
+/// # Safety
+/// `thread` is the running fiber's own.
+unsafe fn fail(thread: *mut Thread, site: Site, what: String) {
+    // SAFETY: one fiber runs at a time, so this is the only access to the CTA.
+    unsafe {
+        let place = format!("thread {} at {site}: {what}", (*thread).thread);
+        (*(*thread).cta).fail(place);
+        loop {
+            give_way(thread);
+        }
+    }
+}
+
+unsafe extern "C" fn sync_cta(thread: *mut Thread, site: *const Site) {
+    // SAFETY: the kernel passes its own thread and a live site; one fiber runs at a time.
+    unsafe {
+        let cta = &mut *(*thread).cta;
+        cta.barrier_arrived += 1;
+        if cta.barrier_arrived == cta.live {
+            cta.barrier_arrived = 0;
+            let me = (*thread).thread as usize;
+            for (w, warp) in cta.warps.iter_mut().enumerate() {
+                if warp.arrived != 0 {
+                    let what =
+                        format!("a CTA barrier completed while warp {w} waits in {:?}", warp.collective);
+                    return fail(thread, *site, what);
+                }
+                warp.ready = warp.live;
+            }
+            cta.warps[me / WARP].ready &= !(1 << (me % WARP));
+            return;
+        }
+        (*thread).state = State::AtCta(*site);
+        give_way(thread);
+    }
+}
+
+/// The rendezvous. `run` is called once, by the last arriver, with every lane's operands.
+///
+/// # Safety
+/// `thread` is the running fiber's own, `site` is alive, and the operands are valid for `collective` until it resolves.
+unsafe fn rendezvous(
+    thread: *mut Thread,
+    site: *const Site,
+    collective: Collective,
+    operands: Operands,
+    run: impl FnOnce(&Cta, &[Operands; WARP]) -> Result<(), String>,
+) {
+    // SAFETY: as above; `cta` is only touched by the running fiber.
+    unsafe {
+        let me = (*thread).thread as usize;
+        let cta: *mut Cta = (*thread).cta;
+        let warp = &mut (&mut (*cta).warps)[me / WARP];
+        let lane = me % WARP;
+        if warp.arrived == 0 {
+            warp.collective = collective;
+            warp.site = *site;
+        } else if warp.collective != collective || warp.site != *site {
+            let what = format!(
+                "{collective:?} while other lanes of the warp wait in {:?} at {}",
+                warp.collective, warp.site
+            );
+            return fail(thread, *site, what);
+        }
+        warp.operands[lane] = operands;
+        warp.arrived |= 1 << lane;
+        if warp.arrived != u32::MAX {
+            (*thread).state = State::AtWarp(collective, *site);
+            give_way(thread);
+            return;
+        }
+        warp.arrived = 0;
+        warp.ready = !(1 << lane);
+        let operands: *const [Operands; WARP] = &warp.operands;
+        if let Err(what) = run(&*cta, &*operands) {
+            fail(thread, *site, what);
+        }
+    }
+}
+
+const NO_OPERANDS: Operands =
+    Operands { out: std::ptr::null_mut(), a: std::ptr::null(), b: std::ptr::null() };
+
+unsafe extern "C" fn sync_warp(thread: *mut Thread, site: *const Site) {
+    // SAFETY: the kernel passes its own thread and a live site; the collective has no operands.
+    unsafe { rendezvous(thread, site, Collective::SyncWarp, NO_OPERANDS, |_, _| Ok(())) }
+}
+
+unsafe extern "C" fn shfl_xor(thread: *mut Thread, value: *mut u32, mask: u32, site: *const Site) {
+    let operands = Operands { out: value.cast(), ..NO_OPERANDS };
+    // SAFETY: `value` is a local of the calling lane, alive until it resumes.
+    unsafe {
+        rendezvous(thread, site, Collective::Shuffle { mask }, operands, |_, lanes| {
+            let before = lanes.map(|o| *o.out.cast::<u32>());
+            for (lane, o) in lanes.iter().enumerate() {
+                *o.out.cast::<u32>() = before[(lane ^ mask as usize) % WARP];
+            }
+            Ok(())
+        })
+    }
+}
+
+unsafe extern "C" fn cp_async(
+    thread: *mut Thread,
+    dst: *mut u8,
+    src: *const u8,
+    bytes: u32,
+    valid_bytes: u32,
+    site: *const Site,
+) {
+    // SAFETY: one fiber runs at a time; every address is checked before it is used.
+    unsafe {
+        let cta = &mut *(*thread).cta;
+        if valid_bytes > bytes {
+            return fail(thread, *site, format!("cp.async of {valid_bytes} valid bytes out of {bytes}"));
+        }
+        if dst as usize % bytes as usize != 0 || src as usize % bytes as usize != 0 {
+            return fail(
+                thread,
+                *site,
+                format!("cp.async of {bytes} bytes from {src:p} to {dst:p} is misaligned"),
+            );
+        }
+        if !cta.smem_holds(dst, bytes as usize) {
+            return fail(
+                thread,
+                *site,
+                format!("cp.async writes {bytes} bytes at {dst:p}, outside shared memory"),
+            );
+        }
+        if valid_bytes > 0 && !cta.memory_holds(src, valid_bytes as usize) {
+            return fail(
+                thread,
+                *site,
+                format!("cp.async reads {valid_bytes} bytes at {src:p}, outside device memory"),
+            );
+        }
+        let copy = PendingCopy { dst, src, bytes, valid_bytes, group: (*thread).copy_group };
+        let eager = match cta.async_copies {
+            AsyncCopies::Eager => true,
+            AsyncCopies::Lazy => false,
+            AsyncCopies::Random => cta.rng.next() & 1 == 0,
+        };
+        if eager {
+            copy.perform();
+        } else {
+            for i in 0..bytes as usize {
+                *dst.add(i) = 0xff;
+            }
+            (*thread).copies.push(copy);
+        }
+    }
+}
+
+unsafe extern "C" fn cp_async_commit(thread: *mut Thread) {
+    // SAFETY: the kernel passes its own thread.
+    unsafe { (*thread).copy_group += 1 };
+}
+
+unsafe extern "C" fn cp_async_wait(thread: *mut Thread, pending: u32, _site: *const Site) {
+    // SAFETY: the kernel passes its own thread.
+    let thread = unsafe { &mut *thread };
+    // The `pending` most recent committed groups may stay in flight; copies not yet committed stay too.
+    let group = thread.copy_group;
+    thread.copies.retain(|copy| {
+        let due = copy.group < group && group - copy.group > pending;
+        if due {
+            copy.perform();
+        }
+        !due
+    });
+}
+
+unsafe extern "C" fn ldmatrix(
+    thread: *mut Thread,
+    frag: *mut u32,
+    rows: *const *const u8,
+    tiles: u32,
+    trans: u32,
+    site: *const Site,
+) {
+    let collective = Collective::LoadMatrix { tiles, trans: trans != 0 };
+    let operands = Operands { out: frag.cast(), a: rows.cast(), b: std::ptr::null() };
+    // SAFETY: `frag` holds 4 words and `rows` one pointer per tile, both locals of the calling lane; every row
+    // address is checked before it is read.
+    unsafe {
+        rendezvous(thread, site, collective, operands, |cta, lanes| {
+            for tile in 0..tiles as usize {
+                let row_of = |lane: usize| *lanes[lane].a.cast::<*const u8>().add(tile);
+                for lane in 0..WARP {
+                    let row = row_of(lane);
+                    if row as usize % 16 != 0 {
+                        return Err(format!("ldmatrix row of lane {lane} at {row:p} is not 16-byte aligned"));
+                    }
+                    if !cta.smem_holds(row, 16) {
+                        return Err(format!(
+                            "ldmatrix row of lane {lane} at {row:p} is outside shared memory"
+                        ));
+                    }
+                }
+                for (lane, o) in lanes.iter().enumerate() {
+                    let out = o.out.cast::<u32>().add(tile * 4);
+                    let (g, t) = (lane / 4, lane % 4);
+                    for matrix in 0..4 {
+                        *out.add(matrix) = if trans == 0 {
+                            *row_of(matrix * 8 + g).cast::<u32>().add(t)
+                        } else {
+                            let lo = *row_of(matrix * 8 + 2 * t).cast::<u16>().add(g) as u32;
+                            let hi = *row_of(matrix * 8 + 2 * t + 1).cast::<u16>().add(g) as u32;
+                            lo | hi << 16
+                        };
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+unsafe extern "C" fn mma(
+    thread: *mut Thread,
+    acc: *mut f32,
+    a: *const u32,
+    b: *const u32,
+    mt: u32,
+    nt: u32,
+    site: *const Site,
+) {
+    let operands = Operands { out: acc.cast(), a: a.cast(), b: b.cast() };
+    // SAFETY: `acc`, `a` and `b` are locals of the calling lane with 4 mt nt, 4 mt and 2 nt words.
+    unsafe {
+        rendezvous(thread, site, Collective::Mma { mt, nt }, operands, |_, lanes| {
+            let acc = lanes.map(|o| o.out.cast::<f32>());
+            let a = lanes.map(|o| o.a.cast::<u32>());
+            let b = lanes.map(|o| o.b.cast::<u32>());
+            tile::mma(&acc, &a, &b, mt as usize, nt as usize)
+        })
+    }
+}

@@ -1,0 +1,500 @@
+//! The machine: what the rest of the crate may ask of a GPU, or of the [emulator](emulator) that stands in for one.
+//!
+//! Reading order: [`Capability`] (what a machine is), [`Device`] (what it does), [`Kernel`] (what it runs), then the
+//! two machines behind the small trait `Machine`: `cuda` (cudarc's driver API) and `emulator`.
+//!
+//! A [`Device`] allocates device memory through [`Device::allocate`] only; the count of such allocations is public,
+//! because "one per pipeline" is a promise with a test. All work is asynchronous and ordered by two [`StreamId`]s and
+//! the [`Event`]s between them.
+//!
+//! # Safety
+//! This module owns every handle and address:
+//! - A [`View`] holds its [`DeviceMemory`] alive; memory is freed only after both streams have drained.
+//! - A [`HostBuffer`] is alive as long as the queue needs it: copies keep nothing, so dropping one drains the streams.
+//! - Copies check both ranges; launches are `unsafe` and belong to the wrappers in [`crate::kernels`], which check
+//!   every view against the shapes they pass on.
+
+mod cuda;
+pub mod emulator;
+
+use std::ffi::c_void;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::{Error, Result};
+pub use emulator::{AsyncCopies, EmulatorOptions, Order};
+
+/// What a machine is. `select` functions may look at `arch`, `num_sms` and `smem_per_cta_bytes`, never at memory.
+#[derive(Clone, Debug)]
+pub struct Capability {
+    /// The driver's name of the GPU, or `emulator`.
+    pub name: String,
+    /// Compute capability: 80, 86, 90, ...
+    pub arch: u32,
+    /// Streaming multiprocessors.
+    pub num_sms: u32,
+    /// Shared memory that one CTA may have.
+    pub smem_per_cta_bytes: u32,
+    /// Device memory in all.
+    pub total_bytes: u64,
+    /// Device memory free when the device was opened.
+    pub free_bytes: u64,
+    /// Whether this is the emulator.
+    pub is_emulator: bool,
+    /// OS threads that the emulator runs CTAs on (0 on a GPU).
+    pub threads: usize,
+    /// The driver's version, `13.0`, or `none`.
+    pub driver: String,
+}
+
+/// Which of a device's two streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamId {
+    /// Kernels.
+    Compute,
+    /// Weights on their way in.
+    Copy,
+}
+
+impl StreamId {
+    pub(crate) const COUNT: usize = 2;
+
+    pub(crate) fn index(self) -> usize {
+        match self {
+            StreamId::Compute => 0,
+            StreamId::Copy => 1,
+        }
+    }
+}
+
+/// A machine's own handle of an event.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EventId(pub u64);
+
+/// A kernel entry point, as both machines need it. The wrappers in [`crate::kernels`] define these as statics.
+pub struct Kernel {
+    /// The file in `kernels/`, without its ending; one module each.
+    pub stem: &'static str,
+    /// The `extern "C"` entry.
+    pub name: &'static str,
+    /// The module's fatbin; empty when the crate was built without nvcc.
+    pub image: &'static [u8],
+    /// The entry compiled for the host.
+    pub emulated: unsafe extern "C" fn(*const c_void),
+    /// CTA size.
+    pub threads: u32,
+    /// Dynamic shared memory per CTA.
+    pub smem_bytes: u32,
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.name)
+    }
+}
+
+/// What `cuda` and `emulator` implement; [`Device`] is the safe face of it.
+///
+/// # Safety
+/// Of every method: addresses are live and large enough until the stream has passed the operation, handles come from
+/// the same machine, and `params` is the kernel's own params struct.
+pub(crate) trait Machine: Send + Sync {
+    fn capability(&self) -> &Capability;
+    unsafe fn allocate(&self, bytes: usize) -> Result<u64>;
+    unsafe fn free(&self, address: u64, bytes: usize);
+    unsafe fn allocate_host(&self, bytes: usize) -> Result<*mut u8>;
+    unsafe fn free_host(&self, address: *mut u8, bytes: usize);
+    /// Loads the kernel's module and function, so that nothing is loaded during a run.
+    fn prepare(&self, kernel: &'static Kernel) -> Result<()>;
+    unsafe fn copy_to_device(&self, stream: StreamId, dst: u64, src: *const u8, bytes: usize) -> Result<()>;
+    unsafe fn copy_to_host(&self, stream: StreamId, dst: *mut u8, src: u64, bytes: usize) -> Result<()>;
+    unsafe fn fill(&self, stream: StreamId, dst: u64, value: u8, bytes: usize) -> Result<()>;
+    unsafe fn launch(
+        &self,
+        stream: StreamId,
+        kernel: &'static Kernel,
+        grid: [u32; 3],
+        params: *const c_void,
+        params_bytes: usize,
+    ) -> Result<()>;
+    fn create_event(&self) -> Result<EventId>;
+    unsafe fn destroy_event(&self, event: EventId);
+    unsafe fn record(&self, stream: StreamId, event: EventId) -> Result<()>;
+    unsafe fn wait(&self, stream: StreamId, event: EventId) -> Result<()>;
+    unsafe fn elapsed_ms(&self, start: EventId, end: EventId) -> Result<f32>;
+    unsafe fn synchronize_event(&self, event: EventId) -> Result<()>;
+    fn synchronize(&self, stream: StreamId) -> Result<()>;
+}
+
+struct Inner {
+    machine: Box<dyn Machine>,
+    num_allocations: AtomicUsize,
+}
+
+/// A GPU or the emulator. Cheap to clone; all clones are the same machine.
+#[derive(Clone)]
+pub struct Device {
+    inner: Arc<Inner>,
+}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Device").field(&self.capability().name).finish()
+    }
+}
+
+impl Device {
+    /// The emulator.
+    pub fn emulator(options: EmulatorOptions) -> Device {
+        Device::new(Box::new(emulator::Emulator::new(options)))
+    }
+
+    /// The GPU with this ordinal.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] without a driver, with one that is too old, without such a GPU, below compute capability
+    /// 8.0, or when this crate was built without CUDA kernels; the message says what is missing.
+    pub fn cuda(ordinal: usize) -> Result<Device> {
+        Ok(Device::new(Box::new(cuda::Cuda::open(ordinal)?)))
+    }
+
+    fn new(machine: Box<dyn Machine>) -> Device {
+        Device { inner: Arc::new(Inner { machine, num_allocations: AtomicUsize::new(0) }) }
+    }
+
+    fn machine(&self) -> &dyn Machine {
+        &*self.inner.machine
+    }
+
+    /// What this machine is.
+    pub fn capability(&self) -> &Capability {
+        self.machine().capability()
+    }
+
+    /// How many device allocations were ever made here; a pipeline makes one.
+    pub fn num_allocations(&self) -> usize {
+        self.inner.num_allocations.load(Ordering::Relaxed)
+    }
+
+    /// Allocates device memory, aligned to at least 256 bytes (the emulator: 1024). Its content is undefined.
+    ///
+    /// # Errors
+    /// [`Error::Capacity`] when the machine has not that much left.
+    pub fn allocate(&self, bytes: usize) -> Result<Arc<DeviceMemory>> {
+        // SAFETY: `DeviceMemory` owns the address and gives it back once.
+        let address = unsafe { self.machine().allocate(bytes)? };
+        self.inner.num_allocations.fetch_add(1, Ordering::Relaxed);
+        Ok(Arc::new(DeviceMemory { device: self.clone(), address, bytes }))
+    }
+
+    /// Allocates pinned host memory for copies.
+    ///
+    /// # Errors
+    /// [`Error::Capacity`] or [`Error::Device`] when the machine refuses.
+    pub fn allocate_host(&self, bytes: usize) -> Result<HostBuffer> {
+        // SAFETY: `HostBuffer` owns the address and gives it back once.
+        let address = unsafe { self.machine().allocate_host(bytes)? };
+        Ok(HostBuffer { device: self.clone(), address, bytes })
+    }
+
+    /// Makes a kernel ready to launch.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when this build has no code for the machine.
+    pub fn prepare(&self, kernel: &'static Kernel) -> Result<()> {
+        self.machine().prepare(kernel)
+    }
+
+    /// A new event.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the driver refuses.
+    pub fn create_event(&self) -> Result<Event> {
+        Ok(Event { id: self.machine().create_event()?, device: self.clone() })
+    }
+
+    /// Enqueues a copy of `dst.len()` elements from `src`, starting at byte `src_offset`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the range leaves `src`; [`Error::Device`] when the driver refuses.
+    pub fn copy_to_device<T>(
+        &self,
+        stream: StreamId,
+        dst: &View<T>,
+        src: &HostBuffer,
+        src_offset: usize,
+    ) -> Result<()> {
+        let bytes = dst.num_bytes();
+        src.check(src_offset, bytes)?;
+        // SAFETY: the view lies in live memory, the source range was checked, and dropping either drains the streams.
+        unsafe { self.machine().copy_to_device(stream, dst.address(), src.address.add(src_offset), bytes) }
+    }
+
+    /// Enqueues a copy of `src.len()` elements to `dst`, starting at byte `dst_offset`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the range leaves `dst`; [`Error::Device`] when the driver refuses.
+    pub fn copy_to_host<T>(
+        &self,
+        stream: StreamId,
+        dst: &HostBuffer,
+        dst_offset: usize,
+        src: &View<T>,
+    ) -> Result<()> {
+        let bytes = src.num_bytes();
+        dst.check(dst_offset, bytes)?;
+        // SAFETY: as in `copy_to_device`.
+        unsafe { self.machine().copy_to_host(stream, dst.address.add(dst_offset), src.address(), bytes) }
+    }
+
+    /// Enqueues setting every byte of `dst` to `value`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the driver refuses.
+    pub fn fill<T>(&self, stream: StreamId, dst: &View<T>, value: u8) -> Result<()> {
+        // SAFETY: the view lies in live memory.
+        unsafe { self.machine().fill(stream, dst.address(), value, dst.num_bytes()) }
+    }
+
+    /// Enqueues a launch.
+    ///
+    /// # Safety
+    /// `P` is the kernel's generated params struct and every address in it covers what the kernel touches for `grid`,
+    /// until the stream has passed the launch.
+    pub(crate) unsafe fn launch<P: Copy>(
+        &self,
+        stream: StreamId,
+        kernel: &'static Kernel,
+        grid: [u32; 3],
+        params: &P,
+    ) -> Result<()> {
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let pointer = std::ptr::from_ref(params).cast::<c_void>();
+        // SAFETY: the caller's promise; the machine copies the params before it returns.
+        unsafe { self.machine().launch(stream, kernel, grid, pointer, size_of::<P>()) }
+    }
+
+    /// Enqueues recording `event`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the driver refuses.
+    pub fn record(&self, stream: StreamId, event: &Event) -> Result<()> {
+        // SAFETY: the event is alive and of this machine (only this crate makes them).
+        unsafe { self.machine().record(stream, event.id) }
+    }
+
+    /// Makes `stream` wait for the last recording of `event`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the driver refuses.
+    pub fn wait(&self, stream: StreamId, event: &Event) -> Result<()> {
+        // SAFETY: as in `record`.
+        unsafe { self.machine().wait(stream, event.id) }
+    }
+
+    /// Blocks until the last recording of `event` has been reached.
+    ///
+    /// # Errors
+    /// [`Error::Device`] with whatever failed on the way.
+    pub fn synchronize_event(&self, event: &Event) -> Result<()> {
+        // SAFETY: as in `record`.
+        unsafe { self.machine().synchronize_event(event.id) }
+    }
+
+    /// Blocks until `stream` is empty.
+    ///
+    /// # Errors
+    /// [`Error::Device`] with whatever failed on the way.
+    pub fn synchronize(&self, stream: StreamId) -> Result<()> {
+        self.machine().synchronize(stream)
+    }
+
+    fn drain(&self) {
+        for stream in [StreamId::Compute, StreamId::Copy] {
+            // A failure was, or will be, reported by the call that waits for the result.
+            let _ = self.machine().synchronize(stream);
+        }
+    }
+}
+
+/// One device allocation. Freed when its last [`View`] is gone.
+#[derive(Debug)]
+pub struct DeviceMemory {
+    device: Device,
+    address: u64,
+    bytes: usize,
+}
+
+impl DeviceMemory {
+    /// Size in bytes.
+    pub fn num_bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The machine it belongs to.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// `len` elements from byte `offset` on.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the range leaves the allocation or `offset` is not aligned for `T`.
+    pub fn view<T>(self: &Arc<Self>, offset: usize, len: usize) -> Result<View<T>> {
+        let end = len.checked_mul(size_of::<T>()).and_then(|b| b.checked_add(offset));
+        if end.is_none_or(|end| end > self.bytes) || offset % align_of::<T>() != 0 {
+            return Err(Error::Input(format!(
+                "a view of {len} x {} bytes at {offset} does not fit an allocation of {} bytes",
+                size_of::<T>(),
+                self.bytes
+            )));
+        }
+        Ok(View { memory: self.clone(), offset, len, element: PhantomData })
+    }
+}
+
+impl Drop for DeviceMemory {
+    fn drop(&mut self) {
+        self.device.drain();
+        // SAFETY: the address came from `allocate`, the streams are empty and no view is left.
+        unsafe { self.device.machine().free(self.address, self.bytes) };
+    }
+}
+
+/// `len` elements of type `T` somewhere in a [`DeviceMemory`], which it keeps alive.
+#[derive(Debug)]
+pub struct View<T> {
+    memory: Arc<DeviceMemory>,
+    offset: usize,
+    len: usize,
+    element: PhantomData<T>,
+}
+
+impl<T> Clone for View<T> {
+    fn clone(&self) -> Self {
+        View { memory: self.memory.clone(), offset: self.offset, len: self.len, element: PhantomData }
+    }
+}
+
+impl<T> View<T> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Size in bytes.
+    pub fn num_bytes(&self) -> usize {
+        self.len * size_of::<T>()
+    }
+
+    /// Its address on the device.
+    pub(crate) fn address(&self) -> u64 {
+        self.memory.address + self.offset as u64
+    }
+
+    /// `len` elements from element `start` on.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the range leaves the view.
+    pub fn slice(&self, start: usize, len: usize) -> Result<View<T>> {
+        if start.checked_add(len).is_none_or(|end| end > self.len) {
+            return Err(Error::Input(format!("elements {start}..+{len} leave a view of {}", self.len)));
+        }
+        let offset = self.offset + start * size_of::<T>();
+        Ok(View { memory: self.memory.clone(), offset, len, element: PhantomData })
+    }
+
+    /// The same bytes as elements of another type.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when size or alignment do not fit.
+    pub fn cast<U>(&self) -> Result<View<U>> {
+        if self.num_bytes() % size_of::<U>() != 0 {
+            return Err(Error::Input(format!("{} bytes are no whole number of elements", self.num_bytes())));
+        }
+        self.memory.view(self.offset, self.num_bytes() / size_of::<U>())
+    }
+}
+
+/// Pinned host memory that copies go through.
+///
+/// While a copy is in flight its bytes are the device's; read or write them after the stream has passed it.
+#[derive(Debug)]
+pub struct HostBuffer {
+    device: Device,
+    address: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: the buffer is plain memory with one owner; all access goes through `&self` or `&mut self` copies below.
+unsafe impl Send for HostBuffer {}
+
+impl HostBuffer {
+    /// Size in bytes.
+    pub fn num_bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn check(&self, offset: usize, bytes: usize) -> Result<()> {
+        if offset.checked_add(bytes).is_none_or(|end| end > self.bytes) {
+            return Err(Error::Input(format!(
+                "bytes {offset}..+{bytes} leave a host buffer of {} bytes",
+                self.bytes
+            )));
+        }
+        Ok(())
+    }
+
+    /// All of it, to fill before a copy to the device.
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: `bytes` initialised (zeroed) bytes that this value owns.
+        unsafe { std::slice::from_raw_parts_mut(self.address, self.bytes) }
+    }
+
+    /// All of it, to read after a copy from the device.
+    pub fn as_slice(&self) -> &[u8] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts(self.address, self.bytes) }
+    }
+}
+
+impl Drop for HostBuffer {
+    fn drop(&mut self) {
+        self.device.drain();
+        // SAFETY: the address came from `allocate_host` and no queued copy is left.
+        unsafe { self.device.machine().free_host(self.address, self.bytes) };
+    }
+}
+
+/// A point in a stream: orders the two streams and measures time.
+#[derive(Debug)]
+pub struct Event {
+    device: Device,
+    id: EventId,
+}
+
+impl Event {
+    /// Milliseconds of device time from `start` to this event; both must have been reached.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when one has not.
+    pub fn elapsed_ms_since(&self, start: &Event) -> Result<f32> {
+        // SAFETY: both events are alive and of one machine.
+        unsafe { self.device.machine().elapsed_ms(start.id, self.id) }
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: the event came from `create_event` and is destroyed once; the driver defers it past pending records.
+        unsafe { self.device.machine().destroy_event(self.id) };
+    }
+}

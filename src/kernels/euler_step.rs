@@ -1,0 +1,55 @@
+//! `latents += dt * velocity`, with a bf16 copy.
+
+use half::bf16;
+
+use super::{check_len, kernel};
+use crate::Result;
+use crate::abi;
+use crate::device::{Device, StreamId, View};
+
+kernel!(
+    /// One thread per element.
+    EULER_STEP, "euler_step", euler_step_f32, abi::EULER_STEP_THREADS, abi::EULER_STEP_SMEM_BYTES
+);
+
+/// `latents += dt * velocity` over `latents.len()` elements, two roundings in f32; `latents_bf16` gets the result
+/// rounded to bf16.
+///
+/// - `latents`, `velocity`: f32 `[n]`; `latents_bf16`: bf16 `[n]`
+/// - `dt`: sigma of the next step minus sigma of this one
+/// - source: diffusers, `FlowMatchEulerDiscreteScheduler.step`
+#[derive(Debug)]
+pub struct EulerStep<'a> {
+    /// Updated in place.
+    pub latents: &'a View<f32>,
+    /// The network's output.
+    pub velocity: &'a View<f32>,
+    /// The next step's input.
+    pub latents_bf16: &'a View<bf16>,
+    /// Negative.
+    pub dt: f32,
+}
+
+impl EulerStep<'_> {
+    /// Enqueues the step.
+    ///
+    /// # Errors
+    /// [`crate::Error::Input`] when the views differ in length.
+    pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
+        let count = self.latents.len();
+        check_len("euler_step", "velocity", self.velocity, count)?;
+        check_len("euler_step", "latents_bf16", self.latents_bf16, count)?;
+        let params = abi::euler_step_params {
+            latents: self.latents.address(),
+            velocity: self.velocity.address(),
+            latents_bf16: self.latents_bf16.address(),
+            count: count as i64,
+            dt: self.dt,
+            reserved: 0,
+        };
+        let grid = [count.div_ceil(abi::EULER_STEP_THREADS as usize) as u32, 1, 1];
+        // SAFETY: params is this entry's generated type; all three views cover `count` elements, beyond which no
+        // thread reaches.
+        unsafe { device.launch(stream, &EULER_STEP, grid, &params) }
+    }
+}
