@@ -22,13 +22,17 @@
 // ---------------------------------------------------------------------------------------------- 1. shared by both
 
 #ifdef __CUDACC__
-#define GPU_FN static __device__ __forceinline__
+#define GPU_FN static __device__ __forceinline__      // a free function of a kernel
+#define GPU_METHOD __device__ __forceinline__         // a member function; static ones say so themselves
+#define GPU_CONSTEXPR constexpr __host__ __device__   // for constants as well
 #define GPU_UNROLL _Pragma("unroll")
 #define GPU_NO_UNROLL _Pragma("unroll 1")
 #else
 #include <math.h>
 #include <string.h>
 #define GPU_FN static inline __attribute__((unused))
+#define GPU_METHOD inline
+#define GPU_CONSTEXPR constexpr
 #define GPU_UNROLL
 #define GPU_NO_UNROLL
 struct alignas(8) uint2 { uint32_t x, y; };
@@ -44,7 +48,7 @@ constexpr int WARP = 32;
 template <typename T> GPU_FN T min(T a, T b) { return a < b ? a : b; }
 template <typename T> GPU_FN T max(T a, T b) { return a > b ? a : b; }
 
-constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+GPU_CONSTEXPR int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 } // namespace gpu
 

@@ -2,9 +2,132 @@
 //! `scripts/bless-abi` writes this file anew.
 #![allow(missing_docs, non_camel_case_types, non_upper_case_globals, clippy::all)]
 
+pub const GEMM_BLOCK_N: u32 = 128;
+pub const GEMM_BLOCK_M: u32 = 128;
+pub const GEMM_BLOCK_K: u32 = 64;
+pub const GEMM_THREADS: u32 = 128;
+pub const GEMM_MAX_SEGMENTS: u32 = 4;
+pub const GEMM_MAX_PROBLEMS: u32 = 2;
+pub const GEMM_STORE_BF16: u32 = 0;
+pub const GEMM_STORE_F32: u32 = 1;
+pub const GEMM_ADD_F32: u32 = 2;
+pub const GEMM_ADD_BF16: u32 = 3;
+pub const GEMM_MUL_BF16: u32 = 4;
+pub const GEMM_NORM_ROPE: u32 = 5;
+pub const GEMM_ACT_NONE: u32 = 0;
+pub const GEMM_ACT_GELU_TANH: u32 = 1;
+pub const GEMM_ACT_GELU_ERF: u32 = 2;
+pub const GEMM_ACT_QUICK_GELU: u32 = 3;
+pub const GEMM_ACT_SILU: u32 = 4;
+pub const BF16_GEMM_STAGES: u32 = 2;
+pub const BF16_GEMM_SMEM_BYTES: u32 = 66576;
+pub const CONV2D_STAGES: u32 = 2;
+pub const CONV2D_SMEM_BYTES: u32 = 66576;
 pub const EULER_STEP_THREADS: u32 = 256;
 pub const EULER_STEP_SMEM_BYTES: u32 = 0;
+pub const NF4_GEMM_STAGES: u32 = 2;
+pub const NF4_GEMM_SMEM_BYTES: u32 = 45056;
 pub type bf16_bits = u16;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct gemm_segment {
+    pub out: u64,
+    pub aux: u64,
+    pub out_pitch: i64,
+    pub n_begin: i32,
+    pub n_end: i32,
+    pub kind: i32,
+    pub act: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of gemm_segment"][::std::mem::size_of::<gemm_segment>() - 40usize];
+    ["Alignment of gemm_segment"][::std::mem::align_of::<gemm_segment>() - 8usize];
+    ["Offset of field: gemm_segment::out"][::std::mem::offset_of!(gemm_segment, out) - 0usize];
+    ["Offset of field: gemm_segment::aux"][::std::mem::offset_of!(gemm_segment, aux) - 8usize];
+    ["Offset of field: gemm_segment::out_pitch"][::std::mem::offset_of!(gemm_segment, out_pitch) - 16usize];
+    ["Offset of field: gemm_segment::n_begin"][::std::mem::offset_of!(gemm_segment, n_begin) - 24usize];
+    ["Offset of field: gemm_segment::n_end"][::std::mem::offset_of!(gemm_segment, n_end) - 28usize];
+    ["Offset of field: gemm_segment::kind"][::std::mem::offset_of!(gemm_segment, kind) - 32usize];
+    ["Offset of field: gemm_segment::act"][::std::mem::offset_of!(gemm_segment, act) - 36usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct gemm_problem {
+    pub x: u64,
+    pub w: u64,
+    pub absmax: u64,
+    pub bias: u64,
+    pub rope_cos: u64,
+    pub rope_sin: u64,
+    pub x_pitch: i64,
+    pub w_pitch: i64,
+    pub m: i32,
+    pub n: i32,
+    pub k: i32,
+    pub num_segments: i32,
+    pub norm_eps: f32,
+    pub reserved: i32,
+    pub segment: [gemm_segment; 4usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of gemm_problem"][::std::mem::size_of::<gemm_problem>() - 248usize];
+    ["Alignment of gemm_problem"][::std::mem::align_of::<gemm_problem>() - 8usize];
+    ["Offset of field: gemm_problem::x"][::std::mem::offset_of!(gemm_problem, x) - 0usize];
+    ["Offset of field: gemm_problem::w"][::std::mem::offset_of!(gemm_problem, w) - 8usize];
+    ["Offset of field: gemm_problem::absmax"][::std::mem::offset_of!(gemm_problem, absmax) - 16usize];
+    ["Offset of field: gemm_problem::bias"][::std::mem::offset_of!(gemm_problem, bias) - 24usize];
+    ["Offset of field: gemm_problem::rope_cos"][::std::mem::offset_of!(gemm_problem, rope_cos) - 32usize];
+    ["Offset of field: gemm_problem::rope_sin"][::std::mem::offset_of!(gemm_problem, rope_sin) - 40usize];
+    ["Offset of field: gemm_problem::x_pitch"][::std::mem::offset_of!(gemm_problem, x_pitch) - 48usize];
+    ["Offset of field: gemm_problem::w_pitch"][::std::mem::offset_of!(gemm_problem, w_pitch) - 56usize];
+    ["Offset of field: gemm_problem::m"][::std::mem::offset_of!(gemm_problem, m) - 64usize];
+    ["Offset of field: gemm_problem::n"][::std::mem::offset_of!(gemm_problem, n) - 68usize];
+    ["Offset of field: gemm_problem::k"][::std::mem::offset_of!(gemm_problem, k) - 72usize];
+    ["Offset of field: gemm_problem::num_segments"]
+        [::std::mem::offset_of!(gemm_problem, num_segments) - 76usize];
+    ["Offset of field: gemm_problem::norm_eps"][::std::mem::offset_of!(gemm_problem, norm_eps) - 80usize];
+    ["Offset of field: gemm_problem::reserved"][::std::mem::offset_of!(gemm_problem, reserved) - 84usize];
+    ["Offset of field: gemm_problem::segment"][::std::mem::offset_of!(gemm_problem, segment) - 88usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct bf16_gemm_params {
+    pub problem: [gemm_problem; 2usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of bf16_gemm_params"][::std::mem::size_of::<bf16_gemm_params>() - 496usize];
+    ["Alignment of bf16_gemm_params"][::std::mem::align_of::<bf16_gemm_params>() - 8usize];
+    ["Offset of field: bf16_gemm_params::problem"]
+        [::std::mem::offset_of!(bf16_gemm_params, problem) - 0usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct conv2d_params {
+    pub gemm: gemm_problem,
+    pub in_height: i32,
+    pub in_width: i32,
+    pub out_width: i32,
+    pub channels: i32,
+    pub kernel: i32,
+    pub upsample: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of conv2d_params"][::std::mem::size_of::<conv2d_params>() - 272usize];
+    ["Alignment of conv2d_params"][::std::mem::align_of::<conv2d_params>() - 8usize];
+    ["Offset of field: conv2d_params::gemm"][::std::mem::offset_of!(conv2d_params, gemm) - 0usize];
+    ["Offset of field: conv2d_params::in_height"]
+        [::std::mem::offset_of!(conv2d_params, in_height) - 248usize];
+    ["Offset of field: conv2d_params::in_width"][::std::mem::offset_of!(conv2d_params, in_width) - 252usize];
+    ["Offset of field: conv2d_params::out_width"]
+        [::std::mem::offset_of!(conv2d_params, out_width) - 256usize];
+    ["Offset of field: conv2d_params::channels"][::std::mem::offset_of!(conv2d_params, channels) - 260usize];
+    ["Offset of field: conv2d_params::kernel"][::std::mem::offset_of!(conv2d_params, kernel) - 264usize];
+    ["Offset of field: conv2d_params::upsample"][::std::mem::offset_of!(conv2d_params, upsample) - 268usize];
+};
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct euler_step_params {
@@ -29,4 +152,15 @@ const _: () = {
     ["Offset of field: euler_step_params::dt"][::std::mem::offset_of!(euler_step_params, dt) - 32usize];
     ["Offset of field: euler_step_params::reserved"]
         [::std::mem::offset_of!(euler_step_params, reserved) - 36usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct nf4_gemm_params {
+    pub problem: [gemm_problem; 2usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of nf4_gemm_params"][::std::mem::size_of::<nf4_gemm_params>() - 496usize];
+    ["Alignment of nf4_gemm_params"][::std::mem::align_of::<nf4_gemm_params>() - 8usize];
+    ["Offset of field: nf4_gemm_params::problem"][::std::mem::offset_of!(nf4_gemm_params, problem) - 0usize];
 };

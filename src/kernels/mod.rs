@@ -9,7 +9,11 @@
 //! checked against the extent that the kernel touches for the given shapes, views keep their memory alive, and memory
 //! is freed only after the streams have drained.
 
+pub mod bf16_gemm;
+pub mod conv2d;
 pub mod euler_step;
+pub mod gemm;
+pub mod nf4_gemm;
 
 use crate::device::View;
 use crate::{Error, Result};

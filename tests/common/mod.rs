@@ -133,3 +133,44 @@ pub fn assert_close(what: &str, got: &[f32], want: &[f32], plain: &[f32]) {
     let scale = want.iter().fold(0f32, |m, w| m.max(w.abs())) as f64;
     assert!(error <= allowed.max(1e-6 * scale), "{what}: max-abs error {error:.3e}, allowed {allowed:.3e}");
 }
+
+/// `x[m, k] . w[n, k]^T + bias[n]` in f32 by candle.
+pub fn linear(x: &[f32], w: &[f32], bias: Option<&[f32]>, [m, n, k]: [usize; 3]) -> Vec<f32> {
+    use candle_core::{Device, Tensor};
+    let x = Tensor::from_slice(x, (m, k), &Device::Cpu).unwrap();
+    let w = Tensor::from_slice(w, (n, k), &Device::Cpu).unwrap();
+    let mut y = x.matmul(&w.t().unwrap()).unwrap();
+    if let Some(bias) = bias {
+        y = y.broadcast_add(&Tensor::from_slice(bias, (1, n), &Device::Cpu).unwrap()).unwrap();
+    }
+    y.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+pub fn rounded(values: &[f32]) -> Vec<f32> {
+    values.iter().map(|v| round_bf16(*v)).collect()
+}
+
+pub fn gelu_tanh(x: f32) -> f32 {
+    0.5 * x * (1.0 + ((2.0 / std::f32::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
+}
+
+pub fn quick_gelu(x: f32) -> f32 {
+    x / (1.0 + (-1.702 * x).exp())
+}
+
+pub fn silu(x: f32) -> f32 {
+    x / (1.0 + (-x).exp())
+}
+
+/// RMSNorm over `weight.len()` values, then RoPE of interleaved pairs.
+pub fn norm_rope(x: &[f32], weight: &[f32], cos: &[f32], sin: &[f32], eps: f32) -> Vec<f32> {
+    let mean = x.iter().map(|v| (*v as f64).powi(2)).sum::<f64>() / x.len() as f64;
+    let rms = 1.0 / (mean + eps as f64).sqrt();
+    let y: Vec<f32> = x.iter().zip(weight).map(|(v, w)| (*v as f64 * rms * *w as f64) as f32).collect();
+    let mut out = vec![0.0; y.len()];
+    for p in 0..y.len() / 2 {
+        out[2 * p] = y[2 * p] * cos[p] - y[2 * p + 1] * sin[p];
+        out[2 * p + 1] = y[2 * p] * sin[p] + y[2 * p + 1] * cos[p];
+    }
+    out
+}

@@ -1,0 +1,51 @@
+// gemm.h: what nf4_gemm, bf16_gemm and conv2d have in common: the CTA tile, the problem and its epilogues.
+//
+// out^T[N, M] = w[N, K] . x[M, K]^T: features (N) are the tensor core's rows, tokens or pixels (M) its columns.
+#ifndef SCHNELL_GEMM_H
+#define SCHNELL_GEMM_H
+#include "abi.h"
+
+#define GEMM_BLOCK_N 128    // features per CTA: one FLUX head, so that its RMSNorm stays inside
+#define GEMM_BLOCK_M 128    // tokens per CTA
+#define GEMM_BLOCK_K 64     // one NF4 quant block
+#define GEMM_THREADS 128    // 2 x 2 warps of 64 features x 64 tokens
+#define GEMM_MAX_SEGMENTS 4
+#define GEMM_MAX_PROBLEMS 2 // FLUX's img and txt in one launch
+
+// What becomes of a column range of the output. `y` is acc + bias, after the activation.
+#define GEMM_STORE_BF16 0   // out = y
+#define GEMM_STORE_F32 1    // out = y
+#define GEMM_ADD_F32 2      // out += gate * y, the f32 residual stream; aux: gate f32 [n], or null for 1
+#define GEMM_ADD_BF16 3     // out = y + aux, aux: bf16 [m, out_pitch]; may be out itself
+#define GEMM_MUL_BF16 4     // out = y * aux, likewise
+#define GEMM_NORM_ROPE 5    // per 128 features: RMSNorm with weights aux f32 [128], then RoPE; out bf16
+
+#define GEMM_ACT_NONE 0
+#define GEMM_ACT_GELU_TANH 1
+#define GEMM_ACT_GELU_ERF 2
+#define GEMM_ACT_QUICK_GELU 3
+#define GEMM_ACT_SILU 4
+
+typedef struct gemm_segment {
+    DEV(void) out;             // column 0 is feature n_begin; 16-byte aligned
+    DEV(const void) aux;
+    int64_t out_pitch;         // elements from one token to the next
+    int32_t n_begin, n_end;    // multiples of 8 (n_end may be the problem's n); of 128 for GEMM_NORM_ROPE
+    int32_t kind, act;
+} gemm_segment;
+
+typedef struct gemm_problem {
+    DEV(const bf16_bits) x;    // [m, x_pitch], 16-byte aligned rows
+    DEV(const void) w;         // nf4_gemm: fragment order; others: bf16 [n, w_pitch], 16-byte aligned rows
+    DEV(const float) absmax;   // nf4_gemm: [k / 64, n rounded up to 64]
+    DEV(const float) bias;     // [n] or null
+    DEV(const float) rope_cos; // [m, 64], for GEMM_NORM_ROPE
+    DEV(const float) rope_sin;
+    int64_t x_pitch, w_pitch;
+    int32_t m, n, k, num_segments;
+    float norm_eps;
+    int32_t reserved;
+    gemm_segment segment[GEMM_MAX_SEGMENTS];
+} gemm_problem;
+
+#endif

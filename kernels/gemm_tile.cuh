@@ -1,0 +1,463 @@
+// gemm_tile.cuh: one CTA tile of out^T = w . x^T, shared by nf4_gemm, bf16_gemm and conv2d.
+//
+// Work    4 warps as 2 (features) x 2 (tokens), each 64 features x 64 tokens:
+//                       tokens 0-63   tokens 64-127
+//         feat   0-63     warp 0         warp 1          per warp 4 x 8 tiles m16n8k16, 128 accumulators a lane
+//         feat 64-127     warp 2         warp 3
+// Why ^T  the weight is the A operand, so its fragments can be made in registers (NF4 never touches smem as bf16), and
+//         its rows may be permuted at will: fragment row g of m16 tile i is feature 8g + 2i, row g + 8 is feature
+//         8g + 2i + 1. A lane then owns 8 adjacent features of a token: 16-byte stores, RoPE pairs within a lane, and
+//         bias, gate and norm weights loaded once.
+// Layout  smem rows of 64 bf16 = 8 chunks of 16 bytes, chunk c of row r at c ^ (r & 7): cp.async writes and ldmatrix
+//         reads touch every bank once.
+// Source  fragment layouts: PTX ISA, "Matrix fragments for mma.m16n8k16".
+#ifndef SCHNELL_GEMM_TILE_CUH
+#define SCHNELL_GEMM_TILE_CUH
+
+#include "gemm.h"
+#include "gpu.cuh"
+#include "nf4.cuh"
+
+namespace gemm {
+
+constexpr int BLOCK_N = GEMM_BLOCK_N, BLOCK_M = GEMM_BLOCK_M, BLOCK_K = GEMM_BLOCK_K, THREADS = GEMM_THREADS;
+constexpr int WARP_N = 64, WARP_M = 64;
+constexpr int MT = WARP_N / 16, NT = WARP_M / 8;
+constexpr int CHUNKS = BLOCK_K / 8;  // 16-byte chunks of a smem row
+static_assert(BLOCK_N == 2 * WARP_N && BLOCK_M == 2 * WARP_M && THREADS == 4 * gpu::WARP, "2 x 2 warps cover the tile");
+static_assert(CHUNKS == 8, "the swizzle permutes 8 chunks");
+static_assert(BLOCK_K == nf4::BLOCK, "a k-step has one absmax per feature");
+
+GPU_FN int swizzle(int row, int chunk) { return row * CHUNKS + (chunk ^ (row & 7)); }
+
+// Bytes of a 16-byte chunk that starts at element k of a row of `len` bf16.
+GPU_FN int valid_bytes(int k, int len) { return gpu::min(gpu::max(len - k, 0) * 2, 16); }
+
+// ---------------------------------------------------------------------------------------- x: the B operand
+
+struct XStage {
+    uint4 chunk[BLOCK_M * CHUNKS];
+};
+
+// A plain [m, k] matrix of tokens.
+struct TokenLoader {
+    const gemm_problem &q;
+    int m0;
+
+    GPU_METHOD TokenLoader(const gemm_problem &problem, int m_begin) : q(problem), m0(m_begin) {}
+
+    GPU_METHOD void fetch(XStage &stage, int k0) const {
+        const int chunk = gpu::thread_x() % CHUNKS;
+        const int k = k0 + chunk * 8;
+        GPU_UNROLL
+        for (int i = 0; i < BLOCK_M * CHUNKS / THREADS; ++i) {
+            const int row = gpu::thread_x() / CHUNKS + i * (THREADS / CHUNKS);
+            const int bytes = m0 + row < q.m ? valid_bytes(k, q.k) : 0;
+            const bf16_bits *src = bytes > 0 ? q.x + (int64_t)(m0 + row) * q.x_pitch + k : q.x;
+            gpu::cp_async<16>(&stage.chunk[swizzle(row, chunk)], src, bytes);
+        }
+    }
+};
+
+// b[2 j + {0, 1}]: the 16 k of step k16 for this warp's tokens.
+GPU_FN void load_x_fragments(uint32_t (&b)[NT][2], const XStage &stage, int warp_m, int k16) {
+    const int lane = gpu::lane_id();
+    const void *rows[NT / 2];
+    GPU_UNROLL
+    for (int j = 0; j < NT / 2; ++j) {
+        const int row = warp_m + 16 * j + lane / 16 * 8 + lane % 8;
+        rows[j] = &stage.chunk[swizzle(row, 2 * k16 + lane / 8 % 2)];
+    }
+    uint32_t frag[NT / 2][4];
+    gpu::ldmatrix_x4_tile<NT / 2>(frag, rows);
+    GPU_UNROLL
+    for (int j = 0; j < NT / 2; ++j) {
+        b[2 * j][0] = frag[j][0];
+        b[2 * j][1] = frag[j][1];
+        b[2 * j + 1][0] = frag[j][2];
+        b[2 * j + 1][1] = frag[j][3];
+    }
+}
+
+// ---------------------------------------------------------------------------------------- w: the A operand
+
+// The feature of a warp's 64 that fragment row r of m16 tile i stands for.
+GPU_FN int feature_of(int i, int r) { return 8 * (r % 8) + 2 * i + r / 8; }
+
+// bf16 [n, k], rows in fragment order in smem.
+struct Bf16Weights {
+    struct Stage {
+        uint4 chunk[BLOCK_N * CHUNKS];
+    };
+    struct Tables {
+        uint4 none;
+    };
+
+    GPU_METHOD static void fill(Tables &) {}
+
+    GPU_METHOD static void fetch(Stage &stage, const gemm_problem &q, int n0, int k0) {
+        const bf16_bits *w = static_cast<const bf16_bits *>(q.w);
+        const int chunk = gpu::thread_x() % CHUNKS;
+        const int k = k0 + chunk * 8;
+        GPU_UNROLL
+        for (int i = 0; i < BLOCK_N * CHUNKS / THREADS; ++i) {
+            const int row = gpu::thread_x() / CHUNKS + i * (THREADS / CHUNKS);
+            const int n = n0 + row / WARP_N * WARP_N + feature_of(row % WARP_N / 16, row % 16);
+            const int bytes = n < q.n ? valid_bytes(k, q.k) : 0;
+            const bf16_bits *src = bytes > 0 ? w + (int64_t)n * q.w_pitch + k : w;
+            gpu::cp_async<16>(&stage.chunk[swizzle(row, chunk)], src, bytes);
+        }
+    }
+
+    GPU_METHOD Bf16Weights(const Stage &, const Tables &, int) {}
+
+    GPU_METHOD void fragments(uint32_t (&a)[MT][4], const Stage &stage, const Tables &, int warp_n, int k16) const {
+        const int lane = gpu::lane_id();
+        const void *rows[MT];
+        GPU_UNROLL
+        for (int i = 0; i < MT; ++i) rows[i] = &stage.chunk[swizzle(warp_n + 16 * i + lane % 16, 2 * k16 + lane / 16)];
+        gpu::ldmatrix_x4_tile<MT>(a, rows);
+    }
+};
+
+// NF4 in fragment order (weights/layout: see nf4_quantize.h): a lane's 16 bytes of an m16 x k64 piece hold, per k16
+// step, the code pairs of a0a1, a2a3, a4a5, a6a7, the even element in the high nibble.
+struct Nf4Weights {
+    struct Stage {
+        uint4 codes[BLOCK_N / 16 * gpu::WARP];
+        float absmax[BLOCK_N];
+    };
+    struct Tables {
+        nf4::Book book;
+    };
+
+    GPU_METHOD static void fill(Tables &tables) { nf4::fill(tables.book, THREADS); }
+
+    GPU_METHOD static void fetch(Stage &stage, const gemm_problem &q, int n0, int k0) {
+        constexpr int TILE_CHUNKS = WARP_N * BLOCK_K / 2 / 16; // of 64 features x 64 k
+        const int n_padded = gpu::ceil_div(q.n, WARP_N) * WARP_N;
+        const int num_k = q.k / BLOCK_K, kb = k0 / BLOCK_K;
+        const uint4 *w = static_cast<const uint4 *>(q.w);
+        GPU_UNROLL
+        for (int i = 0; i < BLOCK_N / WARP_N; ++i) {
+            const int tile = n0 / WARP_N + i;
+            const bool inside = tile * WARP_N < n_padded;
+            const uint4 *src = inside ? w + ((int64_t)tile * num_k + kb) * TILE_CHUNKS + gpu::thread_x() : w;
+            static_assert(TILE_CHUNKS == THREADS, "one chunk a thread and tile");
+            gpu::cp_async<16>(&stage.codes[i * TILE_CHUNKS + gpu::thread_x()], src, inside ? 16 : 0);
+        }
+        if (gpu::thread_x() < BLOCK_N / 4) {
+            const int n = n0 + gpu::thread_x() * 4;
+            const bool inside = n < n_padded;
+            const float *src = inside ? q.absmax + (int64_t)kb * n_padded + n : q.absmax;
+            gpu::cp_async<16>(&stage.absmax[gpu::thread_x() * 4], src, inside ? 16 : 0);
+        }
+    }
+
+    uint4 codes[MT];
+    float absmax[MT][2];
+
+    // Takes this lane's share of a whole k-step into registers.
+    GPU_METHOD Nf4Weights(const Stage &stage, const Tables &, int warp_n) {
+        const int lane = gpu::lane_id();
+        GPU_UNROLL
+        for (int i = 0; i < MT; ++i) codes[i] = stage.codes[(warp_n / 16 + i) * gpu::WARP + lane];
+        const float4 *scales = reinterpret_cast<const float4 *>(&stage.absmax[warp_n + lane / 4 * 8]);
+        const float4 lo = scales[0], hi = scales[1];
+        absmax[0][0] = lo.x, absmax[0][1] = lo.y, absmax[1][0] = lo.z, absmax[1][1] = lo.w;
+        absmax[2][0] = hi.x, absmax[2][1] = hi.y, absmax[3][0] = hi.z, absmax[3][1] = hi.w;
+    }
+
+    // bf16(code * absmax), one rounding: bit-equal to dequantising the whole matrix first.
+    GPU_METHOD static uint32_t dequantise(const Tables &tables, uint32_t byte, float absmax) {
+        const int lane = gpu::lane_id();
+        const float even = gpu::mul_exact(tables.book.value[byte >> 4 & 15][lane], absmax);
+        const float odd = gpu::mul_exact(tables.book.value[byte & 15][lane], absmax);
+        return gpu::pack_bf16x2(even, odd);
+    }
+
+    GPU_METHOD void fragments(uint32_t (&a)[MT][4], const Stage &, const Tables &tables, int, int k16) const {
+        GPU_UNROLL
+        for (int i = 0; i < MT; ++i) {
+            const uint32_t word = k16 == 0 ? codes[i].x : k16 == 1 ? codes[i].y : k16 == 2 ? codes[i].z : codes[i].w;
+            GPU_UNROLL
+            for (int part = 0; part < 4; ++part) a[i][part] = dequantise(tables, word >> (8 * part), absmax[i][part % 2]);
+        }
+    }
+};
+
+// ---------------------------------------------------------------------------------------- epilogue
+
+using Accumulators = float[MT][NT][4];
+
+// Feature 8 g + c of this lane, token 8 j + 2 t + e of this warp.
+GPU_FN float &element(Accumulators &acc, int c, int j, int e) { return acc[c / 2][j][c % 2 * 2 + e]; }
+
+template <typename F> GPU_FN void for_each(Accumulators &acc, F f) {
+    GPU_UNROLL
+    for (int i = 0; i < MT; ++i) {
+        GPU_UNROLL
+        for (int j = 0; j < NT; ++j) {
+            GPU_UNROLL
+            for (int v = 0; v < 4; ++v) acc[i][j][v] = f(acc[i][j][v]);
+        }
+    }
+}
+
+GPU_FN void add_bias(Accumulators &acc, const gemm_problem &q, int feature) {
+    if (!q.bias) return;
+    GPU_UNROLL
+    for (int c = 0; c < 8; ++c) {
+        const float bias = feature + c < q.n ? q.bias[feature + c] : 0.0f;
+        GPU_UNROLL
+        for (int j = 0; j < NT; ++j) {
+            element(acc, c, j, 0) += bias;
+            element(acc, c, j, 1) += bias;
+        }
+    }
+}
+
+GPU_FN void activate(Accumulators &acc, int act) {
+    switch (act) {
+    case GEMM_ACT_GELU_TANH: for_each(acc, [](float x) { return gpu::gelu_tanh(x); }); break;
+    case GEMM_ACT_GELU_ERF: for_each(acc, [](float x) { return gpu::gelu_erf(x); }); break;
+    case GEMM_ACT_QUICK_GELU: for_each(acc, [](float x) { return gpu::quick_gelu(x); }); break;
+    case GEMM_ACT_SILU: for_each(acc, [](float x) { return gpu::silu(x); }); break;
+    }
+}
+
+GPU_FN void store_bf16x8(bf16_bits *out, const float (&y)[8], int count, bool vector) {
+    if (vector) {
+        *reinterpret_cast<uint4 *>(out) = uint4{gpu::pack_bf16x2(y[0], y[1]), gpu::pack_bf16x2(y[2], y[3]),
+                                                gpu::pack_bf16x2(y[4], y[5]), gpu::pack_bf16x2(y[6], y[7])};
+        return;
+    }
+    GPU_UNROLL
+    for (int c = 0; c < 8; ++c) {
+        if (c < count) out[c] = gpu::float_to_bf16(y[c]);
+    }
+}
+
+GPU_FN void load_bf16x8(float (&y)[8], const bf16_bits *in, int count, bool vector) {
+    if (vector) {
+        const uint4 v = *reinterpret_cast<const uint4 *>(in);
+        const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+        GPU_UNROLL
+        for (int c = 0; c < 4; ++c) y[2 * c] = gpu::bf16_lo(words[c]), y[2 * c + 1] = gpu::bf16_hi(words[c]);
+        return;
+    }
+    GPU_UNROLL
+    for (int c = 0; c < 8; ++c) y[c] = c < count ? gpu::bf16_to_float(in[c]) : 0.0f;
+}
+
+GPU_FN void store_f32x8(float *out, const float (&y)[8], int count, bool vector) {
+    if (vector) {
+        reinterpret_cast<float4 *>(out)[0] = float4{y[0], y[1], y[2], y[3]};
+        reinterpret_cast<float4 *>(out)[1] = float4{y[4], y[5], y[6], y[7]};
+        return;
+    }
+    GPU_UNROLL
+    for (int c = 0; c < 8; ++c) {
+        if (c < count) out[c] = y[c];
+    }
+}
+
+GPU_FN void load_f32x8(float (&y)[8], const float *in, int count, bool vector) {
+    if (vector) {
+        const float4 lo = reinterpret_cast<const float4 *>(in)[0], hi = reinterpret_cast<const float4 *>(in)[1];
+        y[0] = lo.x, y[1] = lo.y, y[2] = lo.z, y[3] = lo.w, y[4] = hi.x, y[5] = hi.y, y[6] = hi.z, y[7] = hi.w;
+        return;
+    }
+    GPU_UNROLL
+    for (int c = 0; c < 8; ++c) y[c] = c < count ? in[c] : 0.0f;
+}
+
+// Writes this lane's 8 features of every token it owns. `store(y, offset, count, vector)` gets the element offset
+// token * pitch + feature - n_begin.
+template <typename Store> GPU_FN void store_tokens(Accumulators &acc, const gemm_problem &q, const gemm_segment &s, int feature, int token0, Store store) {
+    const int count = s.n_end - feature;
+    const bool vector = count >= 8 && s.out_pitch % 8 == 0;
+    GPU_UNROLL
+    for (int j = 0; j < NT; ++j) {
+        GPU_UNROLL
+        for (int e = 0; e < 2; ++e) {
+            const int token = token0 + 8 * j + gpu::lane_id() % 4 * 2 + e;
+            if (token < q.m) {
+                float y[8];
+                GPU_UNROLL
+                for (int c = 0; c < 8; ++c) y[c] = element(acc, c, j, e);
+                store(y, token * s.out_pitch + feature - s.n_begin, count, vector);
+            }
+        }
+    }
+}
+
+GPU_FN void store_segment(Accumulators &acc, const gemm_problem &q, const gemm_segment &s, int feature, int token0) {
+    switch (s.kind) {
+    case GEMM_STORE_BF16:
+        store_tokens(acc, q, s, feature, token0, [&](float (&y)[8], int64_t at, int count, bool vector) {
+            store_bf16x8(static_cast<bf16_bits *>(s.out) + at, y, count, vector);
+        });
+        break;
+    case GEMM_STORE_F32:
+        store_tokens(acc, q, s, feature, token0, [&](float (&y)[8], int64_t at, int count, bool vector) {
+            store_f32x8(static_cast<float *>(s.out) + at, y, count, vector);
+        });
+        break;
+    case GEMM_ADD_F32: {
+        float gate[8];
+        GPU_UNROLL
+        for (int c = 0; c < 8; ++c) {
+            const bool inside = s.aux && feature + c < s.n_end;
+            gate[c] = inside ? static_cast<const float *>(s.aux)[feature + c - s.n_begin] : 1.0f;
+        }
+        store_tokens(acc, q, s, feature, token0, [&](float (&y)[8], int64_t at, int count, bool vector) {
+            float *out = static_cast<float *>(s.out) + at;
+            float x[8];
+            load_f32x8(x, out, count, vector);
+            GPU_UNROLL
+            for (int c = 0; c < 8; ++c) x[c] += gate[c] * y[c];
+            store_f32x8(out, x, count, vector);
+        });
+        break;
+    }
+    case GEMM_ADD_BF16:
+        store_tokens(acc, q, s, feature, token0, [&](float (&y)[8], int64_t at, int count, bool vector) {
+            float x[8];
+            load_bf16x8(x, static_cast<const bf16_bits *>(s.aux) + at, count, vector);
+            GPU_UNROLL
+            for (int c = 0; c < 8; ++c) x[c] += y[c];
+            store_bf16x8(static_cast<bf16_bits *>(s.out) + at, x, count, vector);
+        });
+        break;
+    case GEMM_MUL_BF16:
+        store_tokens(acc, q, s, feature, token0, [&](float (&y)[8], int64_t at, int count, bool vector) {
+            float x[8];
+            load_bf16x8(x, static_cast<const bf16_bits *>(s.aux) + at, count, vector);
+            GPU_UNROLL
+            for (int c = 0; c < 8; ++c) x[c] *= y[c];
+            store_bf16x8(static_cast<bf16_bits *>(s.out) + at, x, count, vector);
+        });
+        break;
+    }
+}
+
+// Sums of squares per token, one row per feature half of the tile.
+struct RowSums {
+    float sum[BLOCK_N / WARP_N][BLOCK_M];
+};
+
+// RMSNorm over the tile's 128 features and RoPE over their pairs. The whole CTA is one head: all threads come here.
+GPU_FN void store_norm_rope(Accumulators &acc, const gemm_problem &q, const gemm_segment &s, RowSums &sums, int n0, int m0, int warp_n, int warp_m) {
+    const int lane = gpu::lane_id(), group = lane / 4, pair_token = lane % 4 * 2;
+    GPU_UNROLL
+    for (int j = 0; j < NT; ++j) {
+        GPU_UNROLL
+        for (int e = 0; e < 2; ++e) {
+            float sum = 0.0f;
+            GPU_UNROLL
+            for (int c = 0; c < 8; ++c) sum += element(acc, c, j, e) * element(acc, c, j, e);
+            // Lanes of one token differ in lane / 4.
+            GPU_UNROLL
+            for (int mask = 16; mask >= 4; mask /= 2) sum = gpu::add_exact(sum, gpu::shfl_xor(sum, mask));
+            if (group == 0) sums.sum[warp_n / WARP_N][warp_m + 8 * j + pair_token + e] = sum;
+        }
+    }
+    gpu::sync_cta();
+    float weight[8];
+    load_f32x8(weight, static_cast<const float *>(s.aux) + warp_n + group * 8, 8, true);
+    const int64_t column = n0 - s.n_begin + warp_n + group * 8;
+    GPU_UNROLL
+    for (int j = 0; j < NT; ++j) {
+        GPU_UNROLL
+        for (int e = 0; e < 2; ++e) {
+            const int row = warp_m + 8 * j + pair_token + e, token = m0 + row;
+            if (token < q.m) {
+                const float mean = (sums.sum[0][row] + sums.sum[1][row]) * (1.0f / BLOCK_N);
+                const float rms = gpu::rsqrt_exact(mean + q.norm_eps);
+                const int64_t at = (int64_t)token * (BLOCK_N / 2) + (warp_n + group * 8) / 2;
+                const float4 cos = *reinterpret_cast<const float4 *>(q.rope_cos + at);
+                const float4 sin = *reinterpret_cast<const float4 *>(q.rope_sin + at);
+                const float cosines[4] = {cos.x, cos.y, cos.z, cos.w}, sines[4] = {sin.x, sin.y, sin.z, sin.w};
+                float y[8];
+                GPU_UNROLL
+                for (int pair = 0; pair < 4; ++pair) {
+                    const float even = element(acc, 2 * pair, j, e) * rms * weight[2 * pair];
+                    const float odd = element(acc, 2 * pair + 1, j, e) * rms * weight[2 * pair + 1];
+                    y[2 * pair] = even * cosines[pair] - odd * sines[pair];
+                    y[2 * pair + 1] = even * sines[pair] + odd * cosines[pair];
+                }
+                store_bf16x8(static_cast<bf16_bits *>(s.out) + token * s.out_pitch + column, y, 8, true);
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------- the tile
+
+template <typename Weights, int STAGES> struct SharedStorage {
+    struct Stage {
+        XStage x;
+        typename Weights::Stage w;
+    } stage[STAGES];
+    typename Weights::Tables tables;
+    RowSums sums;
+};
+
+template <typename Weights, int STAGES, typename Inputs>
+GPU_FN void run_tile(const gemm_problem &q, const Inputs &inputs, int n0, int m0) {
+    auto &smem = gpu::shared<SharedStorage<Weights, STAGES>>();
+    const int warp_n = gpu::warp_id() / 2 * WARP_N, warp_m = gpu::warp_id() % 2 * WARP_M;
+    const int num_k = gpu::ceil_div(q.k, BLOCK_K);
+
+    auto fetch_to_shared = [&](int kb) {
+        if (kb < num_k) {
+            inputs.fetch(smem.stage[kb % STAGES].x, kb * BLOCK_K);
+            Weights::fetch(smem.stage[kb % STAGES].w, q, n0, kb * BLOCK_K);
+        }
+        gpu::cp_async_commit(); // empty groups too, so that "all but the last STAGES - 2" stays true at the end
+    };
+
+    Accumulators acc;
+    for_each(acc, [](float) { return 0.0f; });
+
+    // prologue
+    Weights::fill(smem.tables);
+    GPU_UNROLL
+    for (int kb = 0; kb < STAGES - 1; ++kb) fetch_to_shared(kb);
+
+    // mainloop
+    GPU_NO_UNROLL
+    for (int kb = 0; kb < num_k; ++kb) {
+        gpu::cp_async_wait<STAGES - 2>();
+        gpu::sync_cta(); // stage kb has landed for everyone, and everyone has left the stage that is fetched next
+        fetch_to_shared(kb + STAGES - 1);
+        auto &stage = smem.stage[kb % STAGES];
+        const Weights weights(stage.w, smem.tables, warp_n);
+        GPU_UNROLL
+        for (int k16 = 0; k16 < BLOCK_K / 16; ++k16) {
+            uint32_t a[MT][4], b[NT][2];
+            weights.fragments(a, stage.w, smem.tables, warp_n, k16);
+            load_x_fragments(b, stage.x, warp_m, k16);
+            gpu::mma_tile<MT, NT>(acc, a, b);
+        }
+    }
+
+    // epilogue
+    const int feature = n0 + warp_n + gpu::lane_id() / 4 * 8;
+    add_bias(acc, q, feature);
+    GPU_NO_UNROLL
+    for (int i = 0; i < q.num_segments; ++i) {
+        const gemm_segment &s = q.segment[i];
+        if (s.kind == GEMM_NORM_ROPE) {
+            if (n0 >= s.n_begin && n0 < s.n_end) store_norm_rope(acc, q, s, smem.sums, n0, m0, warp_n, warp_m);
+        } else if (feature >= s.n_begin && feature < s.n_end) {
+            activate(acc, s.act);
+            store_segment(acc, q, s, feature, m0 + warp_m);
+        }
+    }
+}
+
+} // namespace gemm
+
+#endif

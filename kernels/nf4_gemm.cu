@@ -1,0 +1,19 @@
+// nf4_gemm: out[M, N] = x[M, K] . dequant(w)[N, K]^T + bias, with fused epilogues    bf16 in, f32 accumulate
+//
+// Work    one CTA per 128 features x 128 tokens (gemm_tile.cuh draws it); two problems may share a launch, so that
+//         FLUX's img and txt fill the GPU together: blockIdx.z is the problem, and no tile spans both.
+// Layout  w in fragment order, 16 bytes per lane and m16 x k64 (nf4_quantize.h); absmax [k / 64, n].
+// Bound   compute: 0.56 bytes per weight and 2 M flop; above M = 300 tokens no GPU of today is memory-bound here.
+// Source  code book: QLoRA (arXiv:2305.14314). Dequantised value bf16(code * absmax): bitsandbytes.
+#include "nf4_gemm.h"
+#include "gemm_tile.cuh"
+
+static_assert(sizeof(gemm::SharedStorage<gemm::Nf4Weights, NF4_GEMM_STAGES>) == NF4_GEMM_SMEM_BYTES, "the header tells the host how much to ask for");
+
+// Two CTAs on an SM cover each other's barriers; 45 KB of smem and 255 registers allow exactly that on sm_86.
+GPU_KERNEL(nf4_gemm_bf16_sm80, nf4_gemm_params, GEMM_THREADS, 2) {
+    const gemm_problem &q = p.problem[gpu::cta_z()];
+    const int n0 = gpu::cta_x() * gemm::BLOCK_N, m0 = gpu::cta_y() * gemm::BLOCK_M;
+    if (n0 >= q.n || m0 >= q.m) return; // the grid covers the larger of the two problems
+    gemm::run_tile<gemm::Nf4Weights, NF4_GEMM_STAGES>(q, gemm::TokenLoader(q, m0), n0, m0);
+}

@@ -1,0 +1,109 @@
+//! Convolutions of NHWC maps as implicit matrix products.
+
+use half::bf16;
+
+use super::bf16_gemm::Bf16Weight;
+use super::gemm::{Activation, Epilogue, Problem, Segment, grid};
+use super::{check_len, kernel, refuse, to_i32};
+use crate::Result;
+use crate::abi;
+use crate::device::{Device, StreamId, View};
+
+kernel!(
+    /// 4 warps per 128 output channels x 128 output pixels.
+    CONV2D, "conv2d", conv2d_bf16_sm80, abi::GEMM_THREADS, abi::CONV2D_SMEM_BYTES
+);
+
+/// Elements of a packed weight's row: taps x input channels, the channels of each tap padded with zeros to 8.
+pub fn weight_pitch(channels: usize, kernel: usize) -> usize {
+    kernel * kernel * channels.next_multiple_of(8)
+}
+
+/// `out = conv(x, w) + bias [+ residual]`, stride 1, zero padding that keeps the size; `kernels/conv2d.cu` says how.
+///
+/// - `x`: bf16 NHWC `[height, width, pitch]`, `channels` of them used; with `upsample` it is read as if enlarged
+///   twofold by nearest neighbour
+/// - `weight`: bf16 `[out_channels, kernel^2, channels padded to 8]`, see [`weight_pitch`]
+/// - numerics: f32 accumulation, one rounding at the store
+/// - source: ours
+#[derive(Debug)]
+pub struct Conv2d<'a> {
+    /// The input map.
+    pub x: &'a View<bf16>,
+    /// Elements from pixel to pixel; a multiple of 8.
+    pub x_pitch: usize,
+    /// Input height in pixels.
+    pub height: usize,
+    /// Input width in pixels.
+    pub width: usize,
+    /// Input channels.
+    pub channels: usize,
+    /// Output channels.
+    pub out_channels: usize,
+    /// 3 (padding 1) or 1.
+    pub kernel: usize,
+    /// Nearest-neighbour enlargement by two before the convolution.
+    pub upsample: bool,
+    /// Packed weights.
+    pub weight: &'a View<bf16>,
+    /// f32 `[out_channels]`.
+    pub bias: Option<&'a View<f32>>,
+    /// Where the map goes: [`Epilogue::Store`], [`Epilogue::AddBf16`] or [`Epilogue::StoreF32`].
+    pub epilogue: Epilogue<'a>,
+    /// Elements from output pixel to output pixel.
+    pub out_pitch: usize,
+}
+
+impl Conv2d<'_> {
+    /// Enqueues the convolution.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unsupported`] for shapes that the kernel cannot take, [`crate::Error::Input`] for views that
+    /// are too small or misaligned.
+    pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
+        const NAME: &str = "conv2d";
+        if self.kernel != 3 && self.kernel != 1 {
+            return Err(refuse(NAME, format!("a kernel of {0} x {0}", self.kernel)));
+        }
+        if self.height == 0 || self.width == 0 || self.channels == 0 || self.x_pitch < self.channels {
+            return Err(refuse(NAME, format!("a map {} x {} x {}", self.height, self.width, self.channels)));
+        }
+        let zoom = 1 + self.upsample as usize;
+        let (m, k) = (self.height * self.width * zoom * zoom, weight_pitch(self.channels, self.kernel));
+        check_len(NAME, "x", self.x, (self.height * self.width - 1) * self.x_pitch + self.channels)?;
+        let weight = Bf16Weight { values: self.weight, pitch: k };
+        weight.check(NAME, self.out_channels, k)?;
+        let problem = Problem {
+            x: self.x,
+            x_pitch: self.x_pitch,
+            m,
+            n: self.out_channels,
+            k,
+            bias: self.bias,
+            rope: None,
+            norm_eps: 0.0,
+            segments: vec![Segment {
+                begin: 0,
+                end: self.out_channels,
+                pitch: self.out_pitch,
+                activation: Activation::None,
+                epilogue: self.epilogue,
+            }],
+        };
+        let mut gemm = problem.params(NAME)?;
+        gemm.w = self.weight.address();
+        gemm.w_pitch = k as i64;
+        let params = abi::conv2d_params {
+            gemm,
+            in_height: to_i32(NAME, "height", self.height)?,
+            in_width: to_i32(NAME, "width", self.width)?,
+            out_width: to_i32(NAME, "out width", self.width * zoom)?,
+            channels: to_i32(NAME, "channels", self.channels)?,
+            kernel: self.kernel as i32,
+            upsample: self.upsample as i32,
+        };
+        // SAFETY: params is this entry's generated type; x, weight, bias and destination were checked for the extents
+        // that the loader and the epilogue reach.
+        unsafe { device.launch(stream, &CONV2D, grid(std::iter::once(&problem)), &params) }
+    }
+}

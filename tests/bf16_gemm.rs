@@ -1,0 +1,106 @@
+//! `bf16_gemm` against candle's matrix product.
+
+mod common;
+#[path = "common/gemm_cases.rs"]
+mod gemm_cases;
+use common::*;
+use gemm_cases::Weights;
+use half::bf16;
+use schnell::device::View;
+use schnell::kernels::bf16_gemm::{Bf16Gemm, Bf16Weight};
+use schnell::kernels::gemm::{Activation, Epilogue, Problem};
+
+fn weights(rng: &mut Rng, n: usize, k: usize) -> Weights {
+    let raw = to_f32(&rng.bf16s(n * k, 0.2));
+    Weights { seen: raw.clone(), raw }
+}
+
+fn launch(bench: &Bench, problems: &[Problem<'_>], weights: &[Weights]) {
+    let packed: Vec<(View<bf16>, usize)> = problems
+        .iter()
+        .zip(weights)
+        .map(|(p, w)| {
+            let pitch = p.k.next_multiple_of(8);
+            // What lies between k and the pitch must not matter.
+            let mut rows = vec![bf16::NAN; p.n * pitch];
+            for r in 0..p.n {
+                for c in 0..p.k {
+                    rows[r * pitch + c] = bf16::from_f32(w.raw[r * p.k + c]);
+                }
+            }
+            (bench.upload(&rows), pitch)
+        })
+        .collect();
+    let problems: Vec<_> = problems
+        .iter()
+        .zip(&packed)
+        .map(|(p, (values, pitch))| (p.clone(), Bf16Weight { values, pitch: *pitch }))
+        .collect();
+    Bf16Gemm { problems: &problems }.launch(&bench.device, COMPUTE).unwrap();
+}
+
+#[test]
+fn agrees_with_candle_at_tile_edges_and_tails() {
+    let shapes = [
+        [1, 128, 64],
+        [128, 128, 128],
+        [127, 127, 192],
+        [129, 129, 320],
+        [5, 37, 37], // nothing aligned
+        [77, 8, 8],
+        [20, 136, 100],
+    ];
+    for shape in shapes {
+        gemm_cases::plain_store(&launch, &weights, shape);
+    }
+}
+
+#[test]
+fn agrees_with_candle_at_real_widths_one_dimension_at_a_time() {
+    for shape in [[4, 3072, 64], [4, 128, 10240], [77, 768, 64], [1024, 128, 64]] {
+        gemm_cases::plain_store(&launch, &weights, shape);
+    }
+}
+
+#[test]
+fn norm_rope_store_and_gelu_segments_share_a_launch() {
+    gemm_cases::segments(&launch, &weights, emulator());
+}
+
+#[test]
+fn every_epilogue_and_activation() {
+    gemm_cases::epilogues(&launch, &weights);
+}
+
+#[test]
+fn two_problems_in_one_launch_equal_two_launches() {
+    gemm_cases::grouped(&launch, &weights);
+}
+
+#[test]
+fn schedules_and_thread_counts_do_not_change_a_bit() {
+    let want = gemm_cases::segments(&launch, &weights, emulator());
+    for seed in 0..20 {
+        assert_eq!(
+            gemm_cases::segments(&launch, &weights, random_emulator(seed, [1, 2, 4][seed as usize % 3])),
+            want
+        );
+    }
+}
+
+#[test]
+fn refuses_what_it_cannot_take() {
+    let bench = Bench::new(emulator());
+    let (x, w) = (bench.alloc::<bf16>(16 * 64), bench.alloc::<bf16>(64 * 64));
+    let out = bench.alloc::<bf16>(32 * 128);
+    let run = |shape, pitch| {
+        let problem = Problem::simple(&x, shape, None, Activation::None, Epilogue::Store(&out));
+        let problems = [(problem, Bf16Weight { values: &w, pitch })];
+        Bf16Gemm { problems: &problems }.launch(&bench.device, COMPUTE)
+    };
+    assert!(run([16, 64, 64], 64).is_ok());
+    assert!(run([16, 64, 64], 60).unwrap_err().to_string().contains("pitch"));
+    assert!(run([16, 65, 64], 64).unwrap_err().to_string().contains("weight"));
+    assert!(run([17, 64, 64], 64).is_err());
+    assert!(run([16, 64, 60], 64).unwrap_err().to_string().contains("x_pitch"));
+}

@@ -1,0 +1,193 @@
+//! The shapes and epilogues that `nf4_gemm` and `bf16_gemm` share; each test file brings its weights.
+
+use super::*;
+use half::bf16;
+use schnell::device::{Device, View};
+use schnell::kernels::gemm::{Activation, Epilogue, Problem, Segment};
+
+/// `launch(bench, problems, weights as f32 [n, k])` uploads the weights in the kernel's format and launches. It returns
+/// nothing: results are in the problems' destinations. `weights[i]` are already what the kernel will see after
+/// dequantisation and rounding.
+pub type Launch<'a> = &'a dyn Fn(&Bench, &[Problem<'_>], &[Weights]);
+
+/// A weight matrix as the oracle sees it, and the file's values that it came from.
+pub struct Weights {
+    pub raw: Vec<f32>,
+    pub seen: Vec<f32>,
+}
+
+pub fn plain_store(
+    launch: Launch<'_>,
+    make: &dyn Fn(&mut Rng, usize, usize) -> Weights,
+    [m, n, k]: [usize; 3],
+) {
+    let bench = Bench::new(emulator());
+    let mut rng = Rng((m * 31 + n * 7 + k) as u64);
+    let x = rng.bf16s(m * k, 1.0);
+    let pitch = k.next_multiple_of(8);
+    let mut padded = vec![bf16::NAN; m * pitch];
+    for r in 0..m {
+        padded[r * pitch..r * pitch + k].copy_from_slice(&x[r * k..(r + 1) * k]);
+    }
+    let weights = make(&mut rng, n, k);
+    let bias = rng.f32s(n, 0.5);
+    let (x_view, bias_view) = (bench.upload(&padded), bench.upload(&bias));
+    let out = bench.alloc::<bf16>(m * n);
+    let mut problem =
+        Problem::simple(&x_view, [m, n, k], Some(&bias_view), Activation::None, Epilogue::Store(&out));
+    problem.x_pitch = pitch;
+    launch(&bench, &[problem], std::slice::from_ref(&weights));
+    let want = linear(&to_f32(&x), &weights.seen, Some(&bias), [m, n, k]);
+    let plain = rounded(&linear(&to_f32(&x), &weights.seen, None, [m, n, k]));
+    let plain: Vec<f32> = plain.iter().enumerate().map(|(i, v)| round_bf16(v + bias[i % n])).collect();
+    assert_close(&format!("{m} x {n} x {k}"), &to_f32(&bench.download(&out)), &want, &plain);
+}
+
+/// Every epilogue in one matrix: q and k with norm and RoPE, v stored, the rest activated.
+pub fn segments(
+    launch: Launch<'_>,
+    make: &dyn Fn(&mut Rng, usize, usize) -> Weights,
+    device: Device,
+) -> Vec<bf16> {
+    let bench = Bench::new(device);
+    let (m, k, heads) = (150, 128, 2);
+    let d = heads * 128;
+    let n = 3 * d + 136;
+    let mut rng = Rng(5);
+    let x = rng.bf16s(m * k, 1.0);
+    let weights = make(&mut rng, n, k);
+    let bias = rng.f32s(n, 0.5);
+    let (wq, wk) = (rng.f32s(128, 1.5), rng.f32s(128, 1.5));
+    let angles = rng.f32s(m * 64, 3.0);
+    let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
+    let (q, k_out, v) = (bench.alloc::<bf16>(m * d), bench.alloc::<bf16>(m * d), bench.alloc::<bf16>(m * d));
+    let mlp_pitch = 200;
+    let mlp = bench.alloc::<bf16>(m * mlp_pitch);
+    let views = (bench.upload(&x), bench.upload(&bias), bench.upload(&wq), bench.upload(&wk));
+    let (cos_view, sin_view) = (bench.upload(&cos), bench.upload(&sin));
+    let segment =
+        |begin, end, pitch, activation, epilogue| Segment { begin, end, pitch, activation, epilogue };
+    let none = Activation::None;
+    let problem = Problem {
+        x: &views.0,
+        x_pitch: k,
+        m,
+        n,
+        k,
+        bias: Some(&views.1),
+        rope: Some((&cos_view, &sin_view)),
+        norm_eps: 1e-6,
+        segments: vec![
+            segment(0, d, d, none, Epilogue::NormRope { out: &q, weight: &views.2 }),
+            segment(d, 2 * d, d, none, Epilogue::NormRope { out: &k_out, weight: &views.3 }),
+            segment(2 * d, 3 * d, d, none, Epilogue::Store(&v)),
+            segment(3 * d, n, mlp_pitch, Activation::GeluTanh, Epilogue::Store(&mlp)),
+        ],
+    };
+    launch(&bench, &[problem], std::slice::from_ref(&weights));
+    let y = linear(&to_f32(&x), &weights.seen, Some(&bias), [m, n, k]);
+    let columns = |row: usize, begin: usize, end: usize| &y[row * n + begin..row * n + end];
+    let mut every = Vec::new();
+    for (name, view, first, weight) in [("q", &q, 0, &wq), ("k", &k_out, d, &wk)] {
+        let (mut want, mut plain) = (Vec::new(), Vec::new());
+        for row in 0..m {
+            for head in 0..heads {
+                let x = columns(row, first + head * 128, first + head * 128 + 128);
+                let (cos, sin) = (&cos[row * 64..row * 64 + 64], &sin[row * 64..row * 64 + 64]);
+                want.extend(norm_rope(x, weight, cos, sin, 1e-6));
+                plain.extend(rounded(&norm_rope(&rounded(x), weight, cos, sin, 1e-6)));
+            }
+        }
+        assert_close(name, &to_f32(&bench.download(view)), &want, &plain);
+        every.extend(bench.download(view));
+    }
+    let want: Vec<f32> = (0..m).flat_map(|row| columns(row, 2 * d, 3 * d).to_vec()).collect();
+    assert_close("v", &to_f32(&bench.download(&v)), &want, &rounded(&want));
+    let got = bench.download(&mlp);
+    let got: Vec<f32> = (0..m).flat_map(|row| to_f32(&got[row * mlp_pitch..row * mlp_pitch + 136])).collect();
+    let want: Vec<f32> = (0..m).flat_map(|row| columns(row, 3 * d, n).to_vec()).collect();
+    let plain: Vec<f32> = want.iter().map(|v| round_bf16(gelu_tanh(round_bf16(*v)))).collect();
+    let want: Vec<f32> = want.iter().map(|v| gelu_tanh(*v)).collect();
+    assert_close("mlp", &got, &want, &plain);
+    every.extend(bench.download(&v));
+    every
+}
+
+/// Residual, gate, product and f32 epilogues, each activation, at a shape with tails everywhere.
+pub fn epilogues(launch: Launch<'_>, make: &dyn Fn(&mut Rng, usize, usize) -> Weights) {
+    let (m, n, k) = (131, 140, 192);
+    let bench = Bench::new(emulator());
+    let mut rng = Rng(9);
+    let x = rng.bf16s(m * k, 1.0);
+    let weights = make(&mut rng, n, k);
+    let (bias, gate) = (rng.f32s(n, 0.5), rng.f32s(n, 2.0));
+    let (residual, other) = (rng.f32s(m * n, 1.0), rng.bf16s(m * n, 1.0));
+    let x_view = bench.upload(&x);
+    let (bias_view, gate_view) = (bench.upload(&bias), bench.upload(&gate));
+    let y = linear(&to_f32(&x), &weights.seen, Some(&bias), [m, n, k]);
+    let run = |activation, epilogue: Epilogue<'_>| {
+        let problem = Problem::simple(&x_view, [m, n, k], Some(&bias_view), activation, epilogue);
+        launch(&bench, &[problem], std::slice::from_ref(&weights));
+    };
+    let check = |what: &str, got: &[f32], f: &dyn Fn(usize, f32) -> f32| {
+        let want: Vec<f32> = y.iter().enumerate().map(|(i, v)| f(i, *v)).collect();
+        let plain: Vec<f32> = y.iter().enumerate().map(|(i, v)| round_bf16(f(i, round_bf16(*v)))).collect();
+        assert_close(what, got, &want, &plain);
+    };
+
+    let activations: [(Activation, &dyn Fn(f32) -> f32); 4] = [
+        (Activation::GeluTanh, &gelu_tanh),
+        (Activation::QuickGelu, &quick_gelu),
+        (Activation::Silu, &silu),
+        (Activation::GeluErf, &|x| {
+            let x = candle_core::Tensor::new(&[x], &candle_core::Device::Cpu).unwrap();
+            x.gelu_erf().unwrap().to_vec1::<f32>().unwrap()[0]
+        }),
+    ];
+    for (activation, f) in activations {
+        let out = bench.alloc::<f32>(m * n);
+        run(activation, Epilogue::StoreF32(&out));
+        check(&format!("{activation:?}"), &bench.download(&out), &|_, v| f(v));
+    }
+    let out = bench.upload(&residual);
+    run(Activation::None, Epilogue::Add(&out, Some(&gate_view)));
+    check("gated residual", &bench.download(&out), &|i, v| residual[i] + gate[i % n] * v);
+    let out = bench.upload(&residual);
+    run(Activation::None, Epilogue::Add(&out, None));
+    check("residual", &bench.download(&out), &|i, v| residual[i] + v);
+    let out = bench.upload(&other);
+    run(Activation::None, Epilogue::AddBf16(&out, &out));
+    check("bf16 residual", &to_f32(&bench.download(&out)), &|i, v| other[i].to_f32() + v);
+    let (out, factor) = (bench.alloc::<bf16>(m * n), bench.upload(&other));
+    run(Activation::None, Epilogue::MulBf16(&out, &factor));
+    check("product", &to_f32(&bench.download(&out)), &|i, v| other[i].to_f32() * v);
+}
+
+/// Two problems of different height in one launch equal two launches.
+pub fn grouped(launch: Launch<'_>, make: &dyn Fn(&mut Rng, usize, usize) -> Weights) {
+    let bench = Bench::new(emulator());
+    let mut rng = Rng(21);
+    let (n, k) = (256, 64);
+    let rows = [300, 20];
+    let x: Vec<View<bf16>> = rows.iter().map(|m| bench.upload(&rng.bf16s(m * k, 1.0))).collect();
+    let weights = [make(&mut rng, n, k), make(&mut rng, n, k)];
+    let run = |together: bool| -> Vec<Vec<bf16>> {
+        let out: Vec<View<bf16>> = rows.iter().map(|m| bench.alloc::<bf16>(m * n)).collect();
+        let problems: Vec<Problem<'_>> = (0..2)
+            .map(|i| {
+                Problem::simple(&x[i], [rows[i], n, k], None, Activation::None, Epilogue::Store(&out[i]))
+            })
+            .collect();
+        if together {
+            launch(&bench, &problems, &weights);
+        } else {
+            for i in 0..2 {
+                launch(&bench, &problems[i..=i], &weights[i..=i]);
+            }
+        }
+        out.iter().map(|view| bench.download(view)).collect()
+    };
+    let (together, alone) = (run(true), run(false));
+    assert!(together.iter().flatten().all(|v| v.is_finite()));
+    assert_eq!(together, alone);
+}

@@ -1,0 +1,162 @@
+//! `nf4_gemm` against candle's matrix product over dequantised weights.
+
+mod common;
+#[path = "common/gemm_cases.rs"]
+mod gemm_cases;
+use common::*;
+use gemm_cases::Weights;
+use half::bf16;
+use schnell::device::View;
+use schnell::kernels::gemm::{Activation, Epilogue, Problem};
+use schnell::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
+
+/// Values whose NF4 dequantisation is known: code * absmax, so that quantising them gives the codes back.
+fn weights(rng: &mut Rng, n: usize, k: usize) -> Weights {
+    let raw = rng.f32s(n * k, 0.2);
+    let mut seen = vec![0.0; n * k];
+    for (block, out) in raw.chunks(64).zip(seen.chunks_mut(64)) {
+        let (codes, absmax) = quantize_block(block);
+        for (o, c) in out.iter_mut().zip(codes) {
+            *o = round_bf16(code_value(c) * absmax);
+        }
+    }
+    Weights { raw, seen }
+}
+
+const CODE_BITS: [u32; 16] = [
+    0xbf800000, 0xbf3239b1, 0xbf066b30, 0xbeca32a0, 0xbe91a24d, 0xbe3d353f, 0xbdba7871, 0x00000000,
+    0x3da2faff, 0x3e24cae3, 0x3e7c04dd, 0x3ead033a, 0x3ee1a4b8, 0x3f1007ab, 0x3f3913b3, 0x3f800000,
+];
+
+fn code_value(code: u8) -> f32 {
+    f32::from_bits(CODE_BITS[code as usize])
+}
+
+/// Nearest code of each value; which of two equally near ones does not matter here.
+fn quantize_block(block: &[f32]) -> (Vec<u8>, f32) {
+    let absmax = block.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let nearest = |v: &f32| {
+        let x = if absmax > 0.0 { v / absmax } else { 0.0 };
+        (0..16u8).min_by(|a, b| (code_value(*a) - x).abs().total_cmp(&(code_value(*b) - x).abs())).unwrap()
+    };
+    (block.iter().map(nearest).collect(), absmax)
+}
+
+/// Fragment order, from its definition in kernels/nf4_quantize.h.
+fn pack(raw: &[f32], n: usize, k: usize) -> (Vec<u8>, Vec<f32>) {
+    let n_padded = n.next_multiple_of(64);
+    let mut codes = vec![0u8; n_padded * k / 2];
+    let mut scales = vec![0f32; n_padded * k / 64];
+    for row in 0..n {
+        for kb in 0..k / 64 {
+            let (block, absmax) = quantize_block(&raw[row * k + kb * 64..row * k + kb * 64 + 64]);
+            scales[kb * n_padded + row] = absmax;
+            for kk in (0..64).step_by(2) {
+                let (tile, f) = (row / 64, row % 64);
+                let (g, i, h) = (f / 8, f % 8 / 2, f % 2);
+                let (k16, r) = (kk / 16, kk % 16);
+                let (t, q) = (r % 8 / 2, r / 8);
+                let at = ((tile * (k / 64) + kb) * 4 + i) * 512 + (4 * g + t) * 16 + k16 * 4 + q * 2 + h;
+                codes[at] = block[kk] << 4 | block[kk + 1];
+            }
+        }
+    }
+    (codes, scales)
+}
+
+fn launch(bench: &Bench, problems: &[Problem<'_>], weights: &[Weights]) {
+    let packed: Vec<(View<u8>, View<f32>)> = problems
+        .iter()
+        .zip(weights)
+        .map(|(p, w)| {
+            let (codes, absmax) = pack(&w.raw, p.n, p.k);
+            (bench.upload(&codes), bench.upload(&absmax))
+        })
+        .collect();
+    let problems: Vec<_> = problems
+        .iter()
+        .zip(&packed)
+        .map(|(p, (codes, absmax))| (p.clone(), Nf4Weight { codes, absmax }))
+        .collect();
+    Nf4Gemm { problems: &problems }.launch(&bench.device, COMPUTE).unwrap();
+}
+
+#[test]
+fn agrees_with_candle_at_tile_edges_and_tails() {
+    let shapes = [
+        [1, 128, 64],    // one row, one k-step: fewer than stages
+        [128, 128, 128], // exactly one tile, as many k-steps as stages
+        [127, 127, 192],
+        [129, 129, 320],
+        [256, 64, 64], // half a tile of features
+        [33, 8, 64],
+        [300, 200, 128],
+    ];
+    for shape in shapes {
+        gemm_cases::plain_store(&launch, &weights, shape);
+    }
+}
+
+#[test]
+fn agrees_with_candle_at_flux_widths_one_dimension_at_a_time() {
+    for shape in [[4, 3072, 64], [4, 128, 3072], [3, 128, 15360], [1024, 128, 64], [2, 21504, 64]] {
+        gemm_cases::plain_store(&launch, &weights, shape);
+    }
+}
+
+#[test]
+fn norm_rope_store_and_gelu_segments_share_a_launch() {
+    gemm_cases::segments(&launch, &weights, emulator());
+}
+
+#[test]
+fn every_epilogue_and_activation() {
+    gemm_cases::epilogues(&launch, &weights);
+}
+
+#[test]
+fn two_problems_in_one_launch_equal_two_launches() {
+    gemm_cases::grouped(&launch, &weights);
+}
+
+#[test]
+fn schedules_and_thread_counts_do_not_change_a_bit() {
+    let want = gemm_cases::segments(&launch, &weights, emulator());
+    for seed in 0..20 {
+        assert_eq!(
+            gemm_cases::segments(&launch, &weights, random_emulator(seed, [1, 2, 4][seed as usize % 3])),
+            want
+        );
+    }
+}
+
+#[test]
+fn refuses_what_it_cannot_take() {
+    let bench = Bench::new(emulator());
+    let x = bench.alloc::<bf16>(128 * 96);
+    let out = bench.alloc::<bf16>(256 * 256);
+    let (codes, absmax) = (bench.alloc::<u8>(128 * 64), bench.alloc::<f32>(256));
+    let weight = Nf4Weight { codes: &codes, absmax: &absmax };
+    let run =
+        |problem: Problem<'_>| Nf4Gemm { problems: &[(problem, weight)] }.launch(&bench.device, COMPUTE);
+    let simple = |shape| Problem::simple(&x, shape, None, Activation::None, Epilogue::Store(&out));
+    assert!(run(simple([16, 64, 96])).unwrap_err().to_string().contains("no multiple of 64"));
+    assert!(run(simple([0, 64, 64])).is_err());
+    assert!(run(simple([128, 256, 64])).unwrap_err().to_string().contains("codes"));
+    assert!(run(simple([256, 64, 64])).unwrap_err().to_string().contains("`x`"));
+    let mut gap = simple([16, 64, 64]);
+    gap.segments[0].begin = 8;
+    assert!(run(gap).is_err());
+    let heads = Problem {
+        segments: vec![schnell::kernels::gemm::Segment {
+            begin: 0,
+            end: 64,
+            pitch: 64,
+            activation: Activation::None,
+            epilogue: Epilogue::NormRope { out: &out, weight: &absmax },
+        }],
+        ..simple([16, 64, 64])
+    };
+    assert!(run(heads).unwrap_err().to_string().contains("RoPE"));
+    assert!(Nf4Gemm { problems: &[] }.launch(&bench.device, COMPUTE).is_err());
+}
