@@ -6,13 +6,13 @@ Writes, below `--out` (default: this folder; see README.md for the formats):
   <pipe>/cases.json         the cases, their tensors, and torch's own bf16 error for each tensor
   <pipe>/goldens.safetensors, <pipe>/images/<case>.png
   a/mistakes.{json,safetensors}   the same run with one planted mistake each
-  tokens.json, noise.json, nf4.safetensors
+  tokens.json, noise.json, nf4.safetensors, nf4_linears.safetensors
 
 Made with Python 3.11, torch 2.15.0 (CPU build), diffusers 0.42.1, transformers 5.23.0, tokenizers 0.23.3,
 sentencepiece 0.2.3, bitsandbytes 0.50.2, safetensors 0.8.0, numpy 2.4.6, pillow 13.0.0.
 torch 2.12 or newer is needed (bf16 noise). On another CPU the last bits of the f32 goldens may differ.
 
-    python make.py               # about a minute on one core; weights go to a temporary folder
+    python make.py               # half a minute on one core; weights go to a temporary folder
     python make.py --keep DIR    # keeps the complete pipelines, weights included, in DIR/<pipe>
     python make.py --check       # remakes everything elsewhere and compares the bytes with this folder
 """
@@ -26,7 +26,6 @@ import argparse
 import filecmp
 import json
 import logging
-import math
 import shutil
 import tempfile
 import warnings
@@ -90,9 +89,9 @@ def write_json(path: Path, value) -> None:
             return "{\n" + ",\n".join(items) + "\n" + "  " * indent + "}"
         if isinstance(value, list) and any(isinstance(v, (dict, list)) for v in value):
             return "[\n" + ",\n".join(pad + dump(v, indent + 1) for v in value) + "\n" + "  " * indent + "]"
-        return json.dumps(value)
+        return json.dumps(value, ensure_ascii=False)
 
-    path.write_text(dump(value, 0) + "\n")
+    path.write_text(dump(value, 0) + "\n", encoding="utf-8")
 
 
 def stored(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -119,7 +118,7 @@ def make_cases(name: str, full: Path, out: Path) -> dict[str, dict[str, torch.Te
             source = pipelines.load(full, pipelines.SPECS[name].dtype)
             for component in ("transformer", "text_encoder_2"):
                 quantised = getattr(source, component)
-                assert nf4.quantise_linears(quantised) > 10
+                nf4.quantise_linears(quantised)
                 for target in (pipe, pipe16):
                     getattr(target, component).load_state_dict(quantised.state_dict())
         pipes[kind] = (pipe, pipe16)
@@ -129,24 +128,27 @@ def make_cases(name: str, full: Path, out: Path) -> dict[str, dict[str, torch.Te
     for case in CASES[name]:
         pipe, pipe16 = pipes[case.weights]
         golden, image = reference.run(pipe, case)
-        whole, alone = reference.bf16_errors(golden, pipe16, case)
+        for stage, tensor in reference.stagewise(pipe, case, golden).items():
+            assert rel_l2(tensor, golden[stage]) < 1e-6, "stagewise() feeds a network something else than the pipeline"
+        errors = reference.bf16_errors(pipe16, case, golden, image)
         checks.demand(checks.report(pipe, case))
         base = next(c for c in CASES[name] if same_inputs(c, case))
         row = case.to_json()
         if base != case:
             row["base"] = base.name
         noise_tensor = golden["noise"]
-        row["noise"] = {"crc32": noise.crc32(noise_tensor), "first": noise_tensor.flatten()[:16].tolist()}
+        row["noise"] = {"crc32": weights.crc32(noise_tensor), "first": noise_tensor.flatten()[:16].tolist()}
+        row["bf16_image_psnr_db"] = short(errors.image_psnr_db)
         row["tensors"] = {}
         for stage, tensor in golden.items():
             if stage == "noise" or (base != case and torch.equal(tensor, goldens[base.name][stage])):
                 continue  # noise: by crc32; the rest: kept once, under the base case
             tensors[f"{case.name}.{stage}"] = stored(stage, tensor).contiguous()
             row["tensors"][stage] = {"shape": list(tensor.shape)}
-            if stage in whole:
-                row["tensors"][stage]["bf16_rel_l2"] = short(whole[stage])
-            if stage in alone:
-                row["tensors"][stage]["bf16_rel_l2_stage"] = short(alone[stage])
+            if stage in errors.whole:
+                row["tensors"][stage]["bf16_rel_l2"] = short(errors.whole[stage])
+            if stage in errors.alone:
+                row["tensors"][stage]["bf16_rel_l2_stage"] = short(errors.alone[stage])
         goldens[case.name] = golden
         rows.append(row)
         image.save(out / "images" / f"{case.name}.png", optimize=True)
@@ -171,14 +173,16 @@ def check_coverage(name: str, goldens: dict) -> None:
 
 
 def make_mistakes(full: Path, out: Path, golden: dict) -> None:
+    """The case's run with each mistake; its tensors must be unmistakably wrong."""
     case = next(c for c in CASES["a"] if c.name == MISTAKES_CASE)
     pipe = pipelines.load(full, torch.float32)
-    whole, _ = reference.bf16_errors(golden, pipelines.load(full, torch.bfloat16), case)
+    bf16_stages, _ = reference.run(pipelines.load(full, torch.bfloat16), case)
     rows, tensors = [], {}
     for name, meaning, stages in mistakes.plant(pipe, case):
         errors = {}
         for stage, tensor in stages.items():
-            error, tolerance = rel_l2(tensor, golden[stage]), max(2e-2, 2 * whole[stage])
+            error, bf16_error = rel_l2(tensor, golden[stage]), rel_l2(bf16_stages[stage], golden[stage])
+            tolerance = max(2e-2, 2 * bf16_error)
             assert error >= MISTAKE_MARGIN * tolerance, f"{name}: {stage} moves by {error:.4f} only"
             errors[stage] = short(error)
             tensors[f"{name}.{stage}"] = stored(stage, tensor).contiguous()
@@ -207,7 +211,10 @@ def make_tokens(full: dict[str, Path], out: Path) -> None:
         for name, (clip, published, transformers_5, slow) in tokenizers.items():
             ids = published.encode(string).ids
             row[name] = {"clip": clip(string).input_ids, "t5": ids}
-            others = {"t5_transformers": transformers_5(string).input_ids, "t5_sentencepiece": slow.encode(string) + [1]}
+            others = {
+                "t5_transformers": transformers_5(string).input_ids,
+                "t5_sentencepiece": slow.encode(string) + [1],
+            }
             row[name] |= {kind: other for kind, other in others.items() if other != ids}
         rows.append(row)
     assert len(rows) >= 200
@@ -234,16 +241,26 @@ def make(out: Path, keep: Path) -> None:
     make_tokens(full, out)
     write_json(out / "noise.json", {"noise": noise.cases()})
     save_file(nf4.code_cases(), out / "nf4.safetensors")
+    save_file(nf4.serialised_linears(), out / "nf4_linears.safetensors")
+    for file in out.rglob("*.safetensors"):
+        file.chmod(0o644)  # save_file makes them private
 
 
 def check(keep: Path) -> None:
     """Remakes everything in a temporary folder and compares it with this one."""
     with tempfile.TemporaryDirectory() as fresh:
         make(Path(fresh), keep)
-        names = {str(p.relative_to(fresh)) for p in Path(fresh).rglob("*") if p.is_file()}
-        committed = {str(p.relative_to(HERE)) for n in pipelines.SPECS for p in (HERE / n).rglob("*") if p.is_file()}
-        stale = committed - names
-        different = [n for n in sorted(names) if not (HERE / n).exists() or not filecmp.cmp(HERE / n, Path(fresh, n), False)]
+
+        def files(root):
+            return {str(p.relative_to(root)) for p in Path(root).rglob("*") if p.is_file()}
+
+        names = files(fresh)
+        stale = {name for name in files(HERE) if name.split("/")[0] in pipelines.SPECS} - names
+        different = [
+            name
+            for name in sorted(names)
+            if not (HERE / name).exists() or not filecmp.cmp(HERE / name, Path(fresh, name), shallow=False)
+        ]
     if stale or different:
         raise SystemExit(f"different: {different}, not made any more: {sorted(stale)}")
     print(f"{len(names)} files, all identical")

@@ -59,12 +59,13 @@ def image_before_text(pipe):
                 return super().__call__(attn, hidden_states, None, attention_mask, image_rotary_emb)
             image_tokens = hidden_states.shape[1]
 
-            def heads(x):
-                return x.unflatten(-1, (-1, attn.head_dim))
+            def heads(linear, x, norm=lambda x: x):
+                return norm(linear(x).unflatten(-1, (-1, attn.head_dim)))
 
-            query = [attn.norm_q(heads(attn.to_q(hidden_states))), attn.norm_added_q(heads(attn.add_q_proj(encoder_hidden_states)))]
-            key = [attn.norm_k(heads(attn.to_k(hidden_states))), attn.norm_added_k(heads(attn.add_k_proj(encoder_hidden_states)))]
-            value = [heads(attn.to_v(hidden_states)), heads(attn.add_v_proj(encoder_hidden_states))]
+            image, context = hidden_states, encoder_hidden_states
+            query = [heads(attn.to_q, image, attn.norm_q), heads(attn.add_q_proj, context, attn.norm_added_q)]
+            key = [heads(attn.to_k, image, attn.norm_k), heads(attn.add_k_proj, context, attn.norm_added_k)]
+            value = [heads(attn.to_v, image), heads(attn.add_v_proj, context)]
             query, key, value = (torch.cat(x, dim=1) for x in (query, key, value))
             query = transformer_flux.apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
             key = transformer_flux.apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)

@@ -21,15 +21,12 @@ def round_trip(weight: torch.Tensor) -> torch.Tensor:
     return bnb.dequantize_4bit(packed.reshape(-1, 1), state).reshape(weight.shape).to(torch.bfloat16)
 
 
-def quantise_linears(model: torch.nn.Module) -> int:
-    """Replaces every Linear weight whose rows are whole quant blocks; returns how many."""
-    count = 0
+def quantise_linears(model: torch.nn.Module) -> None:
+    """Replaces every Linear weight by its round trip."""
     for module in model.modules():
-        if isinstance(module, torch.nn.Linear) and module.in_features % BLOCK == 0:
-            weight = module.weight.data
-            module.weight.data = round_trip(weight).to(weight.dtype)
-            count += 1
-    return count
+        if isinstance(module, torch.nn.Linear):
+            assert module.in_features % BLOCK == 0, "the fixtures' Linears all hold whole quant blocks per row"
+            module.weight.data = round_trip(module.weight.data).to(module.weight.dtype)
 
 
 def code_cases() -> dict[str, torch.Tensor]:
@@ -63,4 +60,22 @@ def code_cases() -> dict[str, torch.Tensor]:
             f"{name}.absmax": absmax.clone(),
             f"{name}.dequantised": round_trip(weight),
         }
+    return tensors
+
+
+def serialised_linears() -> dict[str, torch.Tensor]:
+    """One Linear as prequantised checkpoints hold it, with f32 and with double-quantised absmax.
+
+    Keys are the checkpoint's own (`plain.weight`, `plain.weight.absmax`, ...), plus `<name>.dequantised`, the
+    bf16 weights both must give. 384 quant blocks: the nested absmax has a full group of 256 and a partial one.
+    """
+    generator = torch.Generator().manual_seed(5)
+    weight = (torch.randn(192, 128, generator=generator) * 0.05).to(torch.bfloat16)
+    tensors = {}
+    for name, nested in (("plain", False), ("nested", True)):
+        packed, state = bnb.quantize_4bit(weight, blocksize=BLOCK, quant_type="nf4", compress_statistics=nested)
+        tensors[f"{name}.weight"] = packed
+        tensors |= {f"{name}.weight.{key}": value.clone() for key, value in state.as_dict(packed=True).items()}
+        state.dtype = torch.float32
+        tensors[f"{name}.dequantised"] = bnb.dequantize_4bit(packed, state).to(torch.bfloat16)
     return tensors

@@ -1,9 +1,9 @@
 """Initial noise as torch's CPU generator draws it, in the three rules a caller can ask for."""
 
-import zlib
-
 import numpy as np
 import torch
+
+from .weights import crc32
 
 SEEDS = (0, 1, 42, 1234567, 2**31, 2**32 - 1, 2**32 + 42, 2**63 - 1)
 # (width, height) in pixels; latents are [1, 16, height / 8, width / 8].
@@ -45,11 +45,6 @@ def draw(seed: int, shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
     assert torch.equal(bf16, f32.to(torch.bfloat16)), "torch before 2.12 draws the legacy bf16 noise"
     legacy = torch.from_numpy(bf16_legacy(seed, f32.numel())).reshape(shape).to(torch.bfloat16)
     return {"f32": f32, "bf16": bf16, "bf16-legacy": legacy}
-
-
-def crc32(tensor: torch.Tensor) -> str:
-    tensor = tensor.contiguous()
-    return f"{zlib.crc32(tensor.view(torch.uint8).numpy().tobytes()):08x}"
 
 
 def cases() -> list[dict]:

@@ -145,10 +145,25 @@ def stagewise(pipe: FluxPipeline, case: Case, golden: dict[str, torch.Tensor]) -
     return out
 
 
-def bf16_errors(golden: dict, pipe16: FluxPipeline, case: Case) -> tuple[dict[str, float], dict[str, float]]:
-    """torch's own bf16 error: of the pipeline end to end, and of each network on golden inputs."""
-    stages, _ = run(pipe16, case)
+def psnr_db(image: Image.Image, golden: Image.Image) -> float:
+    difference = np.asarray(image, dtype=np.float64) - np.asarray(golden, dtype=np.float64)
+    return float(10 * np.log10(255**2 / (difference**2).mean()))
+
+
+@dataclass(frozen=True)
+class Bf16Errors:
+    """torch's own bf16 error: of the pipeline end to end, of each network on golden inputs, of the image."""
+
+    whole: dict[str, float]
+    alone: dict[str, float]
+    image_psnr_db: float
+
+
+def bf16_errors(pipe16: FluxPipeline, case: Case, golden: dict, golden_image: Image.Image) -> Bf16Errors:
+    stages, image = run(pipe16, case)
     skip = ("tokens_clip", "tokens_t5", "sigmas")
-    whole = {name: rel_l2(stages[name], golden[name]) for name in golden if name not in skip}
-    alone = {name: rel_l2(value, golden[name]) for name, value in stagewise(pipe16, case, golden).items()}
-    return whole, alone
+    return Bf16Errors(
+        whole={name: rel_l2(stages[name], golden[name]) for name in golden if name not in skip},
+        alone={name: rel_l2(value, golden[name]) for name, value in stagewise(pipe16, case, golden).items()},
+        image_psnr_db=psnr_db(image, golden_image),
+    )

@@ -53,7 +53,9 @@ def corpus(seed: int) -> list[str]:
             line += f" and {rng.choice(['a', 'the', 'two', '3', '12'])} {rng.choice(adjectives)} {rng.choice(nouns)}s"
         line += f" {rng.choice(places)} with {rng.choice(invented)} {rng.choice(invented)}"
         if rng.random() < 0.2:
-            line += rng.choice([", 8k, highly detailed", "; it's what they've seen", " (don't stop!)", ' with a sign "hello world"'])
+            line += rng.choice(
+                [", 8k, highly detailed", "; it's what they've seen", " (don't stop!)", ' with a sign "hello world"']
+            )
         lines.append(line)
         if rng.random() < 0.3:
             lines.append(rng.choice(foreign))

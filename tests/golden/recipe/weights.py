@@ -8,6 +8,7 @@ implementations that follow the same order agree in every bit.
 import json
 import math
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,11 @@ def generate(key: str, shape, dtype: torch.dtype, scale: float, mean: float) -> 
     values = np.float32(mean) + np.float32(scale) * r
     assert values.dtype == np.float32
     return torch.from_numpy(values).reshape(tuple(shape)).to(dtype)
+
+
+def crc32(tensor: torch.Tensor) -> str:
+    """Of the little-endian bytes, as they lie in a safetensors file."""
+    return f"{zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()):08x}"
 
 
 class Rules:
@@ -105,6 +111,7 @@ def manifest(pipe_name: str, folder: Path, recipes: dict) -> list[dict]:
                             "dtype": DTYPES[tensor.dtype],
                             "scale": scale,
                             "mean": mean,
+                            "crc32": crc32(tensor),
                         }
                     )
         assert {e["name"] for e in entries if e["file"].startswith(component + "/")} == set(recipes[component])
