@@ -1,0 +1,1 @@
+"""The parts of the fixture recipe; `../make.py` runs them in order."""

@@ -1,0 +1,81 @@
+"""NF4 by bitsandbytes (CPU): the reference for quantised pipelines and for the code tests."""
+
+import bitsandbytes.functional as bnb
+import torch
+
+BLOCK = 64
+
+
+def quantise(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, "bnb.QuantState"]:
+    """Returns (packed codes [n/2], f32 absmax [n/64], state)."""
+    packed, state = bnb.quantize_4bit(
+        weight.contiguous(), blocksize=BLOCK, quant_type="nf4", compress_statistics=False
+    )
+    return packed.flatten(), state.absmax, state
+
+
+def round_trip(weight: torch.Tensor) -> torch.Tensor:
+    """`bf16(code * absmax)`: one rounding, from f32, whatever the weight's own dtype."""
+    packed, _, state = quantise(weight)
+    state.dtype = torch.float32
+    return bnb.dequantize_4bit(packed.reshape(-1, 1), state).reshape(weight.shape).to(torch.bfloat16)
+
+
+def quantise_linears(model: torch.nn.Module) -> None:
+    """Replaces every Linear weight by its round trip."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            assert module.in_features % BLOCK == 0, "the fixtures' Linears all hold whole quant blocks per row"
+            module.weight.data = round_trip(module.weight.data).to(module.weight.dtype)
+
+
+def code_cases() -> dict[str, torch.Tensor]:
+    """Four small matrices with everything a quantiser can get wrong, weights, codes and absmax."""
+    generator = torch.Generator().manual_seed(4)
+    code = bnb.get_4bit_type("nf4", device="cpu", blocksize=BLOCK).float()
+    thresholds = (code[1:].double() + code[:-1].double()) / 2
+
+    gaussian = torch.randn(64, 64, generator=generator)
+    zero_block = torch.randn(8, 128, generator=generator) * 0.02
+    zero_block.view(-1, BLOCK)[5] = 0.0
+    # absmax 1 makes the normalised value the weight itself; rows sit on, just below and just above.
+    on = thresholds.float()
+    rows = torch.stack([on, torch.nextafter(on, torch.tensor(-2.0)), torch.nextafter(on, torch.tensor(2.0))])
+    threshold = torch.zeros(6, BLOCK)
+    threshold[:3, :15] = rows
+    threshold[3:, :15] = rows
+    threshold[:3, 15] = 1.0
+    threshold[3:, 15] = -1.0
+    threshold[:, 16:32] = code
+    bfloat = (torch.randn(16, 192, generator=generator) * 3).to(torch.bfloat16)
+
+    tensors = {}
+    for name, weight in {
+        "gaussian": gaussian, "zero_block": zero_block, "threshold": threshold, "bfloat": bfloat
+    }.items():
+        packed, absmax, _ = quantise(weight)
+        tensors |= {
+            f"{name}.weight": weight.clone(),
+            f"{name}.packed": packed.clone(),
+            f"{name}.absmax": absmax.clone(),
+            f"{name}.dequantised": round_trip(weight),
+        }
+    return tensors
+
+
+def serialised_linears() -> dict[str, torch.Tensor]:
+    """One Linear as prequantised checkpoints hold it, with f32 and with double-quantised absmax.
+
+    Keys are the checkpoint's own (`plain.weight`, `plain.weight.absmax`, ...), plus `<name>.dequantised`, the
+    bf16 weights both must give. 384 quant blocks: the nested absmax has a full group of 256 and a partial one.
+    """
+    generator = torch.Generator().manual_seed(5)
+    weight = (torch.randn(192, 128, generator=generator) * 0.05).to(torch.bfloat16)
+    tensors = {}
+    for name, nested in (("plain", False), ("nested", True)):
+        packed, state = bnb.quantize_4bit(weight, blocksize=BLOCK, quant_type="nf4", compress_statistics=nested)
+        tensors[f"{name}.weight"] = packed
+        tensors |= {f"{name}.weight.{key}": value.clone() for key, value in state.as_dict(packed=True).items()}
+        state.dtype = torch.float32
+        tensors[f"{name}.dequantised"] = bnb.dequantize_4bit(packed, state).to(torch.bfloat16)
+    return tensors
