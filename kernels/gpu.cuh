@@ -27,6 +27,8 @@
 #define GPU_CONSTEXPR constexpr __host__ __device__   // for constants as well
 #define GPU_UNROLL _Pragma("unroll")
 #define GPU_NO_UNROLL _Pragma("unroll 1")
+#define GPU_PRAGMA(text) _Pragma(#text)
+#define GPU_UNROLL_BY(n) GPU_PRAGMA(unroll(n))
 #else
 #include <math.h>
 #include <string.h>
@@ -35,6 +37,7 @@
 #define GPU_CONSTEXPR constexpr
 #define GPU_UNROLL
 #define GPU_NO_UNROLL
+#define GPU_UNROLL_BY(n)
 struct alignas(8) uint2 { uint32_t x, y; };
 struct alignas(16) uint4 { uint32_t x, y, z, w; };
 struct alignas(8) float2 { float x, y; };
@@ -297,7 +300,8 @@ template <int LANES = 32> GPU_FN float warp_max(float v) {
 
 GPU_FN float silu(float x) { return x / (1.0f + exp_exact(-x)); }
 GPU_FN float quick_gelu(float x) { return x / (1.0f + exp_exact(-1.702f * x)); }
-GPU_FN float gelu_tanh(float x) { return 0.5f * x * (1.0f + tanh_exact(0.7978845608028654f * (x + 0.044715f * x * x * x))); }
+// 0.5 x (1 + tanh u) = x sigmoid(2 u): no tanh, whose expansion cost the GEMM's epilogue registers it did not have.
+GPU_FN float gelu_tanh(float x) { return x / (1.0f + exp_exact(-1.5957691216057308f * (x + 0.044715f * x * x * x))); }
 GPU_FN float gelu_erf(float x) { return 0.5f * x * (1.0f + erf_exact(x * 0.7071067811865476f)); }
 
 } // namespace gpu

@@ -2,6 +2,15 @@
 //! `scripts/bless-abi` writes this file anew.
 #![allow(missing_docs, non_camel_case_types, non_upper_case_globals, clippy::all)]
 
+pub const ATTENTION_BLOCK_Q: u32 = 64;
+pub const ATTENTION_D64_THREADS: u32 = 128;
+pub const ATTENTION_D64_SMEM_BYTES: u32 = 40960;
+pub const ATTENTION_D128_THREADS: u32 = 128;
+pub const ATTENTION_D128_SMEM_BYTES: u32 = 81920;
+pub const ATTENTION_D256_THREADS: u32 = 128;
+pub const ATTENTION_D256_SMEM_BYTES: u32 = 65536;
+pub const ATTENTION_D512_THREADS: u32 = 256;
+pub const ATTENTION_D512_SMEM_BYTES: u32 = 98304;
 pub const GEMM_BLOCK_N: u32 = 128;
 pub const GEMM_BLOCK_M: u32 = 128;
 pub const GEMM_BLOCK_K: u32 = 64;
@@ -28,6 +37,65 @@ pub const EULER_STEP_SMEM_BYTES: u32 = 0;
 pub const NF4_GEMM_STAGES: u32 = 2;
 pub const NF4_GEMM_SMEM_BYTES: u32 = 45056;
 pub type bf16_bits = u16;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct attention_params {
+    pub q: u64,
+    pub k: u64,
+    pub v: u64,
+    pub out: u64,
+    pub bias: u64,
+    pub q_pitch: i64,
+    pub k_pitch: i64,
+    pub v_pitch: i64,
+    pub out_pitch: i64,
+    pub q_head_stride: i32,
+    pub k_head_stride: i32,
+    pub v_head_stride: i32,
+    pub out_head_stride: i32,
+    pub q_len: i32,
+    pub kv_len: i32,
+    pub head_dim: i32,
+    pub bias_len: i32,
+    pub causal: i32,
+    pub softmax_scale: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of attention_params"][::std::mem::size_of::<attention_params>() - 112usize];
+    ["Alignment of attention_params"][::std::mem::align_of::<attention_params>() - 8usize];
+    ["Offset of field: attention_params::q"][::std::mem::offset_of!(attention_params, q) - 0usize];
+    ["Offset of field: attention_params::k"][::std::mem::offset_of!(attention_params, k) - 8usize];
+    ["Offset of field: attention_params::v"][::std::mem::offset_of!(attention_params, v) - 16usize];
+    ["Offset of field: attention_params::out"][::std::mem::offset_of!(attention_params, out) - 24usize];
+    ["Offset of field: attention_params::bias"][::std::mem::offset_of!(attention_params, bias) - 32usize];
+    ["Offset of field: attention_params::q_pitch"]
+        [::std::mem::offset_of!(attention_params, q_pitch) - 40usize];
+    ["Offset of field: attention_params::k_pitch"]
+        [::std::mem::offset_of!(attention_params, k_pitch) - 48usize];
+    ["Offset of field: attention_params::v_pitch"]
+        [::std::mem::offset_of!(attention_params, v_pitch) - 56usize];
+    ["Offset of field: attention_params::out_pitch"]
+        [::std::mem::offset_of!(attention_params, out_pitch) - 64usize];
+    ["Offset of field: attention_params::q_head_stride"]
+        [::std::mem::offset_of!(attention_params, q_head_stride) - 72usize];
+    ["Offset of field: attention_params::k_head_stride"]
+        [::std::mem::offset_of!(attention_params, k_head_stride) - 76usize];
+    ["Offset of field: attention_params::v_head_stride"]
+        [::std::mem::offset_of!(attention_params, v_head_stride) - 80usize];
+    ["Offset of field: attention_params::out_head_stride"]
+        [::std::mem::offset_of!(attention_params, out_head_stride) - 84usize];
+    ["Offset of field: attention_params::q_len"][::std::mem::offset_of!(attention_params, q_len) - 88usize];
+    ["Offset of field: attention_params::kv_len"][::std::mem::offset_of!(attention_params, kv_len) - 92usize];
+    ["Offset of field: attention_params::head_dim"]
+        [::std::mem::offset_of!(attention_params, head_dim) - 96usize];
+    ["Offset of field: attention_params::bias_len"]
+        [::std::mem::offset_of!(attention_params, bias_len) - 100usize];
+    ["Offset of field: attention_params::causal"]
+        [::std::mem::offset_of!(attention_params, causal) - 104usize];
+    ["Offset of field: attention_params::softmax_scale"]
+        [::std::mem::offset_of!(attention_params, softmax_scale) - 108usize];
+};
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct gemm_segment {

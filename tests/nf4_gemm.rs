@@ -142,7 +142,7 @@ fn refuses_what_it_cannot_take() {
     let simple = |shape| Problem::simple(&x, shape, None, Activation::None, Epilogue::Store(&out));
     assert!(run(simple([16, 64, 96])).unwrap_err().to_string().contains("no multiple of 64"));
     assert!(run(simple([0, 64, 64])).is_err());
-    assert!(run(simple([128, 256, 64])).unwrap_err().to_string().contains("codes"));
+    assert!(run(simple([128, 320, 64])).unwrap_err().to_string().contains("codes"));
     assert!(run(simple([256, 64, 64])).unwrap_err().to_string().contains("`x`"));
     let mut gap = simple([16, 64, 64]);
     gap.segments[0].begin = 8;

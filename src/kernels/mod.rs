@@ -9,6 +9,7 @@
 //! checked against the extent that the kernel touches for the given shapes, views keep their memory alive, and memory
 //! is freed only after the streams have drained.
 
+pub mod attention;
 pub mod bf16_gemm;
 pub mod conv2d;
 pub mod euler_step;
