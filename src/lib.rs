@@ -1,3 +1,4 @@
 //! x
+pub mod config;
 pub mod error;
 pub use error::{Error, Result};
