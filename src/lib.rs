@@ -1,4 +1,5 @@
 //! x
 pub mod config;
 pub mod error;
+pub mod weights;
 pub use error::{Error, Result};
