@@ -1,5 +1,6 @@
 //! x
 pub mod config;
 pub mod error;
+pub mod sampling;
 pub mod weights;
 pub use error::{Error, Result};
