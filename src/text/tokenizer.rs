@@ -318,8 +318,8 @@ fn clip_from_files(
         Split::new(pieces, SplitDelimiterBehavior::Removed, true).map_err(wrong)?.into(),
         ByteLevel::default().add_prefix_space(false).into(),
     ])));
-    // A token written as a plain string is matched in the normalised text: `<|ENDOFTEXT|>` counts as one.
-    let defaults = [bos, eos, unk, pad].map(|token| AddedToken::from(token.as_str(), true).normalized(true));
+    // Matched in the prompt as written: `<|ENDOFTEXT|>` is just characters.
+    let defaults = [bos, eos, unk, pad].map(|token| AddedToken::from(token.as_str(), true).normalized(false));
     settings.add_to(&mut tokenizer, defaults.to_vec())?;
     let with_id = |token: &str| {
         let id = tokenizer.token_to_id(token);
@@ -332,7 +332,7 @@ fn clip_from_files(
     Ok(tokenizer)
 }
 
-/// Source: transformers `SpmConverter` and `T5Converter`.
+/// Source: transformers 4 `SpmConverter` and `T5Converter`, which made the published tokenizer.json.
 fn t5_from_file(path: &Path, settings: &Settings, eos: &str) -> Result<Tokenizer> {
     let wrong = |e: tokenizers::Error| Error::weights(path, format!("{e}"));
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
@@ -353,7 +353,7 @@ fn t5_from_file(path: &Path, settings: &Settings, eos: &str) -> Result<Tokenizer
     let extra_ids = settings.config["extra_ids"].as_u64().unwrap_or(100).min(1 << 16);
     for k in (0..extra_ids).rev() {
         let sentinel = format!("<extra_id_{k}>");
-        special.push(AddedToken::from(sentinel.as_str(), true).lstrip(true).rstrip(true).normalized(false));
+        special.push(AddedToken::from(sentinel.as_str(), true).normalized(false));
         vocab.push((sentinel, 0.0));
     }
     let unigram =
@@ -365,11 +365,10 @@ fn t5_from_file(path: &Path, settings: &Settings, eos: &str) -> Result<Tokenizer
     normalizers.push(Strip::new(false, true).into());
     normalizers.push(Replace::new(regex(" {2,}"), "\u{2581}").map_err(wrong)?.into());
     tokenizer.with_normalizer(Some(Normalizers::new(normalizers)));
-    let prepend = match settings.config["legacy"].as_bool() {
-        Some(false) => PrependScheme::First,
-        _ => PrependScheme::Always,
-    };
-    tokenizer.with_pre_tokenizer(Some(PreTokenizerWrapper::from(Metaspace::new('\u{2581}', prepend, true))));
+    // "First" as in the published tokenizer.json: a word right after a special token inside the prompt gets no space
+    // before it. Newer converters say "always"; without special tokens in prompts there is no difference.
+    let metaspace = Metaspace::new('\u{2581}', PrependScheme::First, true);
+    tokenizer.with_pre_tokenizer(Some(PreTokenizerWrapper::from(metaspace)));
     settings.add_to(&mut tokenizer, special)?;
     let eos_id = tokenizer
         .token_to_id(eos)
