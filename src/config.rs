@@ -223,8 +223,8 @@ impl PipelineConfig {
         check_model_index(dir)?;
         let config = PipelineConfig {
             flux: FluxConfig::read(&dir.join("transformer/config.json"))?,
-            t5: T5Config::read(&dir.join("text_encoder_2/config.json"))?,
             clip: ClipConfig::read(&dir.join("text_encoder/config.json"))?,
+            t5: T5Config::read(&dir.join("text_encoder_2/config.json"))?,
             vae: VaeConfig::read(&dir.join("vae/config.json"))?,
             scheduler: SchedulerConfig::read(&dir.join("scheduler/scheduler_config.json"))?,
         };
