@@ -81,7 +81,7 @@ fn dynamic_shift_is_that_of_dev() {
     close(&four, &[1.0, 0.904_530_8, 0.759_510_9, 0.512_844_1, 0.0]);
     let many = sigmas(&config, 28, 4096).unwrap();
     close(&many[..4], &[1.0, 0.988_408_6, 0.976_222_5, 0.963_394_4]);
-    close(&many[26..], &[0.195_454_6, 0.104_721_0, 0.0]);
+    close(&many[26..], &[0.195_454_6, 0.104_721, 0.0]);
 }
 
 #[test]
@@ -152,14 +152,14 @@ fn noise_starts_and_ends_as_recorded() {
 
     assert_eq!(noise(NoiseKind::Bf16, 0, &[64])[..4], [-1.125, -1.15625, -0.25, -0.43359375]);
     assert_eq!(noise(NoiseKind::Bf16, 42, &[64])[..4], [1.9296875, 1.484375, 0.90234375, -2.109375]);
-    assert_eq!(noise(NoiseKind::Bf16Legacy, 0, &[64])[..4], [1.4609375, 0.291015625, 0.9609375, 1.5703125]);
+    assert_eq!(noise(NoiseKind::Bf16Legacy, 0, &[64])[..4], [1.4609375, 0.291_015_63, 0.9609375, 1.5703125]);
     assert_eq!(noise(NoiseKind::Bf16Legacy, 42, &[64])[..4], [-0.80859375, -1.53125, 0.40625, 0.171875]);
 }
 
 #[test]
 fn fewer_than_16_values_take_the_scalar_path() {
     let expected =
-        [1.54099607, -0.293428898, -2.17878938, 0.568431258, -1.08452237, -1.39859545, 0.403346837f32];
+        [1.540_996_1, -0.293_428_9, -2.178_789_4, 0.568_431_26, -1.084_522_4, -1.398_595_5, 0.403_346_84f32];
     assert_eq!(noise(NoiseKind::F32, 0, &[7]), expected);
     let rounded = expected.map(|v| half::bf16::from_f32(v).to_f32());
     assert_eq!(noise(NoiseKind::Bf16, 0, &[7]), rounded);
