@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use schnell::Error;
 use schnell::config::ClipPooling;
 use schnell::text::tokenizer::{ClipTokenizer, T5Tokenizer, Tokens};
+use schnell::weights::SafeTensors;
 
 fn golden(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)
@@ -66,6 +67,40 @@ fn t5_from_tokenizer_json_equals_transformers() {
 fn t5_from_spiece_equals_transformers() {
     let tokenizer = t5("b");
     check_goldens("t5", |text, len| tokenizer.encode(text, len).unwrap(), "b");
+}
+
+/// What diffusers fed its encoders: cut and padded.
+#[test]
+fn padded_ids_equal_what_diffusers_used() {
+    for pipeline in ["a", "b"] {
+        let (clip, t5) = (clip(pipeline), t5(pipeline));
+        let cases: serde_json::Value =
+            serde_json::from_slice(&fs::read(golden(&format!("{pipeline}/cases.json"))).unwrap()).unwrap();
+        let goldens = SafeTensors::open(&golden(&format!("{pipeline}/goldens.safetensors"))).unwrap();
+        let recorded = |case: &str, stage: &str| -> Option<Vec<u32>> {
+            let info = goldens.get(&format!("{case}.{stage}"))?;
+            let mut bytes = vec![0; info.bytes as usize];
+            info.read_at(0, &mut bytes).unwrap();
+            Some(bytes.as_chunks::<4>().0.iter().map(|&id| u32::from_le_bytes(id)).collect())
+        };
+        let mut checked = 0;
+        for case in cases["cases"].as_array().unwrap() {
+            let name = case["name"].as_str().unwrap();
+            let prompt = case["prompt"].as_str().unwrap();
+            let prompt_2 = case["prompt_2"].as_str().unwrap_or(prompt);
+            let t5_length = case["t5_length"].as_u64().unwrap() as usize;
+            // Variants of a case keep only the stages that differ.
+            if let Some(ids) = recorded(name, "tokens_clip") {
+                assert_eq!(clip.encode(prompt, 77).unwrap().ids, ids, "{name}, CLIP");
+                checked += 1;
+            }
+            if let Some(ids) = recorded(name, "tokens_t5") {
+                assert_eq!(t5.encode(prompt_2, t5_length).unwrap().ids, ids, "{name}, T5");
+                checked += 1;
+            }
+        }
+        assert!(checked >= 8, "{pipeline}: only {checked} checked");
+    }
 }
 
 /// The published vocabularies: ids recorded with transformers.
