@@ -10,6 +10,7 @@ use schnell::sampling::{
     Generator, NoiseKind, TimeRounding, guidance_embedding, noise, pack, rope_tables, schnell_sigmas, sigmas,
     t5_bucket, timestep_embedding, unpack,
 };
+use schnell::weights::SafeTensors;
 
 // ---- sigmas ----------------------------------------------------------------------------------------------
 
@@ -135,6 +136,30 @@ fn noise_equals_the_goldens() {
             let bytes = if kind == NoiseKind::F32 { f32_bytes(&values) } else { bf16_bytes(&values) };
             let crc = format!("{:08x}", crc32(&bytes));
             assert_eq!(crc, row[name]["crc32"].as_str().unwrap(), "{name}, seed {seed}, {shape:?}");
+        }
+    }
+}
+
+/// What diffusers fed its transformer: noise packed into tokens, and the sigmas.
+#[test]
+fn packed_noise_and_sigmas_equal_what_diffusers_used() {
+    for pipeline in ["a", "b"] {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(pipeline);
+        let cases: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(dir.join("cases.json")).unwrap()).unwrap();
+        let goldens = SafeTensors::open(&dir.join("goldens.safetensors")).unwrap();
+        for case in cases["cases"].as_array().unwrap() {
+            let name = case["name"].as_str().unwrap();
+            let number = |key: &str| case[key].as_u64().unwrap();
+            let (height, width) = (number("height") as usize / 8, number("width") as usize / 8);
+            let latents = noise(NoiseKind::F32, number("seed"), &[1, 16, height, width]);
+            let tokens = pack(&latents, 16, height, width).unwrap();
+            let crc = format!("{:08x}", crc32(&f32_bytes(&tokens)));
+            assert_eq!(crc, case["noise"]["crc32"].as_str().unwrap(), "{name}");
+            // Variants of a case keep only the stages that differ.
+            if let Some(sigmas) = goldens.get(&format!("{name}.sigmas")) {
+                assert_eq!(schnell_sigmas(number("steps") as usize), sigmas.read_f32().unwrap(), "{name}");
+            }
         }
     }
 }
