@@ -347,7 +347,7 @@ impl PipelineConfig {
 
 // ---- model_index.json ------------------------------------------------------------------------------------
 
-/// Component, the classes this crate stands in for, and the folder's name being the component's.
+/// Each component and the classes that this crate stands in for.
 const COMPONENTS: [(&str, &[&str]); 7] = [
     ("transformer", &["FluxTransformer2DModel"]),
     ("text_encoder", &["CLIPTextModel"]),
