@@ -1,0 +1,3 @@
+//! From words to numbers the image model understands.
+
+pub mod tokenizer;

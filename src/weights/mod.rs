@@ -1,0 +1,205 @@
+//! Where tensors come from: the safetensors files of a diffusers-layout folder, opened, and checked against the
+//! list of what the networks need before a byte of theirs is read.
+//!
+//! Reading order: [`inventory`] says which tensors there must be, [`safetensors`] finds and reads them,
+//! [`Source`] here joins the two, [`convert`] turns stored numbers into f32 and bf16, and [`nf4`] is the 4-bit
+//! format as the host computes it: the reference for the kernels.
+//!
+//! ```no_run
+//! use schnell::{config::PipelineConfig, weights::{Part, Source}};
+//! # fn main() -> schnell::Result<()> {
+//! let dir = std::path::Path::new("FLUX.1-schnell");
+//! let source = Source::open(dir, &PipelineConfig::open(dir)?)?;
+//! let weight = source.tensor(Part::Transformer, "x_embedder.weight")?;
+//! let mut row = vec![0; weight.row_bytes()];
+//! weight.read_at(0, &mut row)?;
+//! # Ok(()) }
+//! ```
+//!
+//! Files are read by `pread`, never mapped: a mapped file that shrinks kills the process, and pages of a mapping
+//! count as ours. Left out so far: checkpoints that come already quantised (refused by name), single-file
+//! layouts.
+
+pub mod convert;
+pub mod inventory;
+pub mod nf4;
+pub mod safetensors;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::config::PipelineConfig;
+use crate::{Error, Result};
+
+pub use self::inventory::{Needed, parameters};
+pub use self::safetensors::{Component, Dtype, SafeTensors, TensorInfo};
+
+/// A network with weights of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// The FLUX transformer.
+    Transformer,
+    /// The T5 encoder.
+    T5,
+    /// The CLIP text encoder.
+    Clip,
+    /// The VAE's decoder.
+    Vae,
+}
+
+impl Part {
+    /// All parts, biggest first.
+    pub const ALL: [Part; 4] = [Part::Transformer, Part::T5, Part::Clip, Part::Vae];
+
+    /// The folder of this part in the diffusers layout.
+    pub fn folder(self) -> &'static str {
+        match self {
+            Part::Transformer => "transformer",
+            Part::T5 => "text_encoder_2",
+            Part::Clip => "text_encoder",
+            Part::Vae => "vae",
+        }
+    }
+
+    /// The stem of this part's weight files: diffusers and transformers name theirs differently.
+    pub fn stem(self) -> &'static str {
+        match self {
+            Part::Transformer | Part::Vae => "diffusion_pytorch_model",
+            Part::T5 | Part::Clip => "model",
+        }
+    }
+
+    /// The tensors that this part needs.
+    pub fn inventory(self, config: &PipelineConfig) -> Vec<Needed> {
+        match self {
+            Part::Transformer => inventory::transformer(&config.flux),
+            Part::T5 => inventory::t5(&config.t5),
+            Part::Clip => inventory::clip(&config.clip),
+            Part::Vae => inventory::vae_decoder(&config.vae),
+        }
+    }
+}
+
+impl std::fmt::Display for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Part::Transformer => "transformer",
+            Part::T5 => "t5",
+            Part::Clip => "clip",
+            Part::Vae => "vae",
+        })
+    }
+}
+
+/// All tensors of a model, each found and checked, under the names of the inventory whatever the files call them.
+#[derive(Debug)]
+pub struct Source {
+    dir: PathBuf,
+    tensors: [BTreeMap<String, TensorInfo>; 4],
+}
+
+impl Source {
+    /// Opens the four components of the diffusers-layout folder `dir` and checks that every needed tensor is
+    /// there with the shape that `config` asks for, in F32, BF16 or F16. Reads headers only.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Weights`] or [`Error::Unsupported`]: the first problem found, with a count of
+    /// further ones.
+    pub fn open(dir: &Path, config: &PipelineConfig) -> Result<Self> {
+        let mut problems = Vec::new();
+        let mut tensors = [const { BTreeMap::new() }; 4];
+        for part in Part::ALL {
+            let component = match Component::open(&dir.join(part.folder()), part.stem()) {
+                Ok(component) => component,
+                Err(problem) => {
+                    problems.push(problem);
+                    continue;
+                }
+            };
+            for needed in part.inventory(config) {
+                match find(&component, &needed) {
+                    Ok(info) => drop(tensors[part as usize].insert(needed.name, info)),
+                    Err(problem) => problems.push(problem),
+                }
+            }
+        }
+        match first_of(problems) {
+            Some(problem) => Err(problem),
+            None => Ok(Source { dir: dir.to_path_buf(), tensors }),
+        }
+    }
+
+    /// The tensor called `name` in `part`'s inventory.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] when the inventory has no such name.
+    pub fn tensor(&self, part: Part, name: &str) -> Result<&TensorInfo> {
+        self.tensors[part as usize].get(name).ok_or_else(|| {
+            Error::weights(self.dir.join(part.folder()), format!("the {part} has no tensor {name}"))
+        })
+    }
+
+    /// All tensors of `part` with their inventory names, sorted by name.
+    pub fn tensors(&self, part: Part) -> impl Iterator<Item = (&str, &TensorInfo)> {
+        self.tensors[part as usize].iter().map(|(name, info)| (name.as_str(), info))
+    }
+
+    /// The folder that was opened.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+/// The stored tensor that serves as `needed`.
+fn find(component: &Component, needed: &Needed) -> Result<TensorInfo> {
+    let names = std::iter::once(&needed.name).chain(&needed.aliases);
+    let Some(info) = names.clone().find_map(|name| component.get(name)) else {
+        let names: Vec<&str> = names.map(String::as_str).collect();
+        return Err(Error::weights(
+            component.path(),
+            format!("tensor {} is missing: expected {:?}", names.join(" or "), needed.shape),
+        ));
+    };
+    if component.get(&format!("{}.quant_map", info.name)).is_some() {
+        return Err(Error::Unsupported(format!(
+            "{}: tensor {} is already quantised by bitsandbytes: use the original F32, BF16 or F16 weights",
+            info.file.path().display(),
+            info.name
+        )));
+    }
+    if !matches!(info.dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16) {
+        return Err(Error::weights(
+            info.file.path(),
+            format!("tensor {} has dtype {}: expected F32, BF16 or F16", info.name, info.dtype),
+        ));
+    }
+    if !same_shape(&info.shape, &needed.shape) {
+        return Err(Error::weights(
+            info.file.path(),
+            format!("tensor {} has shape {:?}: expected {:?}", info.name, info.shape, needed.shape),
+        ));
+    }
+    Ok(info.clone())
+}
+
+/// Equal but for trailing ones: a 1x1 convolution and a matrix are the same numbers, and both ways of storing
+/// them are about.
+fn same_shape(a: &[usize], b: &[usize]) -> bool {
+    let core = |shape: &[usize]| shape.iter().rposition(|&n| n != 1).map_or(0, |last| last + 1);
+    a[..core(a)] == b[..core(b)]
+}
+
+/// One error for many: the first, saying how many more there are.
+fn first_of(problems: Vec<Error>) -> Option<Error> {
+    let more = problems.len().saturating_sub(1);
+    let first = problems.into_iter().next()?;
+    if more == 0 {
+        return Some(first);
+    }
+    let suffix = format!(" (and {more} more such problem{})", if more == 1 { "" } else { "s" });
+    Some(match first {
+        Error::Weights { path, what } => Error::Weights { path, what: what + &suffix },
+        Error::Unsupported(what) => Error::Unsupported(what + &suffix),
+        other => other,
+    })
+}

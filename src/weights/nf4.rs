@@ -1,0 +1,132 @@
+//! NF4 as the host computes it: the one code book, and the plain quantiser and dequantiser that the kernels are
+//! measured against.
+//!
+//! The weight, flattened row-major, is cut into quant blocks of [`BLOCK`] values (the last may be shorter). A
+//! block keeps `absmax`, its largest magnitude, in f32, and per value the 4-bit index of the nearest entry of
+//! [`CODE_BOOK`] to `value / absmax`. Two codes per byte, **the even value in the high nibble**.
+//!
+//! Equal bit for bit to bitsandbytes 0.50 on the CPU. Its CUDA build takes a faster reciprocal that may differ
+//! in the last bit, which flips a code now and then where a value sits on a threshold.
+//!
+//! Source: QLoRA (arXiv:2305.14314) for the format; the numbers are bitsandbytes'.
+
+use half::bf16;
+
+use crate::{Error, Result};
+
+/// Values that share one absmax.
+pub const BLOCK: usize = 64;
+
+/// The sixteen values, ascending: the owner of these numbers. Written as bits, since decimal digits invite
+/// rounding.
+pub const CODE_BOOK: [f32; 16] = {
+    const BITS: [u32; 16] = [
+        0xbf80_0000, // -1
+        0xbf32_39b1, // -0.6961928
+        0xbf06_6b30, // -0.52507305
+        0xbeca_32a0, // -0.3949175
+        0xbe91_a24d, // -0.28444138
+        0xbe3d_353f, // -0.18477343
+        0xbdba_7871, // -0.091050036
+        0x0000_0000, // 0
+        0x3da2_faff, // 0.0795803
+        0x3e24_cae3, // 0.1609302
+        0x3e7c_04dd, // 0.2461123
+        0x3ead_033a, // 0.33791524
+        0x3ee1_a4b8, // 0.44070983
+        0x3f10_07ab, // 0.562617
+        0x3f39_13b3, // 0.72295684
+        0x3f80_0000, // 1
+    ];
+    let mut book = [0.0; 16];
+    let mut i = 0;
+    while i < 16 {
+        book[i] = f32::from_bits(BITS[i]);
+        i += 1;
+    }
+    book
+};
+
+/// The code of zero, which all-zero blocks consist of.
+pub const ZERO_CODE: u8 = 7;
+
+/// `THRESHOLDS[i]` separates codes i and i + 1, being their midpoint in f32; a value exactly on it takes code i.
+pub const THRESHOLDS: [f32; 15] = {
+    let mut thresholds = [0.0; 15];
+    let mut i = 0;
+    while i < 15 {
+        thresholds[i] = (CODE_BOOK[i] + CODE_BOOK[i + 1]) / 2.0;
+        i += 1;
+    }
+    thresholds
+};
+
+/// A quantised tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Nf4 {
+    /// Two codes per byte, the even value high; a last odd value leaves its low nibble zero.
+    pub packed: Vec<u8>,
+    /// One per quant block.
+    pub absmax: Vec<f32>,
+    /// How many values.
+    pub elements: usize,
+}
+
+/// The code for `x`, a value already divided by its absmax: the number of thresholds strictly below it.
+pub fn code(x: f32) -> u8 {
+    THRESHOLDS.iter().filter(|&&threshold| x > threshold).count() as u8
+}
+
+/// Quantises `weights`.
+///
+/// A block of zeros gets absmax 0 and [`ZERO_CODE`]s. Values must be finite: what a NaN or an infinity turns
+/// into is not defined (but nothing panics).
+pub fn quantize(weights: &[f32]) -> Nf4 {
+    let mut absmax = Vec::with_capacity(weights.len().div_ceil(BLOCK));
+    let mut packed = vec![0; weights.len().div_ceil(2)];
+    for (block_idx, block) in weights.chunks(BLOCK).enumerate() {
+        let largest = block.iter().fold(0.0f32, |largest, w| largest.max(w.abs()));
+        absmax.push(largest);
+        // bitsandbytes multiplies by the reciprocal; dividing would round differently.
+        let reciprocal = 1.0 / largest;
+        for (i, &w) in block.iter().enumerate() {
+            let code = if largest == 0.0 { ZERO_CODE } else { code(w * reciprocal) };
+            let shift = if i % 2 == 0 { 4 } else { 0 };
+            packed[(block_idx * BLOCK + i) / 2] |= code << shift;
+        }
+    }
+    Nf4 { packed, absmax, elements: weights.len() }
+}
+
+impl Nf4 {
+    /// The values as f32: code times absmax, rounded once.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the lengths of `packed` and `absmax` do not fit `elements`.
+    pub fn dequantize(&self) -> Result<Vec<f32>> {
+        let (bytes, blocks) = (self.elements.div_ceil(2), self.elements.div_ceil(BLOCK));
+        if self.packed.len() != bytes || self.absmax.len() != blocks {
+            return Err(Error::Input(format!(
+                "NF4 of {} values has {} bytes and {} absmax: expected {bytes} and {blocks}",
+                self.elements,
+                self.packed.len(),
+                self.absmax.len()
+            )));
+        }
+        Ok((0..self.elements)
+            .map(|i| {
+                let byte = self.packed[i / 2];
+                let code = if i % 2 == 0 { byte >> 4 } else { byte & 15 };
+                CODE_BOOK[code as usize] * self.absmax[i / BLOCK]
+            })
+            .collect())
+    }
+
+    /// The values as bf16: the f32 product, rounded once more. This is the weight the kernels multiply by.
+    ///
+    /// # Errors
+    /// As [`Nf4::dequantize`].
+    pub fn dequantize_bf16(&self) -> Result<Vec<bf16>> {
+        Ok(self.dequantize()?.into_iter().map(bf16::from_f32).collect())
+    }
+}

@@ -1,0 +1,267 @@
+//! The safetensors container, one file ([`SafeTensors`]) or several behind an index ([`Component`]).
+//!
+//! The format, as bytes: a little-endian `u64` header length n; n bytes of JSON
+//! `{name: {"dtype", "shape", "data_offsets": [begin, end)}}`, offsets counted from the end of the header, plus
+//! an optional `__metadata__`, padded with spaces; then the data, each byte of it in exactly one tensor. Tensors
+//! may start anywhere, aligned or not. An index is JSON `{"weight_map": {name: file in the same folder}}`.
+//!
+//! Ways to be malformed, each an [`Error::Weights`]: shorter than its length field; header length beyond the
+//! file or absurd; header that is no JSON of that form; shape and dtype that disagree with the offsets; offsets
+//! that overlap, leave a hole, or end before or after the file; an index naming a shard or tensor that is not
+//! there, or a file outside the folder.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Component as PathPart, Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use crate::{Error, Result};
+
+pub use ::safetensors::Dtype;
+
+/// The reference implementation's own limit.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// An open file that tensors live in.
+#[derive(Debug)]
+pub struct TensorFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl TensorFile {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// One stored tensor: what it is and where its bytes are. Cheap to clone; keeps its file open.
+#[derive(Debug, Clone)]
+pub struct TensorInfo {
+    /// The name in the file.
+    pub name: String,
+    /// The type of one element.
+    pub dtype: Dtype,
+    /// Sizes, slowest-varying first.
+    pub shape: Vec<usize>,
+    /// The file.
+    pub file: Arc<TensorFile>,
+    /// Where in the file its first byte is.
+    pub offset: u64,
+    /// How many bytes it has.
+    pub bytes: u64,
+}
+
+impl TensorInfo {
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Bytes of one index of the first axis: a row of a matrix, an element of a vector.
+    pub fn row_bytes(&self) -> usize {
+        match self.shape.first() {
+            Some(&rows) if rows > 0 => (self.bytes / rows as u64) as usize,
+            _ => self.bytes as usize,
+        }
+    }
+
+    /// Fills `buf` with the tensor's bytes from `start` on, little-endian as stored. Any thread may call it.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] when the tensor ends before `buf` is full, [`Error::Io`] when reading fails.
+    pub fn read_at(&self, start: u64, buf: &mut [u8]) -> Result<()> {
+        if start.checked_add(buf.len() as u64).is_none_or(|end| end > self.bytes) {
+            return Err(Error::weights(
+                &self.file.path,
+                format!(
+                    "tensor {}: {} bytes asked for at byte {start}, but it has {}",
+                    self.name,
+                    buf.len(),
+                    self.bytes
+                ),
+            ));
+        }
+        self.file.file.read_exact_at(buf, self.offset + start).map_err(Error::io("read", &self.file.path))
+    }
+
+    /// All of it, as f32. For small tensors and tests; big ones are better read in pieces.
+    ///
+    /// # Errors
+    /// Those of [`TensorInfo::read_at`] and [`super::convert::to_f32`].
+    pub fn read_f32(&self) -> Result<Vec<f32>> {
+        let mut bytes = vec![0; self.bytes as usize];
+        self.read_at(0, &mut bytes)?;
+        let mut out = vec![0.0; self.elements()];
+        super::convert::to_f32(self.dtype, &bytes, &mut out)?;
+        Ok(out)
+    }
+}
+
+/// One safetensors file, its header read and checked.
+#[derive(Debug)]
+pub struct SafeTensors {
+    file: Arc<TensorFile>,
+    tensors: HashMap<String, TensorInfo>,
+}
+
+impl SafeTensors {
+    /// Opens `path` and reads its header.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be read, [`Error::Weights`] when it is malformed (see the module).
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        let file_bytes = file.metadata().map_err(Error::io("read", path))?.len();
+        let wrong = |what: String| Error::weights(path, what);
+
+        if file_bytes < 8 {
+            return Err(wrong(format!("not a safetensors file: {file_bytes} bytes, expected at least 8")));
+        }
+        let mut length = [0; 8];
+        file.read_exact_at(&mut length, 0).map_err(Error::io("read", path))?;
+        let header_bytes = u64::from_le_bytes(length);
+        if header_bytes > MAX_HEADER_BYTES || header_bytes > file_bytes - 8 {
+            return Err(wrong(format!(
+                "header of {header_bytes} bytes in a file of {file_bytes}: truncated, or not a safetensors file"
+            )));
+        }
+        let mut header = vec![0; header_bytes as usize];
+        file.read_exact_at(&mut header, 8).map_err(Error::io("read", path))?;
+        // Deserialising also checks that the tensors follow each other without overlap or hole and that each
+        // is as long as its shape and dtype say.
+        let metadata: ::safetensors::tensor::Metadata = serde_json::from_slice(&header)
+            .map_err(|e| wrong(format!("malformed safetensors header: {e}")))?;
+        let expected_bytes = 8 + header_bytes + metadata.data_len() as u64;
+        if expected_bytes != file_bytes {
+            return Err(wrong(format!(
+                "{file_bytes} bytes, but its header describes {expected_bytes}: {}",
+                if file_bytes < expected_bytes {
+                    "truncated"
+                } else {
+                    "there is something after the tensors"
+                }
+            )));
+        }
+
+        let file = Arc::new(TensorFile { path: path.to_path_buf(), file });
+        let tensors = metadata
+            .tensors()
+            .into_iter()
+            .map(|(name, info)| {
+                let (begin, end) = info.data_offsets;
+                let tensor = TensorInfo {
+                    name: name.clone(),
+                    dtype: info.dtype,
+                    shape: info.shape.clone(),
+                    file: file.clone(),
+                    offset: 8 + header_bytes + begin as u64,
+                    bytes: (end - begin) as u64,
+                };
+                (name, tensor)
+            })
+            .collect();
+        Ok(SafeTensors { file, tensors })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// The tensor called `name`, if there.
+    pub fn get(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name)
+    }
+
+    /// All tensors, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = &TensorInfo> {
+        self.tensors.values()
+    }
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: HashMap<String, String>,
+}
+
+/// The tensors of one network: a single file, or shards behind an index.
+#[derive(Debug)]
+pub struct Component {
+    path: PathBuf,
+    tensors: HashMap<String, TensorInfo>,
+}
+
+impl Component {
+    /// Opens `<dir>/<stem>.safetensors`, or else `<dir>/<stem>.safetensors.index.json` and the shards it names.
+    /// With an index, only the tensors it lists exist, each in the shard it says.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for files that cannot be read, [`Error::Weights`] for missing or malformed ones.
+    pub fn open(dir: &Path, stem: &str) -> Result<Self> {
+        let single = dir.join(format!("{stem}.safetensors"));
+        if single.exists() {
+            let file = SafeTensors::open(&single)?;
+            return Ok(Component { path: single, tensors: file.tensors });
+        }
+        let path = dir.join(format!("{stem}.safetensors.index.json"));
+        if !path.exists() {
+            return Err(Error::weights(
+                dir,
+                format!("no weights: expected {stem}.safetensors or {stem}.safetensors.index.json"),
+            ));
+        }
+        let index: Index = crate::config::read_json(&path)?;
+        let mut shards: HashMap<&str, SafeTensors> = HashMap::new();
+        let mut tensors = HashMap::with_capacity(index.weight_map.len());
+        // Sorted, so that the same damage always gives the same message.
+        let mut entries: Vec<_> = index.weight_map.iter().collect();
+        entries.sort();
+        for (name, shard_name) in entries {
+            if !shards.contains_key(shard_name.as_str()) {
+                let shard = open_shard(dir, &path, shard_name)?;
+                shards.insert(shard_name, shard);
+            }
+            let info = shards[shard_name.as_str()].get(name).ok_or_else(|| {
+                Error::weights(&path, format!("places tensor {name} in {shard_name}, which does not hold it"))
+            })?;
+            tensors.insert(name.clone(), info.clone());
+        }
+        Ok(Component { path, tensors })
+    }
+
+    /// The single file, or the index.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The tensor called `name`, if there.
+    pub fn get(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name)
+    }
+
+    /// All tensors, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = &TensorInfo> {
+        self.tensors.values()
+    }
+}
+
+/// Opens a shard by the name the index gives it, which must not lead out of the folder.
+fn open_shard(dir: &Path, index_path: &Path, shard_name: &str) -> Result<SafeTensors> {
+    let mut parts = Path::new(shard_name).components();
+    if !matches!((parts.next(), parts.next()), (Some(PathPart::Normal(_)), None)) {
+        return Err(Error::weights(
+            index_path,
+            format!("names shard {shard_name:?}: expected a file in the same folder"),
+        ));
+    }
+    let shard_path = dir.join(shard_name);
+    if !shard_path.exists() {
+        return Err(Error::weights(index_path, format!("names shard {shard_name}, which is missing")));
+    }
+    SafeTensors::open(&shard_path)
+}

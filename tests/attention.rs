@@ -1,0 +1,173 @@
+//! `attention` against candle's softmax(q k^T) v.
+
+mod common;
+use candle_core::{D, Device as Candle, Tensor};
+use common::*;
+use half::bf16;
+use schnell::device::Device;
+use schnell::kernels::attention::{Attention, Heads, RelativeBias};
+
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    q_len: usize,
+    kv_len: usize,
+    heads: usize,
+    head_dim: usize,
+    causal: bool,
+    bias: bool,
+    /// q, k and v as columns of one buffer, as a fused projection writes them.
+    fused: bool,
+}
+
+fn run(case: Case, device: Device) -> Vec<bf16> {
+    let Case { q_len, kv_len, heads, head_dim, causal, bias, fused } = case;
+    let bench = Bench::new(device);
+    let mut rng = Rng((q_len * 7 + kv_len * 3 + head_dim) as u64);
+    let width = heads * head_dim;
+    let scale = if bias { 1.0 } else { 1.0 / (head_dim as f32).sqrt() };
+    let amplitude = if bias { 1.5 / (head_dim as f32).sqrt() } else { 2.5 };
+    let q = rng.bf16s(q_len * width, amplitude);
+    let k = rng.bf16s(kv_len * width, amplitude);
+    let v = rng.bf16s(kv_len * width, 1.0);
+    let table = rng.f32s(heads * (2 * kv_len.max(q_len) - 1), 3.0);
+    let out = bench.alloc::<bf16>(q_len * width);
+    let table_view = bench.upload(&table);
+    let relative = bias.then_some(RelativeBias { view: &table_view, len: kv_len.max(q_len) });
+    let views = if fused {
+        assert_eq!(q_len, kv_len);
+        let mut all = Vec::new();
+        for row in 0..q_len {
+            for x in [&q, &k, &v] {
+                all.extend_from_slice(&x[row * width..(row + 1) * width]);
+            }
+        }
+        let all = bench.upload(&all);
+        let part = |i: usize| all.slice(i * width, all.len() - i * width).unwrap();
+        [part(0), part(1), part(2)]
+    } else {
+        [bench.upload(&q), bench.upload(&k), bench.upload(&v)]
+    };
+    let pitch = if fused { 3 * width } else { width };
+    let [q_heads, k_heads, v_heads] = [0, 1, 2].map(|i| Heads { view: &views[i], pitch, head_stride: head_dim });
+    Attention {
+        q: q_heads,
+        k: k_heads,
+        v: v_heads,
+        out: Heads { view: &out, pitch: width, head_stride: head_dim },
+        bias: relative,
+        causal,
+        softmax_scale: scale,
+        q_len,
+        kv_len,
+        heads,
+        head_dim,
+    }
+    .launch(&bench.device, COMPUTE)
+    .unwrap();
+    let got = bench.download(&out);
+
+    let tensor = |x: &[bf16], len: usize| {
+        let x = Tensor::from_slice(&to_f32(x), (len, heads, head_dim), &Candle::Cpu).unwrap();
+        x.transpose(0, 1).unwrap().contiguous().unwrap()
+    };
+    let (q, k, v) = (tensor(&q, q_len), tensor(&k, kv_len), tensor(&v, kv_len));
+    let mut add = vec![0f32; heads * q_len * kv_len];
+    let len = kv_len.max(q_len);
+    for h in 0..heads {
+        for i in 0..q_len {
+            for j in 0..kv_len {
+                let at = (h * q_len + i) * kv_len + j;
+                if bias {
+                    add[at] = table[h * (2 * len - 1) + j + len - 1 - i];
+                }
+                if causal && j > i {
+                    add[at] = f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
+    let add = Tensor::from_slice(&add, (heads, q_len, kv_len), &Candle::Cpu).unwrap();
+    let oracle = |round: bool| -> Vec<f32> {
+        let r = |t: Tensor| {
+            if !round {
+                return t;
+            }
+            t.to_dtype(candle_core::DType::BF16).unwrap().to_dtype(candle_core::DType::F32).unwrap()
+        };
+        let s = r(q.matmul(&k.t().unwrap()).unwrap());
+        let s = r(((s * scale as f64).unwrap() + &add).unwrap());
+        let e = s.broadcast_sub(&s.max_keepdim(D::Minus1).unwrap()).unwrap().exp().unwrap();
+        let p = r(e.broadcast_div(&e.sum_keepdim(D::Minus1).unwrap()).unwrap());
+        let o = r(p.matmul(&v).unwrap());
+        o.transpose(0, 1).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    };
+    assert_close(&format!("{case:?}"), &to_f32(&got), &oracle(false), &oracle(true));
+    got
+}
+
+const BASE: Case =
+    Case { q_len: 64, kv_len: 64, heads: 2, head_dim: 128, causal: false, bias: false, fused: false };
+
+#[test]
+fn joint_heads_at_tile_edges_and_tails() {
+    for (q_len, kv_len) in [(64, 64), (1, 1), (63, 65), (65, 63), (128, 129), (20, 200), (200, 20)] {
+        run(Case { q_len, kv_len, ..BASE }, emulator());
+    }
+    run(Case { q_len: 300, kv_len: 300, heads: 3, fused: true, ..BASE }, emulator());
+    run(Case { q_len: 70, kv_len: 70, heads: 24, ..BASE }, emulator());
+}
+
+#[test]
+fn every_padded_head_width() {
+    for head_dim in [8, 16, 32, 40, 64, 72, 96, 136, 256, 264, 512] {
+        run(Case { q_len: 70, kv_len: 70, heads: 1, head_dim, ..BASE }, emulator());
+    }
+}
+
+#[test]
+fn causal_and_position_bias() {
+    run(Case { q_len: 77, kv_len: 77, heads: 12, head_dim: 64, causal: true, fused: true, ..BASE }, emulator());
+    run(Case { q_len: 130, kv_len: 130, head_dim: 32, causal: true, fused: true, ..BASE }, emulator());
+    run(Case { q_len: 256, kv_len: 256, heads: 4, head_dim: 64, bias: true, fused: true, ..BASE }, emulator());
+    run(Case { q_len: 16, kv_len: 16, heads: 2, head_dim: 16, bias: true, fused: true, ..BASE }, emulator());
+}
+
+#[test]
+fn schedules_and_thread_counts_do_not_change_a_bit() {
+    let wide = Case { q_len: 150, kv_len: 70, ..BASE };
+    let vae = Case { q_len: 100, kv_len: 100, heads: 1, head_dim: 512, ..BASE };
+    for case in [wide, vae] {
+        let want = run(case, emulator());
+        for seed in 0..20 {
+            assert_eq!(run(case, random_emulator(seed, [1, 2, 4][seed as usize % 3])), want);
+        }
+    }
+}
+
+#[test]
+fn refuses_what_it_cannot_take() {
+    let bench = Bench::new(emulator());
+    let view = bench.alloc::<bf16>(16 * 1024);
+    let run = |q_len, head_dim, pitch| {
+        let heads = Heads { view: &view, pitch, head_stride: head_dim };
+        Attention {
+            q: heads,
+            k: heads,
+            v: heads,
+            out: heads,
+            bias: None,
+            causal: false,
+            softmax_scale: 1.0,
+            q_len,
+            kv_len: 4,
+            heads: 1,
+            head_dim,
+        }
+        .launch(&bench.device, COMPUTE)
+    };
+    assert!(run(4, 520, 1024).unwrap_err().to_string().contains("520"));
+    assert!(run(4, 12, 16).is_err());
+    assert!(run(4, 16, 20).unwrap_err().to_string().contains("strides"));
+    assert!(run(17, 512, 1024).unwrap_err().to_string().contains("`q`"));
+    assert!(run(0, 16, 16).is_err());
+}

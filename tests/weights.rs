@@ -1,0 +1,530 @@
+//! Weights: inventories counted, containers broken in every way, sources checked, NF4 and conversions to the bit.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use schnell::Error;
+use schnell::config::{FluxConfig, PipelineConfig};
+use schnell::weights::convert::{to_bf16, to_f32};
+use schnell::weights::nf4::{self, Nf4};
+use schnell::weights::{
+    Component, Dtype, Needed, Part, SafeTensors, Source, TensorInfo, inventory, parameters,
+};
+use serde_json::{Value, json};
+
+// ---- inventories -----------------------------------------------------------------------------------------
+
+#[test]
+fn inventories_count_what_is_published() {
+    let schnell = PipelineConfig::schnell();
+    let count = |part: Part| {
+        let list = part.inventory(&schnell);
+        (list.len(), parameters(&list))
+    };
+    assert_eq!(count(Part::Transformer), (1156, 11_891_178_560));
+    assert_eq!(count(Part::T5), (219, 4_762_310_656));
+    assert_eq!(count(Part::Clip), (196, 123_060_480));
+    assert_eq!(count(Part::Vae), (138, 49_545_475));
+    let dev = inventory::transformer(&FluxConfig { guidance: true, ..schnell.flux });
+    assert_eq!((dev.len(), parameters(&dev)), (1160, 11_901_408_320));
+}
+
+#[test]
+fn quantisable_weights_count_what_is_published() {
+    let list = Part::Transformer.inventory(&PipelineConfig::schnell());
+    let matrices: Vec<Needed> = list.into_iter().filter(|needed| needed.shape.len() == 2).collect();
+    assert_eq!((matrices.len(), parameters(&matrices)), (502, 11_888_099_328));
+}
+
+#[test]
+fn inventories_name_no_tensor_twice() {
+    for part in Part::ALL {
+        let list = part.inventory(&PipelineConfig::schnell());
+        let mut names: Vec<&String> = list.iter().flat_map(|n| n.aliases.iter().chain([&n.name])).collect();
+        let all = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), all, "{part}");
+    }
+}
+
+/// The manifests list every tensor that diffusers and transformers made for the golden pipelines: the inventories
+/// must want those and no others (but for encoders of the VAE).
+#[test]
+fn inventories_equal_what_diffusers_saves() {
+    for pipeline in ["a", "b"] {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(pipeline);
+        let config = PipelineConfig::open(&dir.join("pipeline")).unwrap();
+        let manifest: Value = serde_json::from_slice(&fs::read(dir.join("manifest.json")).unwrap()).unwrap();
+        for part in Part::ALL {
+            let stored: Vec<(&str, Vec<usize>)> = manifest["tensors"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter(|row| row["file"].as_str().unwrap().split('/').next() == Some(part.folder()))
+                .map(|row| {
+                    let shape = row["shape"].as_array().unwrap().iter();
+                    let shape = shape.map(|n| n.as_u64().unwrap() as usize).collect();
+                    (row["name"].as_str().unwrap(), shape)
+                })
+                .filter(|(name, _)| !(part == Part::Vae && name.starts_with("encoder.")))
+                .collect();
+            let list = part.inventory(&config);
+            assert_eq!(stored.len(), list.len(), "{pipeline}, {part}");
+            for needed in list {
+                let names: Vec<&String> = needed.aliases.iter().chain([&needed.name]).collect();
+                let found = stored.iter().find(|(name, _)| names.iter().any(|n| n == name));
+                let (_, shape) = found.unwrap_or_else(|| panic!("{pipeline}, {part}: no {names:?}"));
+                assert_eq!(*shape, needed.shape, "{pipeline}, {part}: {names:?}");
+            }
+        }
+    }
+}
+
+// ---- the container ---------------------------------------------------------------------------------------
+
+fn file(header: &str, data: &[u8]) -> Vec<u8> {
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend(data);
+    bytes
+}
+
+/// A well-formed file of f32 tensors, every element the tensor's index plus its own over 1000.
+fn write_tensors(path: &Path, tensors: &[(String, Vec<usize>, Dtype)]) {
+    let mut header = serde_json::Map::new();
+    let mut data = Vec::new();
+    for (i, (name, shape, dtype)) in tensors.iter().enumerate() {
+        let begin = data.len();
+        for k in 0..shape.iter().product::<usize>() {
+            let value = i as f32 + k as f32 / 1000.0;
+            match dtype {
+                Dtype::F32 => data.extend(value.to_le_bytes()),
+                Dtype::BF16 => data.extend(bf16::from_f32(value).to_le_bytes()),
+                Dtype::F16 => data.extend(f16::from_f32(value).to_le_bytes()),
+                Dtype::U8 => data.push(k as u8),
+                other => panic!("{other}"),
+            }
+        }
+        let info = json!({"dtype": dtype.to_string(), "shape": shape, "data_offsets": [begin, data.len()]});
+        header.insert(name.clone(), info);
+    }
+    fs::write(path, file(&Value::Object(header).to_string(), &data)).unwrap();
+}
+
+#[test]
+fn tensors_are_found_and_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.safetensors");
+    // An odd number of bytes first, so that what follows is unaligned; an empty one and a scalar.
+    let header = r#"{"__metadata__":{"format":"pt"},
+        "odd":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},
+        "m":{"dtype":"F32","shape":[2,2],"data_offsets":[3,19]},
+        "none":{"dtype":"F32","shape":[0,4],"data_offsets":[19,19]},
+        "one":{"dtype":"BF16","shape":[],"data_offsets":[19,21]}}   "#;
+    let mut data = vec![7, 8, 9];
+    for value in [1.0f32, -2.0, 3.5, 1e-30] {
+        data.extend(value.to_le_bytes());
+    }
+    data.extend(bf16::from_f32(0.5).to_le_bytes());
+    fs::write(&path, file(header, &data)).unwrap();
+
+    let tensors = SafeTensors::open(&path).unwrap();
+    assert_eq!((tensors.iter().count(), tensors.path()), (4, path.as_path()));
+    let matrix = tensors.get("m").unwrap();
+    assert_eq!((matrix.shape.as_slice(), matrix.dtype, matrix.bytes), (&[2, 2][..], Dtype::F32, 16));
+    assert_eq!((matrix.elements(), matrix.row_bytes()), (4, 8));
+    assert_eq!(matrix.read_f32().unwrap(), [1.0, -2.0, 3.5, 1e-30]);
+    let mut row = [0; 8];
+    matrix.read_at(8, &mut row).unwrap();
+    assert_eq!(row[..4], 3.5f32.to_le_bytes());
+    assert_eq!(tensors.get("one").unwrap().read_f32().unwrap(), [0.5]);
+    assert_eq!(tensors.get("none").unwrap().read_f32().unwrap(), [0.0; 0]);
+    assert!(tensors.get("two").is_none());
+
+    for (start, len) in [(9, 8), (16, 1), (u64::MAX, 2)] {
+        let error = matrix.read_at(start, &mut vec![0; len]).unwrap_err();
+        assert!(matches!(&error, Error::Weights { what, .. } if what.contains("tensor m")), "{error}");
+    }
+}
+
+#[track_caller]
+fn expect_weights_error<T: std::fmt::Debug>(result: schnell::Result<T>, words: &[&str]) {
+    let error = result.unwrap_err();
+    assert!(matches!(error, Error::Weights { .. }), "{error:?}");
+    for word in words {
+        assert!(error.to_string().contains(word), "{:?} does not name {word:?}", error.to_string());
+    }
+}
+
+#[test]
+fn malformed_files_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("broken.safetensors");
+    let tensor = |shape: &str, begin: u64, end: u64| {
+        format!(r#"{{"dtype":"F32","shape":{shape},"data_offsets":[{begin},{end}]}}"#)
+    };
+    let one = |info: String| format!(r#"{{"t":{info}}}"#);
+    let two = |a: String, b: String| format!(r#"{{"t":{a},"u":{b}}}"#);
+    for (bytes, word) in [
+        (vec![], "0 bytes"),
+        (vec![1, 2, 3], "3 bytes"),
+        (5u64.to_le_bytes().to_vec(), "truncated"),
+        (u64::MAX.to_le_bytes().to_vec(), "truncated"),
+        ([&200_000_000u64.to_le_bytes()[..], &[b' '; 64]].concat(), "truncated"),
+        (file("", &[]), "header"),
+        (file("not json", &[]), "header"),
+        (file("[]", &[]), "header"),
+        (file("{\"t\":{\"dtype\":\"F31\",\"shape\":[1],\"data_offsets\":[0,4]}}", &[0; 4]), "F31"),
+        (file("{\"t\":{\"dtype\":\"F32\",\"shape\":[-1],\"data_offsets\":[0,4]}}", &[0; 4]), "header"),
+        (file(&one(tensor("[2]", 0, 4)), &[0; 4]), "header"),
+        (file(&one(tensor("[1]", 4, 0)), &[0; 4]), "header"),
+        (file(&one(tensor("[18446744073709551615,2]", 0, 4)), &[0; 4]), "header"),
+        (file(&one(tensor("[1]", 4, 8)), &[0; 8]), "header"),
+        (file(&two(tensor("[1]", 0, 4), tensor("[1]", 0, 4)), &[0; 8]), "header"),
+        (file(&two(tensor("[1]", 0, 4), tensor("[1]", 5, 9)), &[0; 9]), "header"),
+        (file(&one(tensor("[2]", 0, 8)), &[0; 7]), "truncated"),
+        (file(&one(tensor("[2]", 0, 8)), &[0; 9]), "after the tensors"),
+        (file(&one(tensor("[1]", u64::MAX - 3, u64::MAX)), &[0; 4]), "header"),
+        (file("{\"t\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]", &[0; 4]), "header"),
+        ([&4u64.to_le_bytes()[..], &[0xff; 4]].concat(), "header"),
+    ] {
+        fs::write(&path, &bytes).unwrap();
+        expect_weights_error(SafeTensors::open(&path), &["broken.safetensors", word]);
+    }
+    let missing = SafeTensors::open(&dir.path().join("missing.safetensors")).unwrap_err();
+    assert!(matches!(missing, Error::Io { .. }));
+}
+
+#[test]
+fn a_file_that_shrinks_after_opening_is_an_io_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.safetensors");
+    write_tensors(&path, &[("t".to_string(), vec![100], Dtype::F32)]);
+    let tensors = SafeTensors::open(&path).unwrap();
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(100).unwrap();
+    let error = tensors.get("t").unwrap().read_f32().unwrap_err();
+    assert!(matches!(&error, Error::Io { path, .. } if path.ends_with("x.safetensors")), "{error}");
+}
+
+// ---- shards ----------------------------------------------------------------------------------------------
+
+fn write_index(dir: &Path, map: &[(&str, &str)]) {
+    let map: serde_json::Map<String, Value> = map.iter().map(|(k, v)| (k.to_string(), json!(v))).collect();
+    let index = json!({"metadata": {"total_size": 1}, "weight_map": map});
+    fs::write(dir.join("model.safetensors.index.json"), index.to_string()).unwrap();
+}
+
+#[test]
+fn shards_are_resolved_through_the_index() {
+    let dir = tempfile::tempdir().unwrap();
+    let shard = |name: &str, tensors: &[&str]| {
+        let tensors: Vec<_> = tensors.iter().map(|t| (t.to_string(), vec![2], Dtype::F32)).collect();
+        write_tensors(&dir.path().join(name), &tensors);
+    };
+    // "b" lies in both: the index decides. "c" is stored but not listed.
+    shard("one.safetensors", &["a", "b"]);
+    shard("two.safetensors", &["b", "c"]);
+    write_index(dir.path(), &[("a", "one.safetensors"), ("b", "two.safetensors")]);
+    let component = Component::open(dir.path(), "model").unwrap();
+    assert!(component.path().ends_with("model.safetensors.index.json"));
+    assert_eq!(component.get("b").unwrap().file.path(), dir.path().join("two.safetensors"));
+    assert_eq!(component.get("b").unwrap().read_f32().unwrap(), [0.0, 0.001]);
+    assert!(component.get("c").is_none());
+    assert_eq!(component.iter().count(), 2);
+
+    // A single file beside it comes first, as in transformers.
+    shard("model.safetensors", &["z"]);
+    assert!(Component::open(dir.path(), "model").unwrap().get("z").is_some());
+}
+
+#[test]
+fn broken_indices_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    expect_weights_error(Component::open(dir.path(), "model"), &["model.safetensors.index.json"]);
+    write_tensors(&dir.path().join("one.safetensors"), &[("a".to_string(), vec![2], Dtype::F32)]);
+    write_index(dir.path(), &[("a", "two.safetensors")]);
+    expect_weights_error(Component::open(dir.path(), "model"), &["two.safetensors", "missing"]);
+    write_index(dir.path(), &[("b", "one.safetensors")]);
+    expect_weights_error(Component::open(dir.path(), "model"), &["tensor b", "one.safetensors"]);
+    for outside in ["../one.safetensors", "/etc/passwd", "x/one.safetensors", "..", ""] {
+        write_index(dir.path(), &[("a", outside)]);
+        expect_weights_error(Component::open(dir.path(), "model"), &["index.json", "same folder"]);
+    }
+    fs::write(dir.path().join("model.safetensors.index.json"), "{}").unwrap();
+    expect_weights_error(Component::open(dir.path(), "model"), &["index.json", "weight_map"]);
+}
+
+// ---- sources ---------------------------------------------------------------------------------------------
+
+/// A model small enough to write in a test.
+fn tiny() -> PipelineConfig {
+    let mut config = PipelineConfig::schnell();
+    (config.flux.heads, config.flux.head_dim, config.flux.axes) = (1, 8, [2, 2, 4]);
+    (config.flux.layers, config.flux.single_layers) = (1, 1);
+    (config.flux.in_channels, config.flux.out_channels) = (8, 8);
+    (config.flux.joint_width, config.flux.pooled_width) = (6, 4);
+    (config.t5.width, config.t5.heads, config.t5.head_dim, config.t5.ff) = (6, 2, 2, 5);
+    (config.t5.layers, config.t5.vocab_rows) = (2, 9);
+    (config.clip.width, config.clip.heads, config.clip.ff) = (4, 2, 7);
+    (config.clip.layers, config.clip.vocab_rows) = (1, 11);
+    (config.vae.latent_channels, config.vae.block_channels, config.vae.groups) = (2, vec![2, 4], 2);
+    config
+}
+
+type Stored = Vec<(String, Vec<usize>, Dtype)>;
+
+fn stored(part: Part, dtype: Dtype) -> Stored {
+    part.inventory(&tiny()).into_iter().map(|needed| (needed.name, needed.shape, dtype)).collect()
+}
+
+/// The folder of a tiny model, each part's tensors after `change`.
+fn folder(change: impl Fn(Part, &mut Stored)) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for part in Part::ALL {
+        let dtype = if part == Part::T5 { Dtype::BF16 } else { Dtype::F32 };
+        let mut tensors = stored(part, dtype);
+        change(part, &mut tensors);
+        let path = dir.path().join(part.folder());
+        fs::create_dir(&path).unwrap();
+        write_tensors(&path.join(format!("{}.safetensors", part.stem())), &tensors);
+    }
+    dir
+}
+
+#[test]
+fn sources_find_every_tensor() {
+    let dir = folder(|_, _| ());
+    let source = Source::open(dir.path(), &tiny()).unwrap();
+    assert_eq!(source.dir(), dir.path());
+    for part in Part::ALL {
+        let list = part.inventory(&tiny());
+        assert_eq!(source.tensors(part).count(), list.len());
+        for needed in list {
+            assert_eq!(source.tensor(part, &needed.name).unwrap().shape, needed.shape);
+        }
+    }
+    let info: &TensorInfo = source.tensor(Part::T5, "shared.weight").unwrap();
+    assert_eq!((info.dtype, info.elements()), (Dtype::BF16, 54));
+    assert_eq!(info.read_f32().unwrap()[53], bf16::from_f32(0.053).to_f32());
+    expect_weights_error(source.tensor(Part::Clip, "shared.weight"), &["text_encoder", "shared.weight"]);
+}
+
+#[test]
+fn other_names_of_the_same_tensor_serve() {
+    let dir = folder(|_, tensors| {
+        for (name, shape, dtype) in tensors {
+            *name = match name.as_str() {
+                "shared.weight" => "encoder.embed_tokens.weight".to_string(),
+                other => other.strip_prefix("text_model.").unwrap_or(other).to_string(),
+            };
+            for (new, old) in
+                [("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")]
+            {
+                if name.starts_with("decoder.mid_block.attentions") && name.contains(new) {
+                    *name = name.replace(new, old);
+                    // Then also stored as 1x1 convolutions.
+                    if name.ends_with("weight") {
+                        shape.extend([1, 1]);
+                    }
+                }
+            }
+            *dtype = Dtype::F16;
+        }
+    });
+    let source = Source::open(dir.path(), &tiny()).unwrap();
+    assert_eq!(source.tensor(Part::T5, "shared.weight").unwrap().name, "encoder.embed_tokens.weight");
+    let name = "decoder.mid_block.attentions.0.to_out.0.weight";
+    let info = source.tensor(Part::Vae, name).unwrap();
+    assert_eq!(info.name, "decoder.mid_block.attentions.0.proj_attn.weight");
+    assert_eq!(info.shape, [4, 4, 1, 1]);
+    let info = source.tensor(Part::Clip, "text_model.final_layer_norm.bias").unwrap();
+    assert_eq!(info.name, "final_layer_norm.bias");
+}
+
+#[test]
+fn what_is_wrong_is_named_and_counted() {
+    let target = "transformer_blocks.0.attn.to_q.weight";
+    let change_one = |change: fn(&mut Stored, usize)| {
+        let dir = folder(|_, tensors| {
+            if let Some(i) = tensors.iter().position(|(name, ..)| name == target) {
+                change(tensors, i);
+            }
+        });
+        Source::open(dir.path(), &tiny())
+    };
+    let missing = change_one(|tensors, i| drop(tensors.remove(i)));
+    expect_weights_error(missing, &["diffusion_pytorch_model.safetensors", target, "missing", "[8, 8]"]);
+    let shape = change_one(|tensors, i| tensors[i].1 = vec![8, 9]);
+    expect_weights_error(shape, &["diffusion_pytorch_model.safetensors", target, "[8, 9]", "[8, 8]"]);
+    let dtype = change_one(|tensors, i| tensors[i].2 = Dtype::U8);
+    expect_weights_error(dtype, &[target, "U8", "BF16"]);
+    let quantised = change_one(|tensors, i| {
+        tensors[i] = (tensors[i].0.clone(), vec![32, 1], Dtype::U8);
+        tensors.push((format!("{}.quant_map", tensors[i].0), vec![16], Dtype::F32));
+    });
+    assert!(matches!(&quantised, Err(Error::Unsupported(what)) if what.contains(target)), "{quantised:?}");
+
+    // The first of several, with the number of the others; a missing folder counts once.
+    let dir = folder(|part, tensors| {
+        if part == Part::Clip {
+            tensors.truncate(tensors.len() - 3);
+        }
+    });
+    expect_weights_error(Source::open(dir.path(), &tiny()), &["text_encoder", "and 2 more such problems"]);
+    fs::remove_dir_all(dir.path().join("vae")).unwrap();
+    expect_weights_error(Source::open(dir.path(), &tiny()), &["and 3 more such problems"]);
+}
+
+// ---- conversions -----------------------------------------------------------------------------------------
+
+#[test]
+fn every_f16_and_bf16_converts_exactly() {
+    let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    let mut out = vec![0.0; 1 << 16];
+    to_f32(Dtype::F16, &bytes, &mut out).unwrap();
+    for (bits, got) in (0..=u16::MAX).zip(&out) {
+        let expected = f16::from_bits(bits).to_f32();
+        assert!(*got == expected || got.is_nan() && expected.is_nan(), "{bits:04x}");
+    }
+    to_f32(Dtype::BF16, &bytes, &mut out).unwrap();
+    for (bits, got) in (0..=u16::MAX).zip(&out) {
+        let expected = f32::from_bits(u32::from(bits) << 16);
+        assert!(*got == expected || got.is_nan() && expected.is_nan(), "{bits:04x}");
+    }
+    // Copied, whatever it is.
+    let mut copies = vec![bf16::ZERO; 1 << 16];
+    to_bf16(Dtype::BF16, &bytes, &mut copies).unwrap();
+    assert!((0..=u16::MAX).zip(&copies).all(|(bits, copy)| copy.to_bits() == bits));
+}
+
+#[test]
+fn f32_rounds_to_the_nearest_bf16_ties_to_even() {
+    let cases: [(u32, u16); 10] = [
+        (0x3f80_0000, 0x3f80), // 1
+        (0x3f80_7fff, 0x3f80), // just below the middle
+        (0x3f80_8000, 0x3f80), // the middle, even below
+        (0x3f81_8000, 0x3f82), // the middle, even above
+        (0x3f80_8001, 0x3f81), // just above
+        (0x8000_0000, 0x8000), // -0
+        (0x7f7f_ffff, 0x7f80), // the largest f32 becomes infinite
+        (0xff80_0000, 0xff80), // -infinity
+        (0x0000_8000, 0x0000), // subnormal, tie
+        (0x0001_8000, 0x0002), // subnormal, tie
+    ];
+    for (bits, expected) in cases {
+        let mut out = [bf16::ONE];
+        to_bf16(Dtype::F32, &bits.to_le_bytes(), &mut out).unwrap();
+        assert_eq!(out[0].to_bits(), expected, "{bits:08x}");
+    }
+    for bits in [0x7fc0_0000u32, 0x7f80_0001, 0xffff_ffff] {
+        let mut out = [bf16::ONE];
+        to_bf16(Dtype::F32, &bits.to_le_bytes(), &mut out).unwrap();
+        assert!(out[0].is_nan(), "{bits:08x}");
+    }
+    let mut out = [bf16::ZERO];
+    to_bf16(Dtype::F16, &f16::from_f32(0.1).to_le_bytes(), &mut out).unwrap();
+    assert_eq!(out[0], bf16::from_f32(f16::from_f32(0.1).to_f32()));
+}
+
+#[test]
+fn conversions_refuse_other_dtypes_and_lengths() {
+    assert!(matches!(to_f32(Dtype::U8, &[0; 4], &mut [0.0; 4]), Err(Error::Unsupported(_))));
+    assert!(matches!(to_bf16(Dtype::F64, &[0; 8], &mut [bf16::ZERO]), Err(Error::Unsupported(_))));
+    for (dtype, bytes) in [(Dtype::F32, 7), (Dtype::F32, 12), (Dtype::F16, 3), (Dtype::BF16, 6)] {
+        assert!(matches!(to_f32(dtype, &vec![0; bytes], &mut [0.0; 2]), Err(Error::Input(_))));
+        assert!(matches!(to_bf16(dtype, &vec![0; bytes], &mut [bf16::ZERO; 2]), Err(Error::Input(_))));
+    }
+}
+
+// ---- NF4 -------------------------------------------------------------------------------------------------
+
+#[test]
+fn thresholds_are_bitsandbytes_own() {
+    let bits = nf4::THRESHOLDS.map(f32::to_bits);
+    assert_eq!(
+        bits,
+        [
+            0xbf591cd8, 0xbf1c5270, 0xbeeb8480, 0xbeadea76, 0xbe703cec, 0xbe0d38bc, 0xbd3a7871, 0x3d22faff,
+            0x3df64862, 0x3e5067e0, 0x3e9582d4, 0x3ec753f9, 0x3f006d04, 0x3f248daf, 0x3f5c89da
+        ]
+    );
+    for (i, &threshold) in nf4::THRESHOLDS.iter().enumerate() {
+        assert_eq!(nf4::code(threshold), i as u8, "on the threshold: the lower code");
+        assert_eq!(nf4::code(threshold.next_up()), i as u8 + 1);
+    }
+    for (i, &value) in nf4::CODE_BOOK.iter().enumerate() {
+        assert_eq!(nf4::code(value), i as u8, "a code's own value gives the code");
+    }
+    assert_eq!(nf4::CODE_BOOK[nf4::ZERO_CODE as usize], 0.0);
+}
+
+#[test]
+fn the_golden_block_packs_as_bitsandbytes_packs_it() {
+    let weights: Vec<f32> = (0..64).map(|i| ((37 * i % 64) as f32 - 31.5) / 32.0).collect();
+    let quantised = nf4::quantize(&weights);
+    assert_eq!(quantised.absmax, [0.984375]);
+    let hex: String = quantised.packed.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(hex, "091c3e60a2d4f81b2e5f91c3e60a1d4f71b2e5f81c3e60a1d4e70b2d4f81c2e5");
+}
+
+/// `tests/golden/nf4.safetensors`: Gaussian weights, a zero block, values on and beside thresholds, bf16 weights.
+#[test]
+fn nf4_equals_bitsandbytes_to_the_bit() {
+    let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/nf4.safetensors");
+    let golden = SafeTensors::open(&path).unwrap();
+    let bytes = |name: String| {
+        let info = golden.get(&name).unwrap_or_else(|| panic!("no {name}"));
+        let mut bytes = vec![0; info.bytes as usize];
+        info.read_at(0, &mut bytes).unwrap();
+        bytes
+    };
+    for case in ["gaussian", "zero_block", "threshold", "bfloat"] {
+        let weights = golden.get(&format!("{case}.weight")).unwrap().read_f32().unwrap();
+        let quantised = nf4::quantize(&weights);
+        let absmax = golden.get(&format!("{case}.absmax")).unwrap().read_f32().unwrap();
+        assert_eq!(quantised.absmax, absmax, "{case}");
+        assert_eq!(quantised.packed, bytes(format!("{case}.packed")), "{case}");
+        let values = quantised.dequantize_bf16().unwrap();
+        let expected = bytes(format!("{case}.dequantised"));
+        let got: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        assert_eq!(got, expected, "{case}");
+    }
+}
+
+#[test]
+fn short_blocks_odd_ends_and_zeros_quantise() {
+    for elements in [0usize, 1, 2, 63, 64, 65, 127, 200] {
+        let weights: Vec<f32> = (0..elements).map(|i| (i as f32 * 0.7).sin() * 3.0).collect();
+        let quantised = nf4::quantize(&weights);
+        assert_eq!(quantised.packed.len(), elements.div_ceil(2));
+        assert_eq!(quantised.absmax.len(), elements.div_ceil(64));
+        let back = quantised.dequantize().unwrap();
+        for (i, (w, b)) in weights.iter().zip(&back).enumerate() {
+            // Half the widest gap between codes, in units of the block's absmax.
+            assert!(
+                (w - b).abs() <= 0.152 * quantised.absmax[i / 64],
+                "{elements} elements, {i}: {w} became {b}"
+            );
+        }
+    }
+    let zeros = nf4::quantize(&[0.0; 64]);
+    assert_eq!((zeros.absmax.as_slice(), zeros.packed.as_slice()), (&[0.0][..], &[0x77; 32][..]));
+    assert_eq!(zeros.dequantize().unwrap(), [0.0; 64]);
+    // Not defined, but not a panic either.
+    nf4::quantize(&[f32::NAN, f32::INFINITY, f32::MIN_POSITIVE / 4.0, 1.0]);
+}
+
+#[test]
+fn dequantising_checks_lengths() {
+    let good = nf4::quantize(&[1.0; 65]);
+    for broken in [
+        Nf4 { packed: vec![0; 32], ..good.clone() },
+        Nf4 { absmax: vec![1.0], ..good.clone() },
+        Nf4 { elements: 67, ..good.clone() },
+    ] {
+        assert!(matches!(broken.dequantize(), Err(Error::Input(_))));
+        assert!(matches!(broken.dequantize_bf16(), Err(Error::Input(_))));
+    }
+}
