@@ -24,6 +24,7 @@ pub mod convert;
 pub mod inventory;
 pub mod nf4;
 pub mod safetensors;
+pub mod upload;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

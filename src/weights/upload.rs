@@ -1,0 +1,302 @@
+//! From files into the arena: one [`Job`] per tensor, planned with the networks, carried out in order.
+//!
+//! Bytes go file -> pinned staging -> arena, a chunk of rows at a time through two staging buffers, so that reading,
+//! copying and quantising overlap. What becomes NF4 passes through a device-side staging region, from which
+//! `nf4_quantize` writes codes and absmax; everything else is brought into its final form by the host on the way
+//! through the pinned buffer.
+
+use std::sync::Arc;
+
+use bytemuck::cast_slice_mut;
+use half::bf16;
+
+use super::{Dtype, Part, Source, TensorInfo, convert};
+use crate::arena::{Arena, Layout, Lifetime, Phase, Slot};
+use crate::device::{Device, Event, HostBuffer, StreamId};
+use crate::kernels::conv2d::weight_pitch;
+use crate::kernels::nf4_quantize::{Nf4Layout, Nf4Quantize, Nf4Source};
+use crate::{Error, Result};
+
+/// One tensor and its destination.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Which network's.
+    pub part: Part,
+    /// Its name in the inventory.
+    pub tensor: String,
+    /// What becomes of it.
+    pub target: Target,
+}
+
+/// What becomes of a tensor.
+#[derive(Clone, Copy, Debug)]
+pub enum Target {
+    /// Kept as f32.
+    F32 {
+        /// As many elements as the tensor has.
+        slot: Slot<f32>,
+    },
+    /// bf16 rows, `pitch` elements apart.
+    Bf16 {
+        /// `[rows, pitch]`.
+        slot: Slot<bf16>,
+        /// At least the row length.
+        pitch: usize,
+    },
+    /// `[out, in, kernel, kernel]` to rows of taps x channels (see [`weight_pitch`]).
+    Conv {
+        /// `[out, weight_pitch]`.
+        slot: Slot<bf16>,
+        /// Input channels.
+        channels: usize,
+        /// 3 or 1.
+        kernel: usize,
+    },
+    /// Quantised on the device.
+    Nf4 {
+        /// Order of the codes.
+        layout: Nf4Layout,
+        /// Of the whole Linear.
+        codes: Slot<u8>,
+        /// Of the whole Linear.
+        absmax: Slot<f32>,
+        /// Row of the Linear where this tensor begins.
+        first_row: usize,
+        /// Rows of the Linear.
+        num_rows: usize,
+    },
+}
+
+/// Bytes of one pinned buffer and of one device-side staging slot: large enough for full PCIe speed, small beside any
+/// model. A tensor with longer rows than this does not exist.
+pub const STAGING_BYTES: usize = 16 << 20;
+const SLOTS: usize = 2;
+
+/// The device side of staging, as planned.
+#[derive(Clone, Copy, Debug)]
+pub struct Staging {
+    slots: Slot<u8>,
+    slot_bytes: usize,
+}
+
+impl Staging {
+    /// Plans staging for the largest of `jobs`, as far as the config knows them; `largest_bytes` is the size of the
+    /// largest tensor in f32.
+    pub fn plan(layout: &mut Layout, largest_bytes: usize) -> Staging {
+        let slot_bytes = largest_bytes.min(STAGING_BYTES).next_multiple_of(crate::arena::ALIGNMENT);
+        let slots = layout.region("load.staging", SLOTS * slot_bytes, Lifetime::only(Phase::Load));
+        Staging { slots, slot_bytes }
+    }
+
+    /// Pinned host memory that loading holds, in bytes.
+    pub fn host_bytes(&self) -> usize {
+        SLOTS * self.slot_bytes
+    }
+}
+
+/// Carries out all `jobs`. `progress(done, total)` counts file bytes.
+///
+/// # Errors
+/// [`Error::Io`] and [`Error::Weights`] from the files, [`Error::Device`] from the machine.
+pub fn upload(
+    device: &Device,
+    arena: &Arena,
+    staging: &Staging,
+    source: &Source,
+    jobs: &[Job],
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<()> {
+    let slot = |i: usize| -> Result<Stage> {
+        Ok(Stage {
+            host: device.allocate_host(staging.slot_bytes)?,
+            device: Layout::part(&staging.slots, i * staging.slot_bytes, staging.slot_bytes),
+            copied: device.create_event()?,
+            consumed: device.create_event()?,
+        })
+    };
+    let mut uploader = Uploader { device, arena, stages: [slot(0)?, slot(1)?], next: 0, scratch: Vec::new() };
+    let tensors: Vec<&TensorInfo> =
+        jobs.iter().map(|job| source.tensor(job.part, &job.tensor)).collect::<Result<_>>()?;
+    let total = tensors.iter().map(|t| t.bytes).sum();
+    let mut done = 0;
+    progress(0, total);
+    for (job, tensor) in jobs.iter().zip(tensors) {
+        uploader.tensor(job, tensor)?;
+        done += tensor.bytes;
+        progress(done, total);
+    }
+    device.synchronize(StreamId::Copy)?;
+    device.synchronize(StreamId::Compute)
+}
+
+struct Stage {
+    host: HostBuffer,
+    device: Slot<u8>,
+    /// The pinned buffer may be written again.
+    copied: Event,
+    /// The device-side slot may be written again.
+    consumed: Event,
+}
+
+struct Uploader<'a> {
+    device: &'a Device,
+    arena: &'a Arena,
+    stages: [Stage; SLOTS],
+    next: usize,
+    scratch: Vec<u8>,
+}
+
+impl Uploader<'_> {
+    fn tensor(&mut self, job: &Job, tensor: &TensorInfo) -> Result<()> {
+        let rows = tensor.shape.first().copied().unwrap_or(1).max(1);
+        let row_len = tensor.elements() as usize / rows;
+        // Bytes of a row in staging: its final form, except NF4, which leaves staging as the file holds it.
+        let staged = match job.target {
+            Target::F32 { .. } => row_len * 4,
+            Target::Bf16 { pitch, .. } => pitch * 2,
+            Target::Conv { channels, kernel, .. } => weight_pitch(channels, kernel) * 2,
+            Target::Nf4 { .. } if tensor.dtype == Dtype::BF16 => row_len * 2,
+            Target::Nf4 { .. } => row_len * 4,
+        };
+        let per_chunk = self.stages[0].host.num_bytes() / staged.max(1);
+        if per_chunk == 0 {
+            return Err(Error::Unsupported(format!(
+                "{}: rows of {staged} bytes exceed the staging buffer of {}",
+                tensor.name,
+                self.stages[0].host.num_bytes()
+            )));
+        }
+        let mut row = 0;
+        while row < rows {
+            let count = per_chunk.min(rows - row);
+            self.chunk(job, tensor, row, count, row_len, staged)?;
+            row += count;
+        }
+        Ok(())
+    }
+
+    /// Rows `row..row + count` of a tensor.
+    fn chunk(
+        &mut self,
+        job: &Job,
+        tensor: &TensorInfo,
+        row: usize,
+        count: usize,
+        row_len: usize,
+        staged: usize,
+    ) -> Result<()> {
+        let stage = &mut self.stages[self.next];
+        self.next = (self.next + 1) % SLOTS;
+        self.device.synchronize_event(&stage.copied)?;
+        let file_row_bytes = tensor.bytes / (tensor.elements() / row_len as u64).max(1);
+        self.scratch.resize(count * file_row_bytes as usize, 0);
+        tensor.read_at(row as u64 * file_row_bytes, &mut self.scratch)?;
+        let bytes = count * staged;
+        let host = &mut stage.host.as_mut_slice()[..bytes];
+        match job.target {
+            Target::F32 { .. } => convert::to_f32(tensor.dtype, &self.scratch, cast_slice_mut(host))?,
+            Target::Bf16 { pitch, .. } => {
+                let file_rows = self.scratch.chunks(file_row_bytes as usize);
+                for (out, from) in cast_slice_mut::<u8, bf16>(host).chunks_mut(pitch).zip(file_rows) {
+                    convert::to_bf16(tensor.dtype, from, &mut out[..row_len])?;
+                    out[row_len..].fill(bf16::ZERO);
+                }
+            }
+            Target::Conv { channels, kernel, .. } => {
+                let mut values = vec![bf16::ZERO; count * row_len];
+                convert::to_bf16(tensor.dtype, &self.scratch, &mut values)?;
+                pack_conv(&values, channels, kernel, cast_slice_mut(host));
+            }
+            Target::Nf4 { .. } if tensor.dtype == Dtype::BF16 => host.copy_from_slice(&self.scratch),
+            Target::Nf4 { .. } => convert::to_f32(tensor.dtype, &self.scratch, cast_slice_mut(host))?,
+        }
+        let copy = StreamId::Copy;
+        match job.target {
+            Target::F32 { slot } => {
+                let dst = self.arena.view(&Layout::part(&slot, row * row_len, count * row_len))?;
+                self.device.copy_to_device(copy, &dst, &stage.host, 0)?;
+            }
+            Target::Bf16 { slot, .. } | Target::Conv { slot, .. } => {
+                let dst = self.arena.view(&Layout::part(&slot, row * staged / 2, bytes / 2))?;
+                self.device.copy_to_device(copy, &dst, &stage.host, 0)?;
+            }
+            Target::Nf4 { layout, codes, absmax, first_row, num_rows } => {
+                let on_device = self.arena.view(&Layout::part(&stage.device, 0, bytes))?;
+                self.device.wait(copy, &stage.consumed)?;
+                self.device.copy_to_device(copy, &on_device, &stage.host, 0)?;
+                self.device.record(copy, &stage.copied)?;
+                self.device.wait(StreamId::Compute, &stage.copied)?;
+                let (codes, absmax) = (self.arena.view(&codes)?, self.arena.view(&absmax)?);
+                let (bf16s, f32s);
+                let src = if tensor.dtype == Dtype::BF16 {
+                    bf16s = on_device.cast::<bf16>()?;
+                    Nf4Source::Bf16(&bf16s)
+                } else {
+                    f32s = on_device.cast::<f32>()?;
+                    Nf4Source::F32(&f32s)
+                };
+                Nf4Quantize {
+                    src,
+                    pitch: row_len,
+                    rows: count,
+                    k: row_len,
+                    first_row: first_row + row,
+                    n: num_rows,
+                    layout,
+                    codes: &codes,
+                    absmax: &absmax,
+                }
+                .launch(self.device, StreamId::Compute)?;
+                self.device.record(StreamId::Compute, &stage.consumed)?;
+                return Ok(());
+            }
+        }
+        self.device.record(copy, &stage.copied)
+    }
+}
+
+/// `[out, in, kernel, kernel]` to `[out, kernel, kernel, in padded to 8]`.
+fn pack_conv(values: &[bf16], channels: usize, kernel: usize, packed: &mut [bf16]) {
+    let (taps, padded) = (kernel * kernel, channels.next_multiple_of(8));
+    packed.fill(bf16::ZERO);
+    for (from, to) in values.chunks(channels * taps).zip(packed.chunks_mut(taps * padded)) {
+        for channel in 0..channels {
+            for tap in 0..taps {
+                to[tap * padded + channel] = from[channel * taps + tap];
+            }
+        }
+    }
+}
+
+/// Rows of an embedding table that stays on disk, as f32 `[ids, width]`: read by `pread` as prompts need them, so that
+/// neither device nor pinned memory holds a vocabulary of which a prompt uses some hundred rows.
+#[derive(Clone, Debug)]
+pub struct EmbeddingTable {
+    tensor: Arc<TensorInfo>,
+}
+
+impl EmbeddingTable {
+    /// `tensor` is `[vocabulary, width]`.
+    pub fn new(tensor: &TensorInfo) -> Self {
+        EmbeddingTable { tensor: Arc::new(tensor.clone()) }
+    }
+
+    /// Writes the rows of `ids` to `out`.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] when an id is beyond the table, [`Error::Io`] when the file cannot be read.
+    pub fn gather(&self, ids: &[u32], out: &mut [f32]) -> Result<()> {
+        let (rows, row_bytes) = (self.tensor.shape[0], self.tensor.row_bytes());
+        let mut bytes = vec![0; row_bytes];
+        let width = out.len() / ids.len().max(1);
+        for (&id, out) in ids.iter().zip(out.chunks_mut(width)) {
+            if id as usize >= rows {
+                let what = format!("{}: token id {id} is beyond its {rows} rows", self.tensor.name);
+                return Err(Error::weights(self.tensor.file.path(), what));
+            }
+            self.tensor.read_at(id as u64 * row_bytes as u64, &mut bytes)?;
+            convert::to_f32(self.tensor.dtype, &bytes, out)?;
+        }
+        Ok(())
+    }
+}
