@@ -4,6 +4,11 @@
 
 pub const EULER_STEP_THREADS: u32 = 256;
 pub const EULER_STEP_SMEM_BYTES: u32 = 0;
+pub const LAYER_NORM_MOD_THREADS: u32 = 128;
+pub const LAYER_NORM_MOD_ROWS: u32 = 4;
+pub const LAYER_NORM_MOD_SMALL_WIDTH: u32 = 1024;
+pub const LAYER_NORM_MOD_WIDE_WIDTH: u32 = 3072;
+pub const LAYER_NORM_MOD_SMEM_BYTES: u32 = 0;
 pub type bf16_bits = u16;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -25,8 +30,53 @@ const _: () = {
         [::std::mem::offset_of!(euler_step_params, velocity) - 8usize];
     ["Offset of field: euler_step_params::latents_bf16"]
         [::std::mem::offset_of!(euler_step_params, latents_bf16) - 16usize];
-    ["Offset of field: euler_step_params::count"][::std::mem::offset_of!(euler_step_params, count) - 24usize];
-    ["Offset of field: euler_step_params::dt"][::std::mem::offset_of!(euler_step_params, dt) - 32usize];
+    ["Offset of field: euler_step_params::count"]
+        [::std::mem::offset_of!(euler_step_params, count) - 24usize];
+    ["Offset of field: euler_step_params::dt"]
+        [::std::mem::offset_of!(euler_step_params, dt) - 32usize];
     ["Offset of field: euler_step_params::reserved"]
         [::std::mem::offset_of!(euler_step_params, reserved) - 36usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct layer_norm_mod_params {
+    pub x: u64,
+    pub scale: u64,
+    pub shift: u64,
+    pub out_bf16: u64,
+    pub out_f32: u64,
+    pub pitch: i64,
+    pub out_pitch: i64,
+    pub rows: i32,
+    pub width: i32,
+    pub scale_offset: f32,
+    pub eps: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of layer_norm_mod_params"][::std::mem::size_of::<layer_norm_mod_params>() - 72usize];
+    ["Alignment of layer_norm_mod_params"]
+        [::std::mem::align_of::<layer_norm_mod_params>() - 8usize];
+    ["Offset of field: layer_norm_mod_params::x"]
+        [::std::mem::offset_of!(layer_norm_mod_params, x) - 0usize];
+    ["Offset of field: layer_norm_mod_params::scale"]
+        [::std::mem::offset_of!(layer_norm_mod_params, scale) - 8usize];
+    ["Offset of field: layer_norm_mod_params::shift"]
+        [::std::mem::offset_of!(layer_norm_mod_params, shift) - 16usize];
+    ["Offset of field: layer_norm_mod_params::out_bf16"]
+        [::std::mem::offset_of!(layer_norm_mod_params, out_bf16) - 24usize];
+    ["Offset of field: layer_norm_mod_params::out_f32"]
+        [::std::mem::offset_of!(layer_norm_mod_params, out_f32) - 32usize];
+    ["Offset of field: layer_norm_mod_params::pitch"]
+        [::std::mem::offset_of!(layer_norm_mod_params, pitch) - 40usize];
+    ["Offset of field: layer_norm_mod_params::out_pitch"]
+        [::std::mem::offset_of!(layer_norm_mod_params, out_pitch) - 48usize];
+    ["Offset of field: layer_norm_mod_params::rows"]
+        [::std::mem::offset_of!(layer_norm_mod_params, rows) - 56usize];
+    ["Offset of field: layer_norm_mod_params::width"]
+        [::std::mem::offset_of!(layer_norm_mod_params, width) - 60usize];
+    ["Offset of field: layer_norm_mod_params::scale_offset"]
+        [::std::mem::offset_of!(layer_norm_mod_params, scale_offset) - 64usize];
+    ["Offset of field: layer_norm_mod_params::eps"]
+        [::std::mem::offset_of!(layer_norm_mod_params, eps) - 68usize];
 };
