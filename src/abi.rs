@@ -9,6 +9,11 @@ pub const LAYER_NORM_MOD_ROWS: u32 = 4;
 pub const LAYER_NORM_MOD_SMALL_WIDTH: u32 = 1024;
 pub const LAYER_NORM_MOD_WIDE_WIDTH: u32 = 3072;
 pub const LAYER_NORM_MOD_SMEM_BYTES: u32 = 0;
+pub const RMS_NORM_THREADS: u32 = 128;
+pub const RMS_NORM_ROWS: u32 = 4;
+pub const RMS_NORM_SMALL_WIDTH: u32 = 1024;
+pub const RMS_NORM_WIDE_WIDTH: u32 = 4096;
+pub const RMS_NORM_SMEM_BYTES: u32 = 0;
 pub type bf16_bits = u16;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -79,4 +84,42 @@ const _: () = {
         [::std::mem::offset_of!(layer_norm_mod_params, scale_offset) - 64usize];
     ["Offset of field: layer_norm_mod_params::eps"]
         [::std::mem::offset_of!(layer_norm_mod_params, eps) - 68usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct rms_norm_params {
+    pub x: u64,
+    pub weight: u64,
+    pub out_bf16: u64,
+    pub out_f32: u64,
+    pub pitch: i64,
+    pub out_pitch: i64,
+    pub rows: i32,
+    pub width: i32,
+    pub eps: f32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of rms_norm_params"][::std::mem::size_of::<rms_norm_params>() - 64usize];
+    ["Alignment of rms_norm_params"][::std::mem::align_of::<rms_norm_params>() - 8usize];
+    ["Offset of field: rms_norm_params::x"][::std::mem::offset_of!(rms_norm_params, x) - 0usize];
+    ["Offset of field: rms_norm_params::weight"]
+        [::std::mem::offset_of!(rms_norm_params, weight) - 8usize];
+    ["Offset of field: rms_norm_params::out_bf16"]
+        [::std::mem::offset_of!(rms_norm_params, out_bf16) - 16usize];
+    ["Offset of field: rms_norm_params::out_f32"]
+        [::std::mem::offset_of!(rms_norm_params, out_f32) - 24usize];
+    ["Offset of field: rms_norm_params::pitch"]
+        [::std::mem::offset_of!(rms_norm_params, pitch) - 32usize];
+    ["Offset of field: rms_norm_params::out_pitch"]
+        [::std::mem::offset_of!(rms_norm_params, out_pitch) - 40usize];
+    ["Offset of field: rms_norm_params::rows"]
+        [::std::mem::offset_of!(rms_norm_params, rows) - 48usize];
+    ["Offset of field: rms_norm_params::width"]
+        [::std::mem::offset_of!(rms_norm_params, width) - 52usize];
+    ["Offset of field: rms_norm_params::eps"]
+        [::std::mem::offset_of!(rms_norm_params, eps) - 56usize];
+    ["Offset of field: rms_norm_params::reserved"]
+        [::std::mem::offset_of!(rms_norm_params, reserved) - 60usize];
 };

@@ -11,6 +11,7 @@
 
 pub mod euler_step;
 pub mod layer_norm_mod;
+pub mod rms_norm;
 
 use half::bf16;
 
