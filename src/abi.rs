@@ -4,6 +4,10 @@
 
 pub const EULER_STEP_THREADS: u32 = 256;
 pub const EULER_STEP_SMEM_BYTES: u32 = 0;
+pub const HEAD_NORM_ROPE_THREADS: u32 = 256;
+pub const HEAD_NORM_ROPE_HEADS: u32 = 8;
+pub const HEAD_NORM_ROPE_MAX_HEAD_DIM: u32 = 256;
+pub const HEAD_NORM_ROPE_SMEM_BYTES: u32 = 0;
 pub const LAYER_NORM_MOD_THREADS: u32 = 128;
 pub const LAYER_NORM_MOD_ROWS: u32 = 4;
 pub const LAYER_NORM_MOD_SMALL_WIDTH: u32 = 1024;
@@ -41,6 +45,46 @@ const _: () = {
         [::std::mem::offset_of!(euler_step_params, dt) - 32usize];
     ["Offset of field: euler_step_params::reserved"]
         [::std::mem::offset_of!(euler_step_params, reserved) - 36usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct head_norm_rope_params {
+    pub x: u64,
+    pub weight: u64,
+    pub cos: u64,
+    pub sin: u64,
+    pub pitch: i64,
+    pub rope_row: i64,
+    pub rows: i32,
+    pub heads: i32,
+    pub head_dim: i32,
+    pub eps: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of head_norm_rope_params"][::std::mem::size_of::<head_norm_rope_params>() - 64usize];
+    ["Alignment of head_norm_rope_params"]
+        [::std::mem::align_of::<head_norm_rope_params>() - 8usize];
+    ["Offset of field: head_norm_rope_params::x"]
+        [::std::mem::offset_of!(head_norm_rope_params, x) - 0usize];
+    ["Offset of field: head_norm_rope_params::weight"]
+        [::std::mem::offset_of!(head_norm_rope_params, weight) - 8usize];
+    ["Offset of field: head_norm_rope_params::cos"]
+        [::std::mem::offset_of!(head_norm_rope_params, cos) - 16usize];
+    ["Offset of field: head_norm_rope_params::sin"]
+        [::std::mem::offset_of!(head_norm_rope_params, sin) - 24usize];
+    ["Offset of field: head_norm_rope_params::pitch"]
+        [::std::mem::offset_of!(head_norm_rope_params, pitch) - 32usize];
+    ["Offset of field: head_norm_rope_params::rope_row"]
+        [::std::mem::offset_of!(head_norm_rope_params, rope_row) - 40usize];
+    ["Offset of field: head_norm_rope_params::rows"]
+        [::std::mem::offset_of!(head_norm_rope_params, rows) - 48usize];
+    ["Offset of field: head_norm_rope_params::heads"]
+        [::std::mem::offset_of!(head_norm_rope_params, heads) - 52usize];
+    ["Offset of field: head_norm_rope_params::head_dim"]
+        [::std::mem::offset_of!(head_norm_rope_params, head_dim) - 56usize];
+    ["Offset of field: head_norm_rope_params::eps"]
+        [::std::mem::offset_of!(head_norm_rope_params, eps) - 60usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
