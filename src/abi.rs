@@ -13,6 +13,9 @@ pub const LAYER_NORM_MOD_ROWS: u32 = 4;
 pub const LAYER_NORM_MOD_SMALL_WIDTH: u32 = 1024;
 pub const LAYER_NORM_MOD_WIDE_WIDTH: u32 = 3072;
 pub const LAYER_NORM_MOD_SMEM_BYTES: u32 = 0;
+pub const NF4_QUANTIZE_THREADS: u32 = 256;
+pub const NF4_QUANTIZE_BLOCKS: u32 = 8;
+pub const NF4_QUANTIZE_SMEM_BYTES: u32 = 0;
 pub const RMS_NORM_THREADS: u32 = 128;
 pub const RMS_NORM_ROWS: u32 = 4;
 pub const RMS_NORM_SMALL_WIDTH: u32 = 1024;
@@ -128,6 +131,48 @@ const _: () = {
         [::std::mem::offset_of!(layer_norm_mod_params, scale_offset) - 64usize];
     ["Offset of field: layer_norm_mod_params::eps"]
         [::std::mem::offset_of!(layer_norm_mod_params, eps) - 68usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct nf4_quantize_params {
+    pub src_f32: u64,
+    pub src_bf16: u64,
+    pub codes: u64,
+    pub absmax: u64,
+    pub rows: i64,
+    pub pitch: i64,
+    pub k: i64,
+    pub first_row: i64,
+    pub padded_rows: i64,
+    pub fragments: i32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of nf4_quantize_params"][::std::mem::size_of::<nf4_quantize_params>() - 80usize];
+    ["Alignment of nf4_quantize_params"][::std::mem::align_of::<nf4_quantize_params>() - 8usize];
+    ["Offset of field: nf4_quantize_params::src_f32"]
+        [::std::mem::offset_of!(nf4_quantize_params, src_f32) - 0usize];
+    ["Offset of field: nf4_quantize_params::src_bf16"]
+        [::std::mem::offset_of!(nf4_quantize_params, src_bf16) - 8usize];
+    ["Offset of field: nf4_quantize_params::codes"]
+        [::std::mem::offset_of!(nf4_quantize_params, codes) - 16usize];
+    ["Offset of field: nf4_quantize_params::absmax"]
+        [::std::mem::offset_of!(nf4_quantize_params, absmax) - 24usize];
+    ["Offset of field: nf4_quantize_params::rows"]
+        [::std::mem::offset_of!(nf4_quantize_params, rows) - 32usize];
+    ["Offset of field: nf4_quantize_params::pitch"]
+        [::std::mem::offset_of!(nf4_quantize_params, pitch) - 40usize];
+    ["Offset of field: nf4_quantize_params::k"]
+        [::std::mem::offset_of!(nf4_quantize_params, k) - 48usize];
+    ["Offset of field: nf4_quantize_params::first_row"]
+        [::std::mem::offset_of!(nf4_quantize_params, first_row) - 56usize];
+    ["Offset of field: nf4_quantize_params::padded_rows"]
+        [::std::mem::offset_of!(nf4_quantize_params, padded_rows) - 64usize];
+    ["Offset of field: nf4_quantize_params::fragments"]
+        [::std::mem::offset_of!(nf4_quantize_params, fragments) - 72usize];
+    ["Offset of field: nf4_quantize_params::reserved"]
+        [::std::mem::offset_of!(nf4_quantize_params, reserved) - 76usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]

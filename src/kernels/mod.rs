@@ -12,6 +12,7 @@
 pub mod euler_step;
 pub mod head_norm_rope;
 pub mod layer_norm_mod;
+pub mod nf4_quantize;
 pub mod rms_norm;
 
 use half::bf16;

@@ -1,0 +1,49 @@
+// nf4.cuh: the NF4 code book and its thresholds, the one place where they are written down.
+//
+// Values are float32 bit patterns. Code c means nf4_code(c) * absmax; a weight w becomes the number of thresholds
+// strictly below w / absmax, so a value on a threshold takes the lower code. Thresholds are the float32 midpoints of
+// neighbouring codes.
+// Source: QLoRA (arXiv:2305.14314), appendix E; bitsandbytes' `create_normal_map` and its CPU quantiser.
+#ifndef SCHNELL_NF4_CUH
+#define SCHNELL_NF4_CUH
+
+#include "gpu.cuh"
+
+#define NF4_BLOCK 64  // weights per absmax, consecutive in a row
+
+// X(bits) for the codes 0..15, ascending: -1 .. 1, code 7 is zero.
+#define NF4_CODES(X)                                                    \
+    X(0xbf800000u) X(0xbf3239b1u) X(0xbf066b30u) X(0xbeca32a0u)         \
+    X(0xbe91a24du) X(0xbe3d353fu) X(0xbdba7871u) X(0x00000000u)         \
+    X(0x3da2faffu) X(0x3e24cae3u) X(0x3e7c04ddu) X(0x3ead033au)         \
+    X(0x3ee1a4b8u) X(0x3f1007abu) X(0x3f3913b3u) X(0x3f800000u)
+
+// X(bits) for the 15 thresholds, ascending: the one above code 0, above code 1, ...
+#define NF4_THRESHOLDS(X)                                               \
+    X(0xbf591cd8u) X(0xbf1c5270u) X(0xbeeb8480u) X(0xbeadea76u)         \
+    X(0xbe703cecu) X(0xbe0d38bcu) X(0xbd3a7871u) X(0x3d22faffu)         \
+    X(0x3df64862u) X(0x3e5067e0u) X(0x3e9582d4u) X(0x3ec753f9u)         \
+    X(0x3f006d04u) X(0x3f248dafu) X(0x3f5c89dau)
+
+namespace gpu {
+
+// The value of a code (0..15). From memory: fill a table with it, look weights up there.
+GPU_FN float nf4_code(int code) {
+#define NF4_ENTRY(bits) bits,
+    static constexpr uint32_t codes[16] = {NF4_CODES(NF4_ENTRY)};
+#undef NF4_ENTRY
+    return bits_to_float(codes[code]);
+}
+
+// The code of a normalised weight (in [-1, 1]; what is not a number becomes 0).
+GPU_FN uint32_t nf4_nearest(float x) {
+    uint32_t code = 0;
+#define NF4_ENTRY(bits) code += x > bits_to_float(bits) ? 1u : 0u;
+    NF4_THRESHOLDS(NF4_ENTRY)
+#undef NF4_ENTRY
+    return code;
+}
+
+} // namespace gpu
+
+#endif
