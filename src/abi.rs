@@ -4,6 +4,15 @@
 
 pub const EULER_STEP_THREADS: u32 = 256;
 pub const EULER_STEP_SMEM_BYTES: u32 = 0;
+pub const GEMV_THREADS: u32 = 256;
+pub const GEMV_ROWS: u32 = 32;
+pub const GEMV_MAX_M: u32 = 8;
+pub const GEMV_SMEM_BYTES_M1: u32 = 7168;
+pub const GEMV_SMEM_BYTES_M2: u32 = 11264;
+pub const GEMV_SMEM_BYTES_M4: u32 = 19456;
+pub const GEMV_SMEM_BYTES_M8: u32 = 35840;
+pub const GEMV_NONE: u32 = 0;
+pub const GEMV_SILU: u32 = 1;
 pub const HEAD_NORM_ROPE_THREADS: u32 = 256;
 pub const HEAD_NORM_ROPE_HEADS: u32 = 8;
 pub const HEAD_NORM_ROPE_MAX_HEAD_DIM: u32 = 256;
@@ -48,6 +57,61 @@ const _: () = {
         [::std::mem::offset_of!(euler_step_params, dt) - 32usize];
     ["Offset of field: euler_step_params::reserved"]
         [::std::mem::offset_of!(euler_step_params, reserved) - 36usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct gemv_params {
+    pub x: u64,
+    pub weight: u64,
+    pub codes: u64,
+    pub absmax: u64,
+    pub bias: u64,
+    pub add: u64,
+    pub out: u64,
+    pub pitch: i64,
+    pub weight_pitch: i64,
+    pub add_pitch: i64,
+    pub out_pitch: i64,
+    pub m: i32,
+    pub n: i32,
+    pub k: i32,
+    pub act_in: i32,
+    pub act_out: i32,
+    pub x_vectors: i32,
+    pub weight_vectors: i32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of gemv_params"][::std::mem::size_of::<gemv_params>() - 120usize];
+    ["Alignment of gemv_params"][::std::mem::align_of::<gemv_params>() - 8usize];
+    ["Offset of field: gemv_params::x"][::std::mem::offset_of!(gemv_params, x) - 0usize];
+    ["Offset of field: gemv_params::weight"][::std::mem::offset_of!(gemv_params, weight) - 8usize];
+    ["Offset of field: gemv_params::codes"][::std::mem::offset_of!(gemv_params, codes) - 16usize];
+    ["Offset of field: gemv_params::absmax"][::std::mem::offset_of!(gemv_params, absmax) - 24usize];
+    ["Offset of field: gemv_params::bias"][::std::mem::offset_of!(gemv_params, bias) - 32usize];
+    ["Offset of field: gemv_params::add"][::std::mem::offset_of!(gemv_params, add) - 40usize];
+    ["Offset of field: gemv_params::out"][::std::mem::offset_of!(gemv_params, out) - 48usize];
+    ["Offset of field: gemv_params::pitch"][::std::mem::offset_of!(gemv_params, pitch) - 56usize];
+    ["Offset of field: gemv_params::weight_pitch"]
+        [::std::mem::offset_of!(gemv_params, weight_pitch) - 64usize];
+    ["Offset of field: gemv_params::add_pitch"]
+        [::std::mem::offset_of!(gemv_params, add_pitch) - 72usize];
+    ["Offset of field: gemv_params::out_pitch"]
+        [::std::mem::offset_of!(gemv_params, out_pitch) - 80usize];
+    ["Offset of field: gemv_params::m"][::std::mem::offset_of!(gemv_params, m) - 88usize];
+    ["Offset of field: gemv_params::n"][::std::mem::offset_of!(gemv_params, n) - 92usize];
+    ["Offset of field: gemv_params::k"][::std::mem::offset_of!(gemv_params, k) - 96usize];
+    ["Offset of field: gemv_params::act_in"]
+        [::std::mem::offset_of!(gemv_params, act_in) - 100usize];
+    ["Offset of field: gemv_params::act_out"]
+        [::std::mem::offset_of!(gemv_params, act_out) - 104usize];
+    ["Offset of field: gemv_params::x_vectors"]
+        [::std::mem::offset_of!(gemv_params, x_vectors) - 108usize];
+    ["Offset of field: gemv_params::weight_vectors"]
+        [::std::mem::offset_of!(gemv_params, weight_vectors) - 112usize];
+    ["Offset of field: gemv_params::reserved"]
+        [::std::mem::offset_of!(gemv_params, reserved) - 116usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]

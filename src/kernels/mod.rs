@@ -10,6 +10,7 @@
 //! is freed only after the streams have drained.
 
 pub mod euler_step;
+pub mod gemv;
 pub mod head_norm_rope;
 pub mod layer_norm_mod;
 pub mod nf4_quantize;
