@@ -13,6 +13,12 @@ pub const GEMV_SMEM_BYTES_M4: u32 = 19456;
 pub const GEMV_SMEM_BYTES_M8: u32 = 35840;
 pub const GEMV_NONE: u32 = 0;
 pub const GEMV_SILU: u32 = 1;
+pub const GROUP_NORM_SILU_THREADS: u32 = 256;
+pub const GROUP_NORM_SILU_CHUNK: u32 = 64;
+pub const GROUP_NORM_SILU_MAX_CHANNELS: u32 = 2048;
+pub const GROUP_NORM_SILU_SMEM_BYTES: u32 = 16384;
+pub const GROUP_NORM_SILU_FINISH_SMEM_BYTES: u32 = 32;
+pub const GROUP_NORM_SILU_APPLY_SMEM_BYTES: u32 = 0;
 pub const HEAD_NORM_ROPE_THREADS: u32 = 256;
 pub const HEAD_NORM_ROPE_HEADS: u32 = 8;
 pub const HEAD_NORM_ROPE_MAX_HEAD_DIM: u32 = 256;
@@ -112,6 +118,61 @@ const _: () = {
         [::std::mem::offset_of!(gemv_params, weight_vectors) - 112usize];
     ["Offset of field: gemv_params::reserved"]
         [::std::mem::offset_of!(gemv_params, reserved) - 116usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct group_norm_silu_params {
+    pub x: u64,
+    pub weight: u64,
+    pub bias: u64,
+    pub out: u64,
+    pub partials: u64,
+    pub statistics: u64,
+    pub pixels: i64,
+    pub pitch: i64,
+    pub out_pitch: i64,
+    pub num_chunks: i32,
+    pub channels: i32,
+    pub groups: i32,
+    pub silu: i32,
+    pub eps: f32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of group_norm_silu_params"][::std::mem::size_of::<group_norm_silu_params>() - 96usize];
+    ["Alignment of group_norm_silu_params"]
+        [::std::mem::align_of::<group_norm_silu_params>() - 8usize];
+    ["Offset of field: group_norm_silu_params::x"]
+        [::std::mem::offset_of!(group_norm_silu_params, x) - 0usize];
+    ["Offset of field: group_norm_silu_params::weight"]
+        [::std::mem::offset_of!(group_norm_silu_params, weight) - 8usize];
+    ["Offset of field: group_norm_silu_params::bias"]
+        [::std::mem::offset_of!(group_norm_silu_params, bias) - 16usize];
+    ["Offset of field: group_norm_silu_params::out"]
+        [::std::mem::offset_of!(group_norm_silu_params, out) - 24usize];
+    ["Offset of field: group_norm_silu_params::partials"]
+        [::std::mem::offset_of!(group_norm_silu_params, partials) - 32usize];
+    ["Offset of field: group_norm_silu_params::statistics"]
+        [::std::mem::offset_of!(group_norm_silu_params, statistics) - 40usize];
+    ["Offset of field: group_norm_silu_params::pixels"]
+        [::std::mem::offset_of!(group_norm_silu_params, pixels) - 48usize];
+    ["Offset of field: group_norm_silu_params::pitch"]
+        [::std::mem::offset_of!(group_norm_silu_params, pitch) - 56usize];
+    ["Offset of field: group_norm_silu_params::out_pitch"]
+        [::std::mem::offset_of!(group_norm_silu_params, out_pitch) - 64usize];
+    ["Offset of field: group_norm_silu_params::num_chunks"]
+        [::std::mem::offset_of!(group_norm_silu_params, num_chunks) - 72usize];
+    ["Offset of field: group_norm_silu_params::channels"]
+        [::std::mem::offset_of!(group_norm_silu_params, channels) - 76usize];
+    ["Offset of field: group_norm_silu_params::groups"]
+        [::std::mem::offset_of!(group_norm_silu_params, groups) - 80usize];
+    ["Offset of field: group_norm_silu_params::silu"]
+        [::std::mem::offset_of!(group_norm_silu_params, silu) - 84usize];
+    ["Offset of field: group_norm_silu_params::eps"]
+        [::std::mem::offset_of!(group_norm_silu_params, eps) - 88usize];
+    ["Offset of field: group_norm_silu_params::reserved"]
+        [::std::mem::offset_of!(group_norm_silu_params, reserved) - 92usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]

@@ -11,6 +11,7 @@
 
 pub mod euler_step;
 pub mod gemv;
+pub mod group_norm_silu;
 pub mod head_norm_rope;
 pub mod layer_norm_mod;
 pub mod nf4_quantize;
