@@ -36,6 +36,8 @@ pub const RMS_NORM_ROWS: u32 = 4;
 pub const RMS_NORM_SMALL_WIDTH: u32 = 1024;
 pub const RMS_NORM_WIDE_WIDTH: u32 = 4096;
 pub const RMS_NORM_SMEM_BYTES: u32 = 0;
+pub const UNPACK_LATENTS_THREADS: u32 = 256;
+pub const UNPACK_LATENTS_SMEM_BYTES: u32 = 0;
 pub type bf16_bits = u16;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -336,4 +338,41 @@ const _: () = {
         [::std::mem::offset_of!(rms_norm_params, eps) - 56usize];
     ["Offset of field: rms_norm_params::reserved"]
         [::std::mem::offset_of!(rms_norm_params, reserved) - 60usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct unpack_latents_params {
+    pub tokens: u64,
+    pub out: u64,
+    pub num_pairs: i64,
+    pub width: i32,
+    pub channels: i32,
+    pub pitch: i32,
+    pub scaling: f32,
+    pub shift: f32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of unpack_latents_params"][::std::mem::size_of::<unpack_latents_params>() - 48usize];
+    ["Alignment of unpack_latents_params"]
+        [::std::mem::align_of::<unpack_latents_params>() - 8usize];
+    ["Offset of field: unpack_latents_params::tokens"]
+        [::std::mem::offset_of!(unpack_latents_params, tokens) - 0usize];
+    ["Offset of field: unpack_latents_params::out"]
+        [::std::mem::offset_of!(unpack_latents_params, out) - 8usize];
+    ["Offset of field: unpack_latents_params::num_pairs"]
+        [::std::mem::offset_of!(unpack_latents_params, num_pairs) - 16usize];
+    ["Offset of field: unpack_latents_params::width"]
+        [::std::mem::offset_of!(unpack_latents_params, width) - 24usize];
+    ["Offset of field: unpack_latents_params::channels"]
+        [::std::mem::offset_of!(unpack_latents_params, channels) - 28usize];
+    ["Offset of field: unpack_latents_params::pitch"]
+        [::std::mem::offset_of!(unpack_latents_params, pitch) - 32usize];
+    ["Offset of field: unpack_latents_params::scaling"]
+        [::std::mem::offset_of!(unpack_latents_params, scaling) - 36usize];
+    ["Offset of field: unpack_latents_params::shift"]
+        [::std::mem::offset_of!(unpack_latents_params, shift) - 40usize];
+    ["Offset of field: unpack_latents_params::reserved"]
+        [::std::mem::offset_of!(unpack_latents_params, reserved) - 44usize];
 };
