@@ -36,6 +36,8 @@ pub const RMS_NORM_ROWS: u32 = 4;
 pub const RMS_NORM_SMALL_WIDTH: u32 = 1024;
 pub const RMS_NORM_WIDE_WIDTH: u32 = 4096;
 pub const RMS_NORM_SMEM_BYTES: u32 = 0;
+pub const TO_RGB_THREADS: u32 = 256;
+pub const TO_RGB_SMEM_BYTES: u32 = 0;
 pub const UNPACK_LATENTS_THREADS: u32 = 256;
 pub const UNPACK_LATENTS_SMEM_BYTES: u32 = 0;
 pub type bf16_bits = u16;
@@ -338,6 +340,25 @@ const _: () = {
         [::std::mem::offset_of!(rms_norm_params, eps) - 56usize];
     ["Offset of field: rms_norm_params::reserved"]
         [::std::mem::offset_of!(rms_norm_params, reserved) - 60usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct to_rgb_params {
+    pub x: u64,
+    pub out: u64,
+    pub pixels: i64,
+    pub pitch: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of to_rgb_params"][::std::mem::size_of::<to_rgb_params>() - 32usize];
+    ["Alignment of to_rgb_params"][::std::mem::align_of::<to_rgb_params>() - 8usize];
+    ["Offset of field: to_rgb_params::x"][::std::mem::offset_of!(to_rgb_params, x) - 0usize];
+    ["Offset of field: to_rgb_params::out"][::std::mem::offset_of!(to_rgb_params, out) - 8usize];
+    ["Offset of field: to_rgb_params::pixels"]
+        [::std::mem::offset_of!(to_rgb_params, pixels) - 16usize];
+    ["Offset of field: to_rgb_params::pitch"]
+        [::std::mem::offset_of!(to_rgb_params, pitch) - 24usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]

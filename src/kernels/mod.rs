@@ -16,6 +16,7 @@ pub mod head_norm_rope;
 pub mod layer_norm_mod;
 pub mod nf4_quantize;
 pub mod rms_norm;
+pub mod to_rgb;
 pub mod unpack_latents;
 
 use half::bf16;
