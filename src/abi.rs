@@ -2,6 +2,9 @@
 //! `scripts/bless-abi` writes this file anew.
 #![allow(missing_docs, non_camel_case_types, non_upper_case_globals, clippy::all)]
 
+pub const COUNT_NONFINITE_THREADS: u32 = 256;
+pub const COUNT_NONFINITE_PER_THREAD: u32 = 16;
+pub const COUNT_NONFINITE_SMEM_BYTES: u32 = 0;
 pub const EULER_STEP_THREADS: u32 = 256;
 pub const EULER_STEP_SMEM_BYTES: u32 = 0;
 pub const GEMV_THREADS: u32 = 256;
@@ -41,6 +44,25 @@ pub const TO_RGB_SMEM_BYTES: u32 = 0;
 pub const UNPACK_LATENTS_THREADS: u32 = 256;
 pub const UNPACK_LATENTS_SMEM_BYTES: u32 = 0;
 pub type bf16_bits = u16;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct count_nonfinite_params {
+    pub x: u64,
+    pub counter: u64,
+    pub count: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of count_nonfinite_params"][::std::mem::size_of::<count_nonfinite_params>() - 24usize];
+    ["Alignment of count_nonfinite_params"]
+        [::std::mem::align_of::<count_nonfinite_params>() - 8usize];
+    ["Offset of field: count_nonfinite_params::x"]
+        [::std::mem::offset_of!(count_nonfinite_params, x) - 0usize];
+    ["Offset of field: count_nonfinite_params::counter"]
+        [::std::mem::offset_of!(count_nonfinite_params, counter) - 8usize];
+    ["Offset of field: count_nonfinite_params::count"]
+        [::std::mem::offset_of!(count_nonfinite_params, count) - 16usize];
+};
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct euler_step_params {

@@ -9,6 +9,7 @@
 //! checked against the extent that the kernel touches for the given shapes, views keep their memory alive, and memory
 //! is freed only after the streams have drained.
 
+pub mod count_nonfinite;
 pub mod euler_step;
 pub mod gemv;
 pub mod group_norm_silu;
