@@ -26,7 +26,7 @@ constexpr int MT = WARP_N / 16, NT = WARP_M / 8;
 constexpr int CHUNKS = BLOCK_K / 8;  // 16-byte chunks of a smem row
 static_assert(BLOCK_N == 2 * WARP_N && BLOCK_M == 2 * WARP_M && THREADS == 4 * gpu::WARP, "2 x 2 warps cover the tile");
 static_assert(CHUNKS == 8, "the swizzle permutes 8 chunks");
-static_assert(BLOCK_K == nf4::BLOCK, "a k-step has one absmax per feature");
+static_assert(BLOCK_K == NF4_BLOCK, "a k-step has one absmax per feature");
 
 GPU_FN int swizzle(int row, int chunk) { return row * CHUNKS + (chunk ^ (row & 7)); }
 
@@ -128,10 +128,10 @@ struct Nf4Weights {
         float absmax[BLOCK_N];
     };
     struct Tables {
-        nf4::Book book;
+        gpu::Nf4Book book;
     };
 
-    GPU_METHOD static void fill(Tables &tables) { nf4::fill(tables.book, THREADS); }
+    GPU_METHOD static void fill(Tables &tables) { gpu::fill(tables.book, THREADS); }
 
     GPU_METHOD static void fetch(Stage &stage, const gemm_problem &q, int n0, int k0) {
         constexpr int TILE_CHUNKS = WARP_N * BLOCK_K / 2 / 16; // of 64 features x 64 k

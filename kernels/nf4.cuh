@@ -1,51 +1,60 @@
-// nf4.cuh: the NF4 code book, once.
+// nf4.cuh: the NF4 code book and its thresholds, the one place where they are written down.
 //
-// Source  QLoRA (arXiv:2305.14314), appendix E; the float32 bit patterns are those of bitsandbytes.
+// Values are float32 bit patterns. Code c means nf4_code(c) * absmax; a weight w becomes the number of thresholds
+// strictly below w / absmax, so a value on a threshold takes the lower code. Thresholds are the float32 midpoints of
+// neighbouring codes.
+// Source: QLoRA (arXiv:2305.14314), appendix E; bitsandbytes' `create_normal_map` and its CPU quantiser.
 #ifndef SCHNELL_NF4_CUH
 #define SCHNELL_NF4_CUH
 
 #include "gpu.cuh"
 
-namespace nf4 {
+#define NF4_BLOCK 64  // weights per absmax, consecutive in a row
 
-constexpr int BLOCK = 64;  // weights that share one absmax
-constexpr int CODES = 16;
+// X(bits) for the codes 0..15, ascending: -1 .. 1, code 7 is zero.
+#define NF4_CODES(X)                                                    \
+    X(0xbf800000u) X(0xbf3239b1u) X(0xbf066b30u) X(0xbeca32a0u)         \
+    X(0xbe91a24du) X(0xbe3d353fu) X(0xbdba7871u) X(0x00000000u)         \
+    X(0x3da2faffu) X(0x3e24cae3u) X(0x3e7c04ddu) X(0x3ead033au)         \
+    X(0x3ee1a4b8u) X(0x3f1007abu) X(0x3f3913b3u) X(0x3f800000u)
 
-// Value of code 0..15. A switch, not an array: it compiles to immediates, and no kernel needs local memory for it.
-GPU_FN float code_value(int code) {
-    uint32_t bits = 0;
-    switch (code) {
-    case 0: bits = 0xbf800000u; break;
-    case 1: bits = 0xbf3239b1u; break;
-    case 2: bits = 0xbf066b30u; break;
-    case 3: bits = 0xbeca32a0u; break;
-    case 4: bits = 0xbe91a24du; break;
-    case 5: bits = 0xbe3d353fu; break;
-    case 6: bits = 0xbdba7871u; break;
-    case 7: bits = 0x00000000u; break;
-    case 8: bits = 0x3da2faffu; break;
-    case 9: bits = 0x3e24cae3u; break;
-    case 10: bits = 0x3e7c04ddu; break;
-    case 11: bits = 0x3ead033au; break;
-    case 12: bits = 0x3ee1a4b8u; break;
-    case 13: bits = 0x3f1007abu; break;
-    case 14: bits = 0x3f3913b3u; break;
-    case 15: bits = 0x3f800000u; break;
-    }
-    return gpu::bits_to_float(bits);
+// X(bits) for the 15 thresholds, ascending: the one above code 0, above code 1, ...
+#define NF4_THRESHOLDS(X)                                               \
+    X(0xbf591cd8u) X(0xbf1c5270u) X(0xbeeb8480u) X(0xbeadea76u)         \
+    X(0xbe703cecu) X(0xbe0d38bcu) X(0xbd3a7871u) X(0x3d22faffu)         \
+    X(0x3df64862u) X(0x3e5067e0u) X(0x3e9582d4u) X(0x3ec753f9u)         \
+    X(0x3f006d04u) X(0x3f248dafu) X(0x3f5c89dau)
+
+namespace gpu {
+
+// The value of a code (0..15). From memory: fill a table with it, look weights up there.
+GPU_FN float nf4_code(int code) {
+#define NF4_ENTRY(bits) bits,
+    static constexpr uint32_t codes[16] = {NF4_CODES(NF4_ENTRY)};
+#undef NF4_ENTRY
+    return bits_to_float(codes[code]);
+}
+
+// The code of a normalised weight (in [-1, 1]; what is not a number becomes 0).
+GPU_FN uint32_t nf4_nearest(float x) {
+    uint32_t code = 0;
+#define NF4_ENTRY(bits) code += x > bits_to_float(bits) ? 1u : 0u;
+    NF4_THRESHOLDS(NF4_ENTRY)
+#undef NF4_ENTRY
+    return code;
 }
 
 // The book in shared memory, once per bank: lane l reads entry c at [c][l], so 32 lanes with 32 different codes never
 // conflict. A shuffle or a PRMT chain would do the same on a GPU; this also costs the emulator no rendezvous.
-struct Book {
-    float value[CODES][gpu::WARP];
+struct Nf4Book {
+    float value[16][WARP];
 };
 
 // Called by all threads of a CTA; a barrier must follow before the first lookup.
-GPU_FN void fill(Book &book, int threads) {
-    for (int i = gpu::thread_x(); i < CODES * gpu::WARP; i += threads) book.value[i / gpu::WARP][i % gpu::WARP] = code_value(i / gpu::WARP);
+GPU_FN void fill(Nf4Book &book, int threads) {
+    for (int i = thread_x(); i < 16 * WARP; i += threads) book.value[i / WARP][i % WARP] = nf4_code(i / WARP);
 }
 
-} // namespace nf4
+} // namespace gpu
 
 #endif

@@ -32,10 +32,49 @@ pub const BF16_GEMM_STAGES: u32 = 2;
 pub const BF16_GEMM_SMEM_BYTES: u32 = 66576;
 pub const CONV2D_STAGES: u32 = 2;
 pub const CONV2D_SMEM_BYTES: u32 = 66576;
+pub const COUNT_NONFINITE_THREADS: u32 = 256;
+pub const COUNT_NONFINITE_PER_THREAD: u32 = 16;
+pub const COUNT_NONFINITE_SMEM_BYTES: u32 = 0;
 pub const EULER_STEP_THREADS: u32 = 256;
 pub const EULER_STEP_SMEM_BYTES: u32 = 0;
+pub const GEMV_THREADS: u32 = 256;
+pub const GEMV_ROWS: u32 = 32;
+pub const GEMV_MAX_M: u32 = 8;
+pub const GEMV_SMEM_BYTES_M1: u32 = 7168;
+pub const GEMV_SMEM_BYTES_M2: u32 = 11264;
+pub const GEMV_SMEM_BYTES_M4: u32 = 19456;
+pub const GEMV_SMEM_BYTES_M8: u32 = 35840;
+pub const GEMV_NONE: u32 = 0;
+pub const GEMV_SILU: u32 = 1;
+pub const GROUP_NORM_SILU_THREADS: u32 = 256;
+pub const GROUP_NORM_SILU_CHUNK: u32 = 64;
+pub const GROUP_NORM_SILU_MAX_CHANNELS: u32 = 2048;
+pub const GROUP_NORM_SILU_SMEM_BYTES: u32 = 16384;
+pub const GROUP_NORM_SILU_FINISH_SMEM_BYTES: u32 = 32;
+pub const GROUP_NORM_SILU_APPLY_SMEM_BYTES: u32 = 0;
+pub const HEAD_NORM_ROPE_THREADS: u32 = 256;
+pub const HEAD_NORM_ROPE_HEADS: u32 = 8;
+pub const HEAD_NORM_ROPE_MAX_HEAD_DIM: u32 = 256;
+pub const HEAD_NORM_ROPE_SMEM_BYTES: u32 = 0;
+pub const LAYER_NORM_MOD_THREADS: u32 = 128;
+pub const LAYER_NORM_MOD_ROWS: u32 = 4;
+pub const LAYER_NORM_MOD_SMALL_WIDTH: u32 = 1024;
+pub const LAYER_NORM_MOD_WIDE_WIDTH: u32 = 3072;
+pub const LAYER_NORM_MOD_SMEM_BYTES: u32 = 0;
 pub const NF4_GEMM_STAGES: u32 = 2;
 pub const NF4_GEMM_SMEM_BYTES: u32 = 45056;
+pub const NF4_QUANTIZE_THREADS: u32 = 256;
+pub const NF4_QUANTIZE_BLOCKS: u32 = 8;
+pub const NF4_QUANTIZE_SMEM_BYTES: u32 = 0;
+pub const RMS_NORM_THREADS: u32 = 128;
+pub const RMS_NORM_ROWS: u32 = 4;
+pub const RMS_NORM_SMALL_WIDTH: u32 = 1024;
+pub const RMS_NORM_WIDE_WIDTH: u32 = 4096;
+pub const RMS_NORM_SMEM_BYTES: u32 = 0;
+pub const TO_RGB_THREADS: u32 = 256;
+pub const TO_RGB_SMEM_BYTES: u32 = 0;
+pub const UNPACK_LATENTS_THREADS: u32 = 256;
+pub const UNPACK_LATENTS_SMEM_BYTES: u32 = 0;
 pub type bf16_bits = u16;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -198,6 +237,24 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
+pub struct count_nonfinite_params {
+    pub x: u64,
+    pub counter: u64,
+    pub count: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of count_nonfinite_params"][::std::mem::size_of::<count_nonfinite_params>() - 24usize];
+    ["Alignment of count_nonfinite_params"][::std::mem::align_of::<count_nonfinite_params>() - 8usize];
+    ["Offset of field: count_nonfinite_params::x"]
+        [::std::mem::offset_of!(count_nonfinite_params, x) - 0usize];
+    ["Offset of field: count_nonfinite_params::counter"]
+        [::std::mem::offset_of!(count_nonfinite_params, counter) - 8usize];
+    ["Offset of field: count_nonfinite_params::count"]
+        [::std::mem::offset_of!(count_nonfinite_params, count) - 16usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
 pub struct euler_step_params {
     pub latents: u64,
     pub velocity: u64,
@@ -223,6 +280,188 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
+pub struct gemv_params {
+    pub x: u64,
+    pub weight: u64,
+    pub codes: u64,
+    pub absmax: u64,
+    pub bias: u64,
+    pub add: u64,
+    pub out: u64,
+    pub pitch: i64,
+    pub weight_pitch: i64,
+    pub add_pitch: i64,
+    pub out_pitch: i64,
+    pub m: i32,
+    pub n: i32,
+    pub k: i32,
+    pub act_in: i32,
+    pub act_out: i32,
+    pub x_vectors: i32,
+    pub weight_vectors: i32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of gemv_params"][::std::mem::size_of::<gemv_params>() - 120usize];
+    ["Alignment of gemv_params"][::std::mem::align_of::<gemv_params>() - 8usize];
+    ["Offset of field: gemv_params::x"][::std::mem::offset_of!(gemv_params, x) - 0usize];
+    ["Offset of field: gemv_params::weight"][::std::mem::offset_of!(gemv_params, weight) - 8usize];
+    ["Offset of field: gemv_params::codes"][::std::mem::offset_of!(gemv_params, codes) - 16usize];
+    ["Offset of field: gemv_params::absmax"][::std::mem::offset_of!(gemv_params, absmax) - 24usize];
+    ["Offset of field: gemv_params::bias"][::std::mem::offset_of!(gemv_params, bias) - 32usize];
+    ["Offset of field: gemv_params::add"][::std::mem::offset_of!(gemv_params, add) - 40usize];
+    ["Offset of field: gemv_params::out"][::std::mem::offset_of!(gemv_params, out) - 48usize];
+    ["Offset of field: gemv_params::pitch"][::std::mem::offset_of!(gemv_params, pitch) - 56usize];
+    ["Offset of field: gemv_params::weight_pitch"]
+        [::std::mem::offset_of!(gemv_params, weight_pitch) - 64usize];
+    ["Offset of field: gemv_params::add_pitch"][::std::mem::offset_of!(gemv_params, add_pitch) - 72usize];
+    ["Offset of field: gemv_params::out_pitch"][::std::mem::offset_of!(gemv_params, out_pitch) - 80usize];
+    ["Offset of field: gemv_params::m"][::std::mem::offset_of!(gemv_params, m) - 88usize];
+    ["Offset of field: gemv_params::n"][::std::mem::offset_of!(gemv_params, n) - 92usize];
+    ["Offset of field: gemv_params::k"][::std::mem::offset_of!(gemv_params, k) - 96usize];
+    ["Offset of field: gemv_params::act_in"][::std::mem::offset_of!(gemv_params, act_in) - 100usize];
+    ["Offset of field: gemv_params::act_out"][::std::mem::offset_of!(gemv_params, act_out) - 104usize];
+    ["Offset of field: gemv_params::x_vectors"][::std::mem::offset_of!(gemv_params, x_vectors) - 108usize];
+    ["Offset of field: gemv_params::weight_vectors"]
+        [::std::mem::offset_of!(gemv_params, weight_vectors) - 112usize];
+    ["Offset of field: gemv_params::reserved"][::std::mem::offset_of!(gemv_params, reserved) - 116usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct group_norm_silu_params {
+    pub x: u64,
+    pub weight: u64,
+    pub bias: u64,
+    pub out: u64,
+    pub partials: u64,
+    pub statistics: u64,
+    pub pixels: i64,
+    pub pitch: i64,
+    pub out_pitch: i64,
+    pub num_chunks: i32,
+    pub channels: i32,
+    pub groups: i32,
+    pub silu: i32,
+    pub eps: f32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of group_norm_silu_params"][::std::mem::size_of::<group_norm_silu_params>() - 96usize];
+    ["Alignment of group_norm_silu_params"][::std::mem::align_of::<group_norm_silu_params>() - 8usize];
+    ["Offset of field: group_norm_silu_params::x"]
+        [::std::mem::offset_of!(group_norm_silu_params, x) - 0usize];
+    ["Offset of field: group_norm_silu_params::weight"]
+        [::std::mem::offset_of!(group_norm_silu_params, weight) - 8usize];
+    ["Offset of field: group_norm_silu_params::bias"]
+        [::std::mem::offset_of!(group_norm_silu_params, bias) - 16usize];
+    ["Offset of field: group_norm_silu_params::out"]
+        [::std::mem::offset_of!(group_norm_silu_params, out) - 24usize];
+    ["Offset of field: group_norm_silu_params::partials"]
+        [::std::mem::offset_of!(group_norm_silu_params, partials) - 32usize];
+    ["Offset of field: group_norm_silu_params::statistics"]
+        [::std::mem::offset_of!(group_norm_silu_params, statistics) - 40usize];
+    ["Offset of field: group_norm_silu_params::pixels"]
+        [::std::mem::offset_of!(group_norm_silu_params, pixels) - 48usize];
+    ["Offset of field: group_norm_silu_params::pitch"]
+        [::std::mem::offset_of!(group_norm_silu_params, pitch) - 56usize];
+    ["Offset of field: group_norm_silu_params::out_pitch"]
+        [::std::mem::offset_of!(group_norm_silu_params, out_pitch) - 64usize];
+    ["Offset of field: group_norm_silu_params::num_chunks"]
+        [::std::mem::offset_of!(group_norm_silu_params, num_chunks) - 72usize];
+    ["Offset of field: group_norm_silu_params::channels"]
+        [::std::mem::offset_of!(group_norm_silu_params, channels) - 76usize];
+    ["Offset of field: group_norm_silu_params::groups"]
+        [::std::mem::offset_of!(group_norm_silu_params, groups) - 80usize];
+    ["Offset of field: group_norm_silu_params::silu"]
+        [::std::mem::offset_of!(group_norm_silu_params, silu) - 84usize];
+    ["Offset of field: group_norm_silu_params::eps"]
+        [::std::mem::offset_of!(group_norm_silu_params, eps) - 88usize];
+    ["Offset of field: group_norm_silu_params::reserved"]
+        [::std::mem::offset_of!(group_norm_silu_params, reserved) - 92usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct head_norm_rope_params {
+    pub x: u64,
+    pub weight: u64,
+    pub cos: u64,
+    pub sin: u64,
+    pub pitch: i64,
+    pub rope_row: i64,
+    pub rows: i32,
+    pub heads: i32,
+    pub head_dim: i32,
+    pub eps: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of head_norm_rope_params"][::std::mem::size_of::<head_norm_rope_params>() - 64usize];
+    ["Alignment of head_norm_rope_params"][::std::mem::align_of::<head_norm_rope_params>() - 8usize];
+    ["Offset of field: head_norm_rope_params::x"][::std::mem::offset_of!(head_norm_rope_params, x) - 0usize];
+    ["Offset of field: head_norm_rope_params::weight"]
+        [::std::mem::offset_of!(head_norm_rope_params, weight) - 8usize];
+    ["Offset of field: head_norm_rope_params::cos"]
+        [::std::mem::offset_of!(head_norm_rope_params, cos) - 16usize];
+    ["Offset of field: head_norm_rope_params::sin"]
+        [::std::mem::offset_of!(head_norm_rope_params, sin) - 24usize];
+    ["Offset of field: head_norm_rope_params::pitch"]
+        [::std::mem::offset_of!(head_norm_rope_params, pitch) - 32usize];
+    ["Offset of field: head_norm_rope_params::rope_row"]
+        [::std::mem::offset_of!(head_norm_rope_params, rope_row) - 40usize];
+    ["Offset of field: head_norm_rope_params::rows"]
+        [::std::mem::offset_of!(head_norm_rope_params, rows) - 48usize];
+    ["Offset of field: head_norm_rope_params::heads"]
+        [::std::mem::offset_of!(head_norm_rope_params, heads) - 52usize];
+    ["Offset of field: head_norm_rope_params::head_dim"]
+        [::std::mem::offset_of!(head_norm_rope_params, head_dim) - 56usize];
+    ["Offset of field: head_norm_rope_params::eps"]
+        [::std::mem::offset_of!(head_norm_rope_params, eps) - 60usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct layer_norm_mod_params {
+    pub x: u64,
+    pub scale: u64,
+    pub shift: u64,
+    pub out_bf16: u64,
+    pub out_f32: u64,
+    pub pitch: i64,
+    pub out_pitch: i64,
+    pub rows: i32,
+    pub width: i32,
+    pub scale_offset: f32,
+    pub eps: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of layer_norm_mod_params"][::std::mem::size_of::<layer_norm_mod_params>() - 72usize];
+    ["Alignment of layer_norm_mod_params"][::std::mem::align_of::<layer_norm_mod_params>() - 8usize];
+    ["Offset of field: layer_norm_mod_params::x"][::std::mem::offset_of!(layer_norm_mod_params, x) - 0usize];
+    ["Offset of field: layer_norm_mod_params::scale"]
+        [::std::mem::offset_of!(layer_norm_mod_params, scale) - 8usize];
+    ["Offset of field: layer_norm_mod_params::shift"]
+        [::std::mem::offset_of!(layer_norm_mod_params, shift) - 16usize];
+    ["Offset of field: layer_norm_mod_params::out_bf16"]
+        [::std::mem::offset_of!(layer_norm_mod_params, out_bf16) - 24usize];
+    ["Offset of field: layer_norm_mod_params::out_f32"]
+        [::std::mem::offset_of!(layer_norm_mod_params, out_f32) - 32usize];
+    ["Offset of field: layer_norm_mod_params::pitch"]
+        [::std::mem::offset_of!(layer_norm_mod_params, pitch) - 40usize];
+    ["Offset of field: layer_norm_mod_params::out_pitch"]
+        [::std::mem::offset_of!(layer_norm_mod_params, out_pitch) - 48usize];
+    ["Offset of field: layer_norm_mod_params::rows"]
+        [::std::mem::offset_of!(layer_norm_mod_params, rows) - 56usize];
+    ["Offset of field: layer_norm_mod_params::width"]
+        [::std::mem::offset_of!(layer_norm_mod_params, width) - 60usize];
+    ["Offset of field: layer_norm_mod_params::scale_offset"]
+        [::std::mem::offset_of!(layer_norm_mod_params, scale_offset) - 64usize];
+    ["Offset of field: layer_norm_mod_params::eps"]
+        [::std::mem::offset_of!(layer_norm_mod_params, eps) - 68usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
 pub struct nf4_gemm_params {
     pub problem: [gemm_problem; 2usize],
 }
@@ -231,4 +470,130 @@ const _: () = {
     ["Size of nf4_gemm_params"][::std::mem::size_of::<nf4_gemm_params>() - 496usize];
     ["Alignment of nf4_gemm_params"][::std::mem::align_of::<nf4_gemm_params>() - 8usize];
     ["Offset of field: nf4_gemm_params::problem"][::std::mem::offset_of!(nf4_gemm_params, problem) - 0usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct nf4_quantize_params {
+    pub src_f32: u64,
+    pub src_bf16: u64,
+    pub codes: u64,
+    pub absmax: u64,
+    pub rows: i64,
+    pub pitch: i64,
+    pub k: i64,
+    pub first_row: i64,
+    pub padded_rows: i64,
+    pub fragments: i32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of nf4_quantize_params"][::std::mem::size_of::<nf4_quantize_params>() - 80usize];
+    ["Alignment of nf4_quantize_params"][::std::mem::align_of::<nf4_quantize_params>() - 8usize];
+    ["Offset of field: nf4_quantize_params::src_f32"]
+        [::std::mem::offset_of!(nf4_quantize_params, src_f32) - 0usize];
+    ["Offset of field: nf4_quantize_params::src_bf16"]
+        [::std::mem::offset_of!(nf4_quantize_params, src_bf16) - 8usize];
+    ["Offset of field: nf4_quantize_params::codes"]
+        [::std::mem::offset_of!(nf4_quantize_params, codes) - 16usize];
+    ["Offset of field: nf4_quantize_params::absmax"]
+        [::std::mem::offset_of!(nf4_quantize_params, absmax) - 24usize];
+    ["Offset of field: nf4_quantize_params::rows"]
+        [::std::mem::offset_of!(nf4_quantize_params, rows) - 32usize];
+    ["Offset of field: nf4_quantize_params::pitch"]
+        [::std::mem::offset_of!(nf4_quantize_params, pitch) - 40usize];
+    ["Offset of field: nf4_quantize_params::k"][::std::mem::offset_of!(nf4_quantize_params, k) - 48usize];
+    ["Offset of field: nf4_quantize_params::first_row"]
+        [::std::mem::offset_of!(nf4_quantize_params, first_row) - 56usize];
+    ["Offset of field: nf4_quantize_params::padded_rows"]
+        [::std::mem::offset_of!(nf4_quantize_params, padded_rows) - 64usize];
+    ["Offset of field: nf4_quantize_params::fragments"]
+        [::std::mem::offset_of!(nf4_quantize_params, fragments) - 72usize];
+    ["Offset of field: nf4_quantize_params::reserved"]
+        [::std::mem::offset_of!(nf4_quantize_params, reserved) - 76usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct rms_norm_params {
+    pub x: u64,
+    pub weight: u64,
+    pub out_bf16: u64,
+    pub out_f32: u64,
+    pub pitch: i64,
+    pub out_pitch: i64,
+    pub rows: i32,
+    pub width: i32,
+    pub eps: f32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of rms_norm_params"][::std::mem::size_of::<rms_norm_params>() - 64usize];
+    ["Alignment of rms_norm_params"][::std::mem::align_of::<rms_norm_params>() - 8usize];
+    ["Offset of field: rms_norm_params::x"][::std::mem::offset_of!(rms_norm_params, x) - 0usize];
+    ["Offset of field: rms_norm_params::weight"][::std::mem::offset_of!(rms_norm_params, weight) - 8usize];
+    ["Offset of field: rms_norm_params::out_bf16"]
+        [::std::mem::offset_of!(rms_norm_params, out_bf16) - 16usize];
+    ["Offset of field: rms_norm_params::out_f32"][::std::mem::offset_of!(rms_norm_params, out_f32) - 24usize];
+    ["Offset of field: rms_norm_params::pitch"][::std::mem::offset_of!(rms_norm_params, pitch) - 32usize];
+    ["Offset of field: rms_norm_params::out_pitch"]
+        [::std::mem::offset_of!(rms_norm_params, out_pitch) - 40usize];
+    ["Offset of field: rms_norm_params::rows"][::std::mem::offset_of!(rms_norm_params, rows) - 48usize];
+    ["Offset of field: rms_norm_params::width"][::std::mem::offset_of!(rms_norm_params, width) - 52usize];
+    ["Offset of field: rms_norm_params::eps"][::std::mem::offset_of!(rms_norm_params, eps) - 56usize];
+    ["Offset of field: rms_norm_params::reserved"]
+        [::std::mem::offset_of!(rms_norm_params, reserved) - 60usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct to_rgb_params {
+    pub x: u64,
+    pub out: u64,
+    pub pixels: i64,
+    pub pitch: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of to_rgb_params"][::std::mem::size_of::<to_rgb_params>() - 32usize];
+    ["Alignment of to_rgb_params"][::std::mem::align_of::<to_rgb_params>() - 8usize];
+    ["Offset of field: to_rgb_params::x"][::std::mem::offset_of!(to_rgb_params, x) - 0usize];
+    ["Offset of field: to_rgb_params::out"][::std::mem::offset_of!(to_rgb_params, out) - 8usize];
+    ["Offset of field: to_rgb_params::pixels"][::std::mem::offset_of!(to_rgb_params, pixels) - 16usize];
+    ["Offset of field: to_rgb_params::pitch"][::std::mem::offset_of!(to_rgb_params, pitch) - 24usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct unpack_latents_params {
+    pub tokens: u64,
+    pub out: u64,
+    pub num_pairs: i64,
+    pub width: i32,
+    pub channels: i32,
+    pub pitch: i32,
+    pub scaling: f32,
+    pub shift: f32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of unpack_latents_params"][::std::mem::size_of::<unpack_latents_params>() - 48usize];
+    ["Alignment of unpack_latents_params"][::std::mem::align_of::<unpack_latents_params>() - 8usize];
+    ["Offset of field: unpack_latents_params::tokens"]
+        [::std::mem::offset_of!(unpack_latents_params, tokens) - 0usize];
+    ["Offset of field: unpack_latents_params::out"]
+        [::std::mem::offset_of!(unpack_latents_params, out) - 8usize];
+    ["Offset of field: unpack_latents_params::num_pairs"]
+        [::std::mem::offset_of!(unpack_latents_params, num_pairs) - 16usize];
+    ["Offset of field: unpack_latents_params::width"]
+        [::std::mem::offset_of!(unpack_latents_params, width) - 24usize];
+    ["Offset of field: unpack_latents_params::channels"]
+        [::std::mem::offset_of!(unpack_latents_params, channels) - 28usize];
+    ["Offset of field: unpack_latents_params::pitch"]
+        [::std::mem::offset_of!(unpack_latents_params, pitch) - 32usize];
+    ["Offset of field: unpack_latents_params::scaling"]
+        [::std::mem::offset_of!(unpack_latents_params, scaling) - 36usize];
+    ["Offset of field: unpack_latents_params::shift"]
+        [::std::mem::offset_of!(unpack_latents_params, shift) - 40usize];
+    ["Offset of field: unpack_latents_params::reserved"]
+        [::std::mem::offset_of!(unpack_latents_params, reserved) - 44usize];
 };

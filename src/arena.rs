@@ -264,7 +264,11 @@ mod tests {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             let a = (state >> 33) as usize % phases.len();
             let b = a + (state >> 50) as usize % (phases.len() - a);
-            layout.region::<u8>(format!("r{i}"), (state >> 40) as usize % 5000, Lifetime::span(phases[a], phases[b]));
+            layout.region::<u8>(
+                format!("r{i}"),
+                (state >> 40) as usize % 5000,
+                Lifetime::span(phases[a], phases[b]),
+            );
         }
         layout.place();
         let regions = layout.regions();

@@ -177,7 +177,11 @@ impl Flux {
         for (i, (text, image)) in double_modulation.into_iter().enumerate() {
             b.weights_region(format!("flux.double.{i}"));
             let name = |part: &str| format!("transformer_blocks.{i}.{part}");
-            let mut side = |modulation: Modulation, qkv: [&str; 3], norms: [&str; 2], out: &str, ff_name: &str| {
+            let mut side = |modulation: Modulation,
+                            qkv: [&str; 3],
+                            norms: [&str; 2],
+                            out: &str,
+                            ff_name: &str| {
                 let [q, k, v] = qkv.map(|p| name(&format!("attn.{p}")));
                 Side {
                     modulation,
@@ -272,7 +276,8 @@ impl Flux {
         let (hidden, vec) = (run.view(&b.hidden)?, run.view(&b.vec)?);
         let vec_pooled = run.view(&b.vec_pooled)?;
         let embed = |embedder: &Embedder, x: &View<f32>, rows, add: Option<&View<f32>>, out: &View<f32>| {
-            let base = FewRows { x, rows, silu_in: false, silu_out: true, add: None, out: &hidden, out_pitch: d };
+            let base =
+                FewRows { x, rows, silu_in: false, silu_out: true, add: None, out: &hidden, out_pitch: d };
             run.gemv(&embedder.linear_1, &base)?;
             run.gemv(&embedder.linear_2, &FewRows { x: &hidden, silu_out: false, add, out, ..base })
         };
@@ -288,8 +293,15 @@ impl Flux {
         for modulation in all {
             let out = table.slice(modulation.column, table.len() - modulation.column)?;
             let out_pitch = self.modulation_width;
-            let few =
-                FewRows { x: &vec, rows: self.steps, silu_in: true, silu_out: false, add: None, out: &out, out_pitch };
+            let few = FewRows {
+                x: &vec,
+                rows: self.steps,
+                silu_in: true,
+                silu_out: false,
+                add: None,
+                out: &out,
+                out_pitch,
+            };
             run.gemv(&modulation.linear, &few)?;
         }
         Ok(())
@@ -327,7 +339,12 @@ impl Flux {
     }
 
     /// The `N` vectors of width `D` that a modulation yields for a step.
-    fn vectors<const N: usize>(&self, run: &Run<'_>, step: usize, modulation: &Modulation) -> Result<[View<f32>; N]> {
+    fn vectors<const N: usize>(
+        &self,
+        run: &Run<'_>,
+        step: usize,
+        modulation: &Modulation,
+    ) -> Result<[View<f32>; N]> {
         let d = self.config.width();
         let table = run.view(&self.buffers.modulation)?;
         let first = step * self.modulation_width + modulation.column;
@@ -371,7 +388,8 @@ impl Flux {
     ) -> Result<()> {
         let (b, d, ff) = (&self.buffers, self.config.width(), self.config.ff());
         let (lt, li) = (self.text_tokens, self.image_tokens);
-        let [t_shift1, t_scale1, t_gate1, t_shift2, t_scale2, t_gate2] = self.vectors(run, step, &block.text.modulation)?;
+        let [t_shift1, t_scale1, t_gate1, t_shift2, t_scale2, t_gate2] =
+            self.vectors(run, step, &block.text.modulation)?;
         let [i_shift1, i_scale1, i_gate1, i_shift2, i_scale2, i_gate2] =
             self.vectors(run, step, &block.image.modulation)?;
         let h = run.view(&b.h)?;
@@ -392,13 +410,21 @@ impl Flux {
 
         let pitch = d + ff;
         let wide = run.view(&b.wide)?;
-        let rows_of = |first: usize, column: usize| wide.slice(first * pitch + column, wide.len() - first * pitch - column);
+        let rows_of = |first: usize, column: usize| {
+            wide.slice(first * pitch + column, wide.len() - first * pitch - column)
+        };
         let (attended_text, attended_image) = (rows_of(0, 0)?, rows_of(lt, 0)?);
         let (mlp_text, mlp_image) = (rows_of(0, d)?, rows_of(lt, d)?);
         let wide_tokens = |view, rows| Tokens { view, pitch, rows };
         let none = Activation::None;
         run.gemm(&[
-            Product::new(wide_tokens(&attended_text, lt), &block.text.out, d, none, Epilogue::Add(x_text, Some(&t_gate1))),
+            Product::new(
+                wide_tokens(&attended_text, lt),
+                &block.text.out,
+                d,
+                none,
+                Epilogue::Add(x_text, Some(&t_gate1)),
+            ),
             Product::new(
                 wide_tokens(&attended_image, li),
                 &block.image.out,
@@ -415,7 +441,13 @@ impl Flux {
             Product::new(tokens(&h_image, li), &block.image.mlp_in, pitch, gelu, Epilogue::Store(&mlp_image)),
         ])?;
         run.gemm(&[
-            Product::new(wide_tokens(&mlp_text, lt), &block.text.mlp_out, d, none, Epilogue::Add(x_text, Some(&t_gate2))),
+            Product::new(
+                wide_tokens(&mlp_text, lt),
+                &block.text.mlp_out,
+                d,
+                none,
+                Epilogue::Add(x_text, Some(&t_gate2)),
+            ),
             Product::new(
                 wide_tokens(&mlp_image, li),
                 &block.image.mlp_out,
@@ -476,7 +508,14 @@ impl Flux {
     }
 
     /// Where the heads of tokens `first..first + rows` go, and how they are normalised and rotated.
-    fn heads(&self, run: &Run<'_>, norm_q: &Slot<f32>, norm_k: &Slot<f32>, first: usize, rows: usize) -> Result<QkvHeads> {
+    fn heads(
+        &self,
+        run: &Run<'_>,
+        norm_q: &Slot<f32>,
+        norm_k: &Slot<f32>,
+        first: usize,
+        rows: usize,
+    ) -> Result<QkvHeads> {
         let (b, d, half) = (&self.buffers, self.config.width(), self.config.head_dim / 2);
         Ok(QkvHeads {
             q: run.view(&b.q)?.slice(first * d, rows * d)?,
@@ -522,7 +561,9 @@ impl QkvHeads {
             activation: Activation::None,
             epilogue,
         };
-        let head = |out, weight| if self.fused() { Epilogue::NormRope { out, weight } } else { Epilogue::Store(out) };
+        let head = |out, weight| {
+            if self.fused() { Epilogue::NormRope { out, weight } } else { Epilogue::Store(out) }
+        };
         let mut segments = vec![
             segment(0, head(&self.q, &self.norm_q)),
             segment(1, head(&self.k, &self.norm_k)),

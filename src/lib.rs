@@ -3,17 +3,21 @@
 //!
 //! In the order to read them:
 
-pub mod error;
-pub mod config;
-pub mod weights;
-pub mod sampling;
-#[allow(unsafe_code)]
-pub mod device;
-#[allow(unsafe_code)]
-pub mod kernels;
 #[allow(unsafe_code)]
 pub mod abi;
-pub mod text;
+pub mod arena;
+pub mod config;
+#[allow(unsafe_code)]
+pub mod device;
+pub mod error;
+pub mod flux;
 pub mod image;
+#[allow(unsafe_code)]
+pub mod kernels;
+pub mod nn;
+pub mod sampling;
+pub mod text;
+pub mod vae;
+pub mod weights;
 
 pub use error::{Error, Result};

@@ -129,7 +129,13 @@ impl<'a> Builder<'a> {
         let weight = self.layout.append::<bf16>(self.weights, out_channels * row);
         let target = Target::Conv { slot: weight, channels, kernel };
         self.jobs.push(Job { part: self.part, tensor: format!("{name}.weight"), target });
-        Conv { channels, out_channels, kernel, weight, bias: self.vector(&format!("{name}.bias"), out_channels) }
+        Conv {
+            channels,
+            out_channels,
+            kernel,
+            weight,
+            bias: self.vector(&format!("{name}.bias"), out_channels),
+        }
     }
 
     /// Matrices `<name>.weight [rows, k]`, one below the other as one Linear, with biases where `bias` says so.
@@ -215,7 +221,13 @@ pub struct Product<'a> {
 
 impl<'a> Product<'a> {
     /// All columns share one epilogue; `pitch` is the destination's.
-    pub fn new(x: Tokens<'a>, linear: &'a Linear, pitch: usize, activation: Activation, epilogue: Epilogue<'a>) -> Self {
+    pub fn new(
+        x: Tokens<'a>,
+        linear: &'a Linear,
+        pitch: usize,
+        activation: Activation,
+        epilogue: Epilogue<'a>,
+    ) -> Self {
         let segments = vec![Segment { begin: 0, end: linear.n, pitch, activation, epilogue }];
         Product { x, linear, rope: None, segments }
     }
@@ -233,8 +245,10 @@ impl<'a> Run<'a> {
     /// One or two matrix products, in one launch where their weights are of one kind.
     pub fn gemm(&self, products: &[Product<'_>]) -> Result<()> {
         let (mut nf4, mut dense) = (Vec::new(), Vec::new());
-        let biases: Vec<Option<View<f32>>> =
-            products.iter().map(|p| p.linear.bias.map(|b| self.view(&b)).transpose()).collect::<Result<_>>()?;
+        let biases: Vec<Option<View<f32>>> = products
+            .iter()
+            .map(|p| p.linear.bias.map(|b| self.view(&b)).transpose())
+            .collect::<Result<_>>()?;
         for (p, bias) in products.iter().zip(&biases) {
             let problem = Problem {
                 x: p.x.view,
@@ -253,7 +267,9 @@ impl<'a> Run<'a> {
                 }
                 LinearWeight::Bf16 { values, pitch } => dense.push((problem, self.view(&values)?, pitch)),
                 LinearWeight::Nf4 { layout: Nf4Layout::Rows, .. } => {
-                    return Err(Error::Unsupported("a matrix product with weights laid out for few rows".to_string()));
+                    return Err(Error::Unsupported(
+                        "a matrix product with weights laid out for few rows".to_string(),
+                    ));
                 }
             }
         }
@@ -263,8 +279,10 @@ impl<'a> Run<'a> {
             Nf4Gemm { problems: &problems }.launch(self.device, Self::STREAM)?;
         }
         if !dense.is_empty() {
-            let problems: Vec<_> =
-                dense.iter().map(|(p, values, pitch)| (p.clone(), Bf16Weight { values, pitch: *pitch })).collect();
+            let problems: Vec<_> = dense
+                .iter()
+                .map(|(p, values, pitch)| (p.clone(), Bf16Weight { values, pitch: *pitch }))
+                .collect();
             Bf16Gemm { problems: &problems }.launch(self.device, Self::STREAM)?;
         }
         Ok(())
@@ -284,7 +302,9 @@ impl<'a> Run<'a> {
                 GemvWeight::Bf16 { weight: &values, pitch }
             }
             LinearWeight::Nf4 { layout: Nf4Layout::Fragments, .. } => {
-                return Err(Error::Unsupported("few rows times weights laid out for matrix products".to_string()));
+                return Err(Error::Unsupported(
+                    "few rows times weights laid out for matrix products".to_string(),
+                ));
             }
         };
         let act = |silu| if silu { GemvActivation::Silu } else { GemvActivation::None };

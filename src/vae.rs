@@ -107,7 +107,9 @@ impl Vae {
             )));
         }
         if config.mid_attention && top > MAX_HEAD_DIM {
-            return Err(Error::Unsupported(format!("VAE attention {top} wide; the widest is {MAX_HEAD_DIM}")));
+            return Err(Error::Unsupported(format!(
+                "VAE attention {top} wide; the widest is {MAX_HEAD_DIM}"
+            )));
         }
         let mut b = Builder::new(layout, jobs, Part::Vae, Quantize::None);
         let latent = config.latent_channels;
@@ -137,8 +139,8 @@ impl Vae {
                 resnets.push(resnet(&mut b, &format!("decoder.up_blocks.{i}.resnets.{k}"), channels, next));
                 channels = next;
             }
-            let upsample =
-                (i + 1 < levels).then(|| b.conv(&format!("decoder.up_blocks.{i}.upsamplers.0.conv"), next, next, 3));
+            let upsample = (i + 1 < levels)
+                .then(|| b.conv(&format!("decoder.up_blocks.{i}.upsamplers.0.conv"), next, next, 3));
             ups.push(Up { resnets, upsample });
         }
         let norm_out = b.affine("decoder.conv_norm_out", channels);
@@ -207,7 +209,12 @@ impl Vae {
             if let Some(conv) = &up.upsample {
                 let to = (map.buffer + 1) % 3;
                 self.convolve(run, conv, map, true, to, false)?;
-                map = Map { buffer: to, height: 2 * map.height, width: 2 * map.width, channels: conv.out_channels };
+                map = Map {
+                    buffer: to,
+                    height: 2 * map.height,
+                    width: 2 * map.width,
+                    channels: conv.out_channels,
+                };
             }
         }
         let normed = (map.buffer + 1) % 3;
@@ -255,7 +262,15 @@ impl Vae {
     }
 
     /// A convolution into buffer `to`, added to what is there if `residual`.
-    fn convolve(&self, run: &Run<'_>, conv: &Conv, map: Map, upsample: bool, to: usize, residual: bool) -> Result<()> {
+    fn convolve(
+        &self,
+        run: &Run<'_>,
+        conv: &Conv,
+        map: Map,
+        upsample: bool,
+        to: usize,
+        residual: bool,
+    ) -> Result<()> {
         let out = run.view(&self.maps[to])?;
         let epilogue = if residual { Epilogue::AddBf16(&out, &out) } else { Epilogue::Store(&out) };
         self.convolution(run, conv, map, upsample, epilogue, conv.out_channels.next_multiple_of(8))

@@ -48,7 +48,8 @@ fn run(case: Case, device: Device) -> Vec<bf16> {
         [bench.upload(&q), bench.upload(&k), bench.upload(&v)]
     };
     let pitch = if fused { 3 * width } else { width };
-    let [q_heads, k_heads, v_heads] = [0, 1, 2].map(|i| Heads { view: &views[i], pitch, head_stride: head_dim });
+    let [q_heads, k_heads, v_heads] =
+        [0, 1, 2].map(|i| Heads { view: &views[i], pitch, head_stride: head_dim });
     Attention {
         q: q_heads,
         k: k_heads,
@@ -126,9 +127,15 @@ fn every_padded_head_width() {
 
 #[test]
 fn causal_and_position_bias() {
-    run(Case { q_len: 77, kv_len: 77, heads: 12, head_dim: 64, causal: true, fused: true, ..BASE }, emulator());
+    run(
+        Case { q_len: 77, kv_len: 77, heads: 12, head_dim: 64, causal: true, fused: true, ..BASE },
+        emulator(),
+    );
     run(Case { q_len: 130, kv_len: 130, head_dim: 32, causal: true, fused: true, ..BASE }, emulator());
-    run(Case { q_len: 256, kv_len: 256, heads: 4, head_dim: 64, bias: true, fused: true, ..BASE }, emulator());
+    run(
+        Case { q_len: 256, kv_len: 256, heads: 4, head_dim: 64, bias: true, fused: true, ..BASE },
+        emulator(),
+    );
     run(Case { q_len: 16, kv_len: 16, heads: 2, head_dim: 16, bias: true, fused: true, ..BASE }, emulator());
 }
 

@@ -12,9 +12,20 @@
 pub mod attention;
 pub mod bf16_gemm;
 pub mod conv2d;
+pub mod count_nonfinite;
 pub mod euler_step;
 pub mod gemm;
+pub mod gemv;
+pub mod group_norm_silu;
+pub mod head_norm_rope;
+pub mod layer_norm_mod;
 pub mod nf4_gemm;
+pub mod nf4_quantize;
+pub mod rms_norm;
+pub mod to_rgb;
+pub mod unpack_latents;
+
+use half::bf16;
 
 use crate::device::View;
 use crate::{Error, Result};
@@ -56,4 +67,57 @@ pub(crate) fn refuse(kernel: &str, why: impl std::fmt::Display) -> Error {
 /// Shapes are `usize` here and `i32` in the kernels.
 pub(crate) fn to_i32(kernel: &str, what: &str, n: usize) -> Result<i32> {
     i32::try_from(n).map_err(|_| Error::Unsupported(format!("{kernel}: {what} = {n} exceeds 2^31 - 1")))
+}
+
+/// Elements that a row-major `[rows, width]` matrix with row pitch `pitch` spans; no rows, no elements.
+pub(crate) fn matrix_len(rows: usize, pitch: usize, width: usize) -> usize {
+    if rows == 0 { 0 } else { (rows - 1).saturating_mul(pitch).saturating_add(width) }
+}
+
+/// A row must not reach into the next one.
+pub(crate) fn check_pitch(kernel: &str, what: &str, pitch: usize, width: usize) -> Result<()> {
+    if pitch < width {
+        return Err(Error::Input(format!("{kernel}: `{what}` = {pitch} is less than the row width {width}")));
+    }
+    Ok(())
+}
+
+/// Whether every address is a multiple of `bytes`.
+pub(crate) fn all_aligned(addresses: &[u64], bytes: u64) -> bool {
+    addresses.iter().all(|address| address % bytes == 0)
+}
+
+/// Where a kernel leaves its f32 results.
+#[derive(Clone, Copy, Debug)]
+pub enum FloatOut<'a> {
+    /// Rounded to bf16, to nearest even.
+    Bf16(&'a View<bf16>),
+    /// As they are.
+    F32(&'a View<f32>),
+}
+
+impl FloatOut<'_> {
+    fn check_len(&self, kernel: &str, needed: usize) -> Result<()> {
+        match self {
+            FloatOut::Bf16(view) => check_len(kernel, "out", view, needed),
+            FloatOut::F32(view) => check_len(kernel, "out", view, needed),
+        }
+    }
+
+    /// The addresses of the bf16 and of the f32 output; the one that is not meant is null.
+    fn addresses(&self) -> (u64, u64) {
+        match self {
+            FloatOut::Bf16(view) => (view.address(), 0),
+            FloatOut::F32(view) => (0, view.address()),
+        }
+    }
+
+    /// Whether rows of whole float4 (or of as many bf16) can be stored at this pitch.
+    fn takes_vectors(&self, pitch: usize) -> bool {
+        pitch.is_multiple_of(4)
+            && match self {
+                FloatOut::Bf16(view) => all_aligned(&[view.address()], 8),
+                FloatOut::F32(view) => all_aligned(&[view.address()], 16),
+            }
+    }
 }

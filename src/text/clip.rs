@@ -63,7 +63,8 @@ impl Clip {
         let layers = (0..config.layers)
             .map(|i| {
                 let name = |part: &str| format!("text_model.encoder.layers.{i}.{part}");
-                let (q, k, v) = (name("self_attn.q_proj"), name("self_attn.k_proj"), name("self_attn.v_proj"));
+                let (q, k, v) =
+                    (name("self_attn.q_proj"), name("self_attn.k_proj"), name("self_attn.v_proj"));
                 Layer {
                     norm1: b.affine(&name("layer_norm1"), width),
                     qkv: b.linear(&[(&q, width), (&k, width), (&v, width)], width, true, Rows::Many),

@@ -149,7 +149,7 @@ struct Uploader<'a> {
 impl Uploader<'_> {
     fn tensor(&mut self, job: &Job, tensor: &TensorInfo) -> Result<()> {
         let rows = tensor.shape.first().copied().unwrap_or(1).max(1);
-        let row_len = tensor.elements() as usize / rows;
+        let row_len = tensor.elements() / rows;
         // Bytes of a row in staging: its final form, except NF4, which leaves staging as the file holds it.
         let staged = match job.target {
             Target::F32 { .. } => row_len * 4,
@@ -188,7 +188,7 @@ impl Uploader<'_> {
         let stage = &mut self.stages[self.next];
         self.next = (self.next + 1) % SLOTS;
         self.device.synchronize_event(&stage.copied)?;
-        let file_row_bytes = tensor.bytes / (tensor.elements() / row_len as u64).max(1);
+        let file_row_bytes = tensor.bytes / (tensor.elements() / row_len.max(1)).max(1) as u64;
         self.scratch.resize(count * file_row_bytes as usize, 0);
         tensor.read_at(row as u64 * file_row_bytes, &mut self.scratch)?;
         let bytes = count * staged;

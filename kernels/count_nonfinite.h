@@ -1,0 +1,16 @@
+// count_nonfinite.h: contract of count_nonfinite.cu.
+#ifndef SCHNELL_COUNT_NONFINITE_H
+#define SCHNELL_COUNT_NONFINITE_H
+#include "abi.h"
+
+#define COUNT_NONFINITE_THREADS 256
+#define COUNT_NONFINITE_PER_THREAD 16
+#define COUNT_NONFINITE_SMEM_BYTES 0
+
+typedef struct count_nonfinite_params {
+    DEV(const float) x;        // [count]
+    DEV(uint32_t) counter;     // [1], added to
+    int64_t count;
+} count_nonfinite_params;
+
+#endif

@@ -1,0 +1,255 @@
+//! `group_norm_silu` against candle's GroupNorm and a plain loop.
+
+mod common;
+use candle_core::{Device as Candle, Module, Tensor};
+use common::*;
+use half::bf16;
+use schnell::device::Device;
+use schnell::kernels::group_norm_silu::GroupNormSilu;
+
+struct Case {
+    pixels: usize,
+    channels: usize,
+    groups: usize,
+    pitch: usize,
+    out_pitch: usize,
+    silu: bool,
+    in_place: bool,
+    mean: f32,
+}
+
+impl Case {
+    fn new(pixels: usize, channels: usize, groups: usize) -> Case {
+        Case {
+            pixels,
+            channels,
+            groups,
+            pitch: channels,
+            out_pitch: channels,
+            silu: true,
+            in_place: false,
+            mean: 0.5,
+        }
+    }
+}
+
+const EPS: f32 = 1e-6;
+
+struct Inputs {
+    x: Vec<bf16>,
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+fn inputs(case: &Case) -> Inputs {
+    let mut rng = Rng((case.pixels * 1000 + case.channels) as u64);
+    // Every channel has a mean and a spread of its own, and the pixels drift.
+    let mut x = Vec::new();
+    for pixel in 0..case.pixels {
+        for channel in 0..case.pitch {
+            let spread = 1.0 + (channel % 5) as f32;
+            let drift = pixel as f32 / case.pixels as f32;
+            x.push(bf16::from_f32(rng.uniform() * spread + case.mean * (1.0 + (channel % 3) as f32) + drift));
+        }
+    }
+    Inputs { x, weight: rng.f32s(case.channels, 1.5), bias: rng.f32s(case.channels, 0.5) }
+}
+
+/// In f64, or with every operation rounded by `round`.
+fn reference(case: &Case, inputs: &Inputs, round: impl Fn(f64) -> f64) -> Vec<f32> {
+    let per_group = case.channels / case.groups;
+    let at = |pixel: usize, channel: usize| inputs.x[pixel * case.pitch + channel].to_f64();
+    let mut out = vec![0.0; case.pixels * case.channels];
+    for group in 0..case.groups {
+        let channels = group * per_group..(group + 1) * per_group;
+        let values = || (0..case.pixels).flat_map(|p| channels.clone().map(move |c| (p, c)));
+        let count = (case.pixels * per_group) as f64;
+        let mean = values().map(|(p, c)| at(p, c)).sum::<f64>() / count;
+        let var = values().map(|(p, c)| (at(p, c) - mean).powi(2)).sum::<f64>() / count;
+        let rstd = 1.0 / (var + f64::from(EPS)).sqrt();
+        for (p, c) in values() {
+            let normed = round(round((at(p, c) - mean) * rstd) * f64::from(inputs.weight[c]));
+            let y = round(normed + f64::from(inputs.bias[c]));
+            out[p * case.channels + c] = (if case.silu { round(y / (1.0 + (-y).exp())) } else { y }) as f32;
+        }
+    }
+    out
+}
+
+fn run(device: Device, case: &Case, inputs: &Inputs) -> Vec<bf16> {
+    let bench = Bench::with_bytes(device, 16 << 20);
+    let x = bench.upload(&inputs.x);
+    let (weight, bias) = (bench.upload(&inputs.weight), bench.upload(&inputs.bias));
+    let workspace = bench.alloc::<f32>(GroupNormSilu::workspace_len(case.pixels, case.groups));
+    let out = if case.in_place { x.clone() } else { bench.alloc::<bf16>(case.pixels * case.out_pitch) };
+    GroupNormSilu {
+        x: &x,
+        pitch: case.pitch,
+        pixels: case.pixels,
+        channels: case.channels,
+        groups: case.groups,
+        weight: &weight,
+        bias: &bias,
+        eps: EPS,
+        silu: case.silu,
+        out: &out,
+        out_pitch: case.out_pitch,
+        workspace: &workspace,
+    }
+    .launch(&bench.device, COMPUTE)
+    .unwrap();
+    let got = bench.download(&out);
+    if !case.in_place {
+        for pixel in got.chunks(case.out_pitch) {
+            assert!(pixel[case.channels..].iter().all(|v| v.to_bits() == 0xffff), "gap written");
+        }
+    }
+    got.chunks(case.out_pitch).flat_map(|pixel| pixel[..case.channels].to_vec()).collect()
+}
+
+fn check(case: &Case) {
+    let what = format!("{} pixels, {} channels in {} groups", case.pixels, case.channels, case.groups);
+    let inputs = inputs(case);
+    let got = run(emulator(), case, &inputs);
+    let want = reference(case, &inputs, |v| v);
+    let plain = reference(case, &inputs, |v| f64::from(round_bf16(v as f32)));
+    assert_close(&what, &to_f32(&got), &want, &plain);
+    // One rounding of the f32 result (and the f32 statistics' share).
+    for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+        assert!((g.to_f32() - w).abs() <= w.abs() / 250.0 + 1e-5, "{what}: element {i} is {g}, expected {w}");
+    }
+}
+
+#[test]
+fn every_width_and_grouping() {
+    let shapes = [
+        (8, 8),
+        (8, 1),
+        (16, 4),
+        (32, 32),
+        (64, 32),
+        (96, 32),
+        (128, 32),
+        (256, 32),
+        (512, 32),
+        (520, 5),
+        (1024, 32),
+    ];
+    for (channels, groups) in shapes {
+        check(&Case::new(70, channels, groups));
+    }
+}
+
+#[test]
+fn widths_that_are_no_multiple_of_eight() {
+    for (channels, groups) in [(1, 1), (7, 7), (9, 3), (12, 4), (255, 5), (257, 1), (300, 100), (2044, 4)] {
+        check(&Case::new(67, channels, groups));
+    }
+    check(&Case::new(3, 2048, 32));
+}
+
+#[test]
+fn every_number_of_pixels() {
+    for pixels in [1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 4096] {
+        check(&Case::new(pixels, 32, 8));
+    }
+    // More chunks than the finishing CTA has threads.
+    check(&Case::new(64 * 300 + 5, 8, 4));
+}
+
+#[test]
+fn pitches_in_place_and_without_silu() {
+    check(&Case { pitch: 40, out_pitch: 48, ..Case::new(70, 32, 8) });
+    check(&Case { pitch: 33, ..Case::new(70, 32, 8) });
+    check(&Case { out_pitch: 33, ..Case::new(70, 32, 8) });
+    check(&Case { silu: false, ..Case::new(70, 64, 32) });
+    check(&Case { in_place: true, ..Case::new(200, 64, 32) });
+}
+
+#[test]
+fn a_large_mean_costs_no_precision() {
+    // Means of 1000 to 3000: bf16 steps there are 4 to 16, so a group's spread is real and E[x^2] - mean^2 would fail.
+    for (channels, groups) in [(32, 32), (12, 12)] {
+        check(&Case { mean: 1000.0, silu: false, ..Case::new(5000, channels, groups) });
+    }
+}
+
+#[test]
+fn constant_groups_give_the_bias() {
+    let case = Case { silu: false, ..Case::new(100, 16, 4) };
+    let mut inputs = inputs(&case);
+    inputs.x.fill(bf16::from_f32(77.0));
+    let got = run(emulator(), &case, &inputs);
+    for pixel in got.chunks(16) {
+        let want: Vec<bf16> = inputs.bias.iter().map(|b| bf16::from_f32(*b)).collect();
+        assert_eq!(pixel, want);
+    }
+}
+
+#[test]
+fn equals_candle() {
+    let case = Case { silu: false, ..Case::new(100, 64, 32) };
+    let inputs = inputs(&case);
+    let x = Tensor::from_vec(to_f32(&inputs.x), (1, 100, 64), &Candle::Cpu).unwrap().transpose(1, 2).unwrap();
+    let vector = |v: &[f32]| Tensor::from_vec(v.to_vec(), v.len(), &Candle::Cpu).unwrap();
+    let norm = candle_nn::GroupNorm::new(vector(&inputs.weight), vector(&inputs.bias), 64, 32, 1e-6).unwrap();
+    let want = norm.forward(&x.contiguous().unwrap()).unwrap().transpose(1, 2).unwrap();
+    let want: Vec<f32> = want.contiguous().unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    let got = to_f32(&run(emulator(), &case, &inputs));
+    let rounded: Vec<f32> = want.iter().map(|v| round_bf16(*v)).collect();
+    assert_close("candle", &got, &want, &rounded);
+}
+
+#[test]
+fn the_same_bits_twice_and_under_every_schedule() {
+    for case in [Case::new(200, 128, 32), Case::new(130, 12, 3)] {
+        let inputs = inputs(&case);
+        let want = run(emulator(), &case, &inputs);
+        for device in [emulator(), random_emulator(1, 1), random_emulator(2, 2), random_emulator(3, 2)] {
+            assert_eq!(run(device, &case, &inputs), want);
+        }
+    }
+}
+
+#[test]
+fn refusals() {
+    let bench = Bench::with_bytes(emulator(), 1 << 20);
+    let (x, vector) = (bench.alloc::<bf16>(100 * 16), bench.alloc::<f32>(4096));
+    assert_eq!(GroupNormSilu::workspace_len(100, 4), 2 * 4 * (2 + 1));
+    let workspace = bench.alloc::<f32>(24);
+    let good = || GroupNormSilu {
+        x: &x,
+        pitch: 16,
+        pixels: 100,
+        channels: 16,
+        groups: 4,
+        weight: &vector,
+        bias: &vector,
+        eps: EPS,
+        silu: true,
+        out: &x,
+        out_pitch: 16,
+        workspace: &workspace,
+    };
+    good().launch(&bench.device, COMPUTE).unwrap();
+    GroupNormSilu { pixels: 0, ..good() }.launch(&bench.device, COMPUTE).unwrap();
+    let (short_x, short_vector) = (x.slice(0, 1599).unwrap(), vector.slice(0, 15).unwrap());
+    let short_workspace = workspace.slice(0, 23).unwrap();
+    for bad in [
+        GroupNormSilu { x: &short_x, ..good() },
+        GroupNormSilu { out: &short_x, ..good() },
+        GroupNormSilu { weight: &short_vector, ..good() },
+        GroupNormSilu { bias: &short_vector, ..good() },
+        GroupNormSilu { workspace: &short_workspace, ..good() },
+        GroupNormSilu { pitch: 15, ..good() },
+        GroupNormSilu { out_pitch: 15, ..good() },
+        GroupNormSilu { groups: 3, ..good() },
+        GroupNormSilu { groups: 0, ..good() },
+    ] {
+        assert!(matches!(bad.launch(&bench.device, COMPUTE), Err(schnell::Error::Input(_))), "{bad:?}");
+    }
+    for channels in [0, 2049] {
+        let bad = GroupNormSilu { channels, pixels: 1, groups: 1, ..good() };
+        assert!(matches!(bad.launch(&bench.device, COMPUTE), Err(schnell::Error::Unsupported(_))), "{bad:?}");
+    }
+}
