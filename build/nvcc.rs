@@ -5,7 +5,6 @@
 //! source, the headers it includes, the compiler's version and the flags.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -111,7 +110,7 @@ impl Nvcc {
             return Ok(Nvcc::at(PathBuf::from(&named)).unwrap_or_else(|why| panic!("NVCC: {why}")));
         }
         let home = std::env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("bin"));
-        let path = std::env::var_os("PATH").unwrap_or_else(OsString::new);
+        let path = std::env::var_os("PATH").unwrap_or_default();
         let candidates = home.into_iter().chain(std::env::split_paths(&path)).chain(own_folders());
         let mut why = "there is no nvcc in CUDA_HOME, PATH or .cuda".to_string();
         for folder in candidates {
