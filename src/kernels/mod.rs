@@ -15,9 +15,30 @@ pub mod conv2d;
 pub mod euler_step;
 pub mod gemm;
 pub mod nf4_gemm;
+pub mod probe;
 
-use crate::device::View;
+use crate::device::{Kernel, View};
 use crate::{Error, Result};
+
+/// Every entry point that is compiled for a GPU: `tests/resources.rs` keeps a line per entry and architecture.
+pub fn all() -> &'static [&'static Kernel] {
+    static ALL: &[&Kernel] = &[
+        &euler_step::EULER_STEP,
+        // `probe`: not part of any pipeline
+        &probe::ECHO,
+        &probe::INDEX,
+        &probe::WARP,
+        &probe::CP_ASYNC,
+        &probe::PIPELINE,
+        &probe::LDMATRIX,
+        &probe::MMA_1X1,
+        &probe::MMA_1X3,
+        &probe::MMA_2X4,
+        &probe::MMA_4X8,
+        &probe::MATH,
+    ];
+    ALL
+}
 
 /// Defines the static [`Kernel`](crate::device::Kernel) of one entry point: module stem, entry, CTA size, shared memory.
 macro_rules! kernel {
