@@ -23,7 +23,14 @@ use crate::{Error, Result};
 /// Every entry point that is compiled for a GPU: `tests/resources.rs` keeps a line per entry and architecture.
 pub fn all() -> &'static [&'static Kernel] {
     static ALL: &[&Kernel] = &[
+        &attention::ATTENTION_D64,
+        &attention::ATTENTION_D128,
+        &attention::ATTENTION_D256,
+        &attention::ATTENTION_D512,
+        &bf16_gemm::BF16_GEMM,
+        &conv2d::CONV2D,
         &euler_step::EULER_STEP,
+        &nf4_gemm::NF4_GEMM,
         // `probe`: not part of any pipeline
         &probe::ECHO,
         &probe::INDEX,
