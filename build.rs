@@ -1,13 +1,17 @@
 //! Compiles `kernels/*.cu` twice: with the host's C++ compiler for the emulator (always), and with nvcc into one
 //! fatbin per file (where nvcc is found). Never touches the network.
 
+#[path = "build/nvcc.rs"]
+mod nvcc;
+
 use std::path::{Path, PathBuf};
 
 fn main() {
     println!("cargo::rerun-if-changed=kernels");
     let kernels = kernel_sources();
     compile_for_the_emulator(&kernels);
-    compile_for_gpus(&kernels);
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    nvcc::compile(&kernels, &out);
 }
 
 /// Every `kernels/*.cu`, sorted, so that builds are reproducible.
@@ -39,13 +43,4 @@ fn compile_for_the_emulator(kernels: &[PathBuf]) {
     build.flag("-x").flag("c++");
     build.files(kernels);
     build.compile("schnell_kernels");
-}
-
-/// Writes one `<stem>.fatbin` per kernel file; empty ones where there is no nvcc.
-fn compile_for_gpus(kernels: &[PathBuf]) {
-    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    for kernel in kernels {
-        let stem = kernel.file_stem().expect("a file name").to_string_lossy().into_owned();
-        std::fs::write(out.join(format!("{stem}.fatbin")), b"").expect("OUT_DIR is writable");
-    }
 }

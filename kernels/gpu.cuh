@@ -173,10 +173,12 @@ struct emu_thread {
     const emu_cta *cta;
     uint32_t thread;       // 0 .. CTA size
 };
-// Where a primitive was called: the emulator names it in errors and compares it across a warp.
+// Where a primitive was called: the emulator names it in errors and compares it across a warp. A constructor, because
+// the builtins mean the place of the call only as default arguments of a function, not inside an initialiser list.
 struct emu_site {
     const char *file;
     int line;
+    constexpr emu_site(const char *f = __builtin_FILE(), int l = __builtin_LINE()) : file(f), line(l) {}
 };
 // What the runtime offers. `self` is the calling thread.
 struct emu_runtime {
@@ -199,7 +201,7 @@ extern thread_local emu_thread *schnell_emu_self __attribute__((tls_model("initi
     static void name##_body(const Params &p)
 
 // A primitive's last parameter, filled in at the place of the call.
-#define EMU_SITE const emu_site &site = emu_site{__builtin_FILE(), __builtin_LINE()}
+#define EMU_SITE const emu_site &site = emu_site()
 
 namespace gpu {
 

@@ -66,6 +66,17 @@ pub const NF4_GEMM_SMEM_BYTES: u32 = 45056;
 pub const NF4_QUANTIZE_THREADS: u32 = 256;
 pub const NF4_QUANTIZE_BLOCKS: u32 = 8;
 pub const NF4_QUANTIZE_SMEM_BYTES: u32 = 0;
+pub const PROBE_THREADS: u32 = 64;
+pub const PROBE_SMEM_BYTES: u32 = 8192;
+pub const PROBE_INDEX_WORDS: u32 = 8;
+pub const PROBE_WARP_WORDS: u32 = 21;
+pub const PROBE_LDMATRIX_TILES: u32 = 3;
+pub const PROBE_MATH_WORDS: u32 = 20;
+pub const PROBE_ECHO_WORDS: u32 = 12;
+pub const PROBE_COPY_CASES: u32 = 31;
+pub const PROBE_PIPELINE_GROUPS: u32 = 10;
+pub const PROBE_PIPELINE_RINGS: u32 = 4;
+pub const PROBE_MMA_STEPS: u32 = 2;
 pub const RMS_NORM_THREADS: u32 = 128;
 pub const RMS_NORM_ROWS: u32 = 4;
 pub const RMS_NORM_SMALL_WIDTH: u32 = 1024;
@@ -511,6 +522,63 @@ const _: () = {
         [::std::mem::offset_of!(nf4_quantize_params, fragments) - 72usize];
     ["Offset of field: nf4_quantize_params::reserved"]
         [::std::mem::offset_of!(nf4_quantize_params, reserved) - 76usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct probe_params {
+    pub input: u64,
+    pub output: u64,
+    pub num_input_words: i32,
+    pub num_ctas_y: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of probe_params"][::std::mem::size_of::<probe_params>() - 24usize];
+    ["Alignment of probe_params"][::std::mem::align_of::<probe_params>() - 8usize];
+    ["Offset of field: probe_params::input"][::std::mem::offset_of!(probe_params, input) - 0usize];
+    ["Offset of field: probe_params::output"][::std::mem::offset_of!(probe_params, output) - 8usize];
+    ["Offset of field: probe_params::num_input_words"]
+        [::std::mem::offset_of!(probe_params, num_input_words) - 16usize];
+    ["Offset of field: probe_params::num_ctas_y"][::std::mem::offset_of!(probe_params, num_ctas_y) - 20usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct probe_echo_params {
+    pub first_words: u64,
+    pub last_words: u64,
+    pub a_i64: i64,
+    pub a_u64: u64,
+    pub a_i32: i32,
+    pub a_u32: u32,
+    pub a_f32: f32,
+    pub an_array: [i32; 3usize],
+    pub a_bf16: bf16_bits,
+    pub a_i16: i16,
+    pub a_u8: u8,
+    pub a_i8: i8,
+    pub a_u16: u16,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of probe_echo_params"][::std::mem::size_of::<probe_echo_params>() - 64usize];
+    ["Alignment of probe_echo_params"][::std::mem::align_of::<probe_echo_params>() - 8usize];
+    ["Offset of field: probe_echo_params::first_words"]
+        [::std::mem::offset_of!(probe_echo_params, first_words) - 0usize];
+    ["Offset of field: probe_echo_params::last_words"]
+        [::std::mem::offset_of!(probe_echo_params, last_words) - 8usize];
+    ["Offset of field: probe_echo_params::a_i64"][::std::mem::offset_of!(probe_echo_params, a_i64) - 16usize];
+    ["Offset of field: probe_echo_params::a_u64"][::std::mem::offset_of!(probe_echo_params, a_u64) - 24usize];
+    ["Offset of field: probe_echo_params::a_i32"][::std::mem::offset_of!(probe_echo_params, a_i32) - 32usize];
+    ["Offset of field: probe_echo_params::a_u32"][::std::mem::offset_of!(probe_echo_params, a_u32) - 36usize];
+    ["Offset of field: probe_echo_params::a_f32"][::std::mem::offset_of!(probe_echo_params, a_f32) - 40usize];
+    ["Offset of field: probe_echo_params::an_array"]
+        [::std::mem::offset_of!(probe_echo_params, an_array) - 44usize];
+    ["Offset of field: probe_echo_params::a_bf16"]
+        [::std::mem::offset_of!(probe_echo_params, a_bf16) - 56usize];
+    ["Offset of field: probe_echo_params::a_i16"][::std::mem::offset_of!(probe_echo_params, a_i16) - 58usize];
+    ["Offset of field: probe_echo_params::a_u8"][::std::mem::offset_of!(probe_echo_params, a_u8) - 60usize];
+    ["Offset of field: probe_echo_params::a_i8"][::std::mem::offset_of!(probe_echo_params, a_i8) - 61usize];
+    ["Offset of field: probe_echo_params::a_u16"][::std::mem::offset_of!(probe_echo_params, a_u16) - 62usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]

@@ -21,14 +21,66 @@ pub mod head_norm_rope;
 pub mod layer_norm_mod;
 pub mod nf4_gemm;
 pub mod nf4_quantize;
+pub mod probe;
 pub mod rms_norm;
 pub mod to_rgb;
 pub mod unpack_latents;
 
 use half::bf16;
 
-use crate::device::View;
+use crate::device::{Kernel, View};
 use crate::{Error, Result};
+
+/// Every entry point that is compiled for a GPU: `tests/resources.rs` keeps a line per entry and architecture.
+pub fn all() -> &'static [&'static Kernel] {
+    static ALL: &[&Kernel] = &[
+        &attention::ATTENTION_D64,
+        &attention::ATTENTION_D128,
+        &attention::ATTENTION_D256,
+        &attention::ATTENTION_D512,
+        &bf16_gemm::BF16_GEMM,
+        &conv2d::CONV2D,
+        &count_nonfinite::COUNT_NONFINITE,
+        &euler_step::EULER_STEP,
+        &gemv::GEMV_BF16_M1,
+        &gemv::GEMV_BF16_M2,
+        &gemv::GEMV_BF16_M4,
+        &gemv::GEMV_BF16_M8,
+        &gemv::GEMV_NF4_M1,
+        &gemv::GEMV_NF4_M2,
+        &gemv::GEMV_NF4_M4,
+        &gemv::GEMV_NF4_M8,
+        &group_norm_silu::GROUP_NORM_PARTIALS_X8,
+        &group_norm_silu::GROUP_NORM_PARTIALS_X1,
+        &group_norm_silu::GROUP_NORM_FINISH,
+        &group_norm_silu::GROUP_NORM_APPLY_X8,
+        &group_norm_silu::GROUP_NORM_APPLY_X1,
+        &head_norm_rope::HEAD_NORM_ROPE,
+        &layer_norm_mod::LAYER_NORM_MOD_SMALL,
+        &layer_norm_mod::LAYER_NORM_MOD_WIDE,
+        &layer_norm_mod::LAYER_NORM_MOD_ANY,
+        &nf4_gemm::NF4_GEMM,
+        &nf4_quantize::NF4_QUANTIZE,
+        &rms_norm::RMS_NORM_SMALL,
+        &rms_norm::RMS_NORM_WIDE,
+        &rms_norm::RMS_NORM_ANY,
+        &to_rgb::TO_RGB,
+        &unpack_latents::UNPACK_LATENTS,
+        // `probe`: not part of any pipeline
+        &probe::ECHO,
+        &probe::INDEX,
+        &probe::WARP,
+        &probe::CP_ASYNC,
+        &probe::PIPELINE,
+        &probe::LDMATRIX,
+        &probe::MMA_1X1,
+        &probe::MMA_1X3,
+        &probe::MMA_2X4,
+        &probe::MMA_4X8,
+        &probe::MATH,
+    ];
+    ALL
+}
 
 /// Defines the static [`Kernel`](crate::device::Kernel) of one entry point: module stem, entry, CTA size, shared memory.
 macro_rules! kernel {

@@ -1,0 +1,250 @@
+//! What every primitive of `kernels/gpu.cuh` does, as words in memory: the net under the emulator.
+//!
+//! A [`Part`] is one family of primitives with its inputs. `tests/probe.rs` compares the emulator's words with what the
+//! PTX ISA says; `gpu-check probe` compares a GPU's with the emulator's. A [`Fault`] is what a kernel must not do.
+
+use super::{check_len, kernel, to_i32};
+use crate::abi;
+use crate::device::{Device, Kernel, StreamId, View};
+use crate::{Error, Result};
+
+const THREADS: usize = abi::PROBE_THREADS as usize;
+const GRID: [u32; 3] = [3, 2, 2];
+
+macro_rules! probe {
+    ($($name:ident = $entry:ident),* $(,)?) => {
+        $(kernel!(
+            /// See [`Part`] or [`Fault`].
+            $name, "probe", $entry, abi::PROBE_THREADS, abi::PROBE_SMEM_BYTES
+        );)*
+    };
+}
+
+probe!(
+    ECHO = probe_echo,
+    INDEX = probe_index,
+    WARP = probe_warp,
+    CP_ASYNC = probe_cp_async,
+    PIPELINE = probe_pipeline,
+    LDMATRIX = probe_ldmatrix,
+    MMA_1X1 = probe_mma_1x1,
+    MMA_1X3 = probe_mma_1x3,
+    MMA_2X4 = probe_mma_2x4,
+    MMA_4X8 = probe_mma_4x8,
+    MATH = probe_math,
+    DEADLOCK = probe_fault_deadlock,
+    DIVERGENT = probe_fault_divergent,
+    EARLY_EXIT = probe_fault_early_exit,
+    FAR_SOURCE = probe_fault_far_source,
+    FAR_TARGET = probe_fault_far_target,
+    MISALIGNED = probe_fault_misaligned,
+    NO_WAIT = probe_fault_no_wait,
+    RACE = probe_fault_race,
+);
+
+/// One family of primitives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Each field of a params struct, as the kernel received it.
+    Echo,
+    /// Thread, lane, warp and CTA indices over a grid in three dimensions; `sync_cta`; `atomic_add`.
+    Index,
+    /// `shfl_xor`, `warp_sum`, `warp_max`, `sync_warp`.
+    Warp,
+    /// `cp_async` of 4, 8 and 16 bytes, with every number of valid bytes.
+    CpAsync,
+    /// Rings of 2 to 5 slots: `cp_async_wait` of 0 to 3.
+    Pipeline,
+    /// `ldmatrix_x4_tile` and its transposed twin.
+    LdMatrix,
+    /// `mma_tile` of so many fragments of 16 rows and of 8 columns.
+    Mma(usize, usize),
+    /// Arithmetic: the first [`Part::EXACT_MATH_WORDS`] words of an element are exact, the others approximate.
+    Math,
+}
+
+impl Part {
+    /// All of them.
+    pub const ALL: [Part; 11] = [
+        Part::Echo,
+        Part::Index,
+        Part::Warp,
+        Part::CpAsync,
+        Part::Pipeline,
+        Part::LdMatrix,
+        Part::Mma(1, 1),
+        Part::Mma(1, 3),
+        Part::Mma(2, 4),
+        Part::Mma(4, 8),
+        Part::Math,
+    ];
+
+    /// How many of an element's `PROBE_MATH_WORDS` words are the same bits on every machine.
+    pub const EXACT_MATH_WORDS: usize = 12;
+
+    /// The entry point, which is the part's name, too.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a size of `mma_tile` that has no entry.
+    pub fn kernel(self) -> Result<&'static Kernel> {
+        Ok(match self {
+            Part::Echo => &ECHO,
+            Part::Index => &INDEX,
+            Part::Warp => &WARP,
+            Part::CpAsync => &CP_ASYNC,
+            Part::Pipeline => &PIPELINE,
+            Part::LdMatrix => &LDMATRIX,
+            Part::Mma(1, 1) => &MMA_1X1,
+            Part::Mma(1, 3) => &MMA_1X3,
+            Part::Mma(2, 4) => &MMA_2X4,
+            Part::Mma(4, 8) => &MMA_4X8,
+            Part::Mma(mt, nt) => {
+                return Err(Error::Unsupported(format!("probe: no entry for mma {mt} x {nt}")));
+            }
+            Part::Math => &MATH,
+        })
+    }
+
+    /// The size of the grid that [`Part::launch`] uses; `num_inputs` words are given.
+    pub fn grid(self, num_inputs: usize) -> [u32; 3] {
+        match self {
+            Part::Index => GRID,
+            Part::Math => [(num_inputs / 3).div_ceil(THREADS) as u32, 1, 1],
+            _ => [1, 1, 1],
+        }
+    }
+
+    /// How many words the part reads; `Math` reads any number of threes.
+    pub fn num_inputs(self) -> Option<usize> {
+        match self {
+            Part::Echo | Part::Index => Some(0),
+            Part::Warp => Some(2 * THREADS),
+            Part::CpAsync => Some(abi::PROBE_COPY_CASES as usize * THREADS * 4),
+            Part::Pipeline => Some(abi::PROBE_PIPELINE_GROUPS as usize * THREADS * 4),
+            Part::LdMatrix => Some(abi::PROBE_LDMATRIX_TILES as usize * 32 * 4),
+            Part::Mma(mt, nt) => {
+                let per_lane = abi::PROBE_MMA_STEPS as usize * (4 * mt + 2 * nt) + 4 * mt * nt;
+                Some(per_lane * THREADS)
+            }
+            Part::Math => None,
+        }
+    }
+
+    /// How many words the part writes.
+    pub fn num_outputs(self, num_inputs: usize) -> usize {
+        match self {
+            Part::Echo => abi::PROBE_ECHO_WORDS as usize,
+            Part::Index => {
+                1 + GRID.iter().product::<u32>() as usize * THREADS * abi::PROBE_INDEX_WORDS as usize
+            }
+            Part::Warp => THREADS * abi::PROBE_WARP_WORDS as usize,
+            Part::CpAsync => abi::PROBE_COPY_CASES as usize * THREADS * 4,
+            Part::Pipeline => (abi::PROBE_PIPELINE_RINGS * abi::PROBE_PIPELINE_GROUPS) as usize * THREADS * 4,
+            Part::LdMatrix => THREADS * abi::PROBE_LDMATRIX_TILES as usize * 4,
+            Part::Mma(mt, nt) => 4 * mt * nt * THREADS,
+            Part::Math => num_inputs / 3 * abi::PROBE_MATH_WORDS as usize,
+        }
+    }
+
+    /// Enqueues the part.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when a view is too short.
+    pub fn launch(
+        self,
+        device: &Device,
+        stream: StreamId,
+        input: &View<u32>,
+        output: &View<u32>,
+    ) -> Result<()> {
+        let kernel = self.kernel()?;
+        check_len(kernel.name, "input", input, self.num_inputs().unwrap_or(0))?;
+        check_len(kernel.name, "output", output, self.num_outputs(input.len()))?;
+        let grid = self.grid(input.len());
+        if self == Part::Echo {
+            let half = output.address() + 4 * abi::PROBE_ECHO_WORDS as u64 / 2;
+            let params = abi::probe_echo_params { first_words: output.address(), last_words: half, ..echo() };
+            // SAFETY: params is this entry's generated type; the kernel writes PROBE_ECHO_WORDS words, checked above.
+            return unsafe { device.launch(stream, kernel, grid, &params) };
+        }
+        // SAFETY: the kernel reads `num_inputs` and writes `num_outputs` words, both checked above; `input` is a whole
+        // number of 16-byte vectors from a 256-byte aligned allocation wherever cp.async reads it.
+        unsafe { device.launch(stream, kernel, grid, &params(input, output, grid[1])?) }
+    }
+}
+
+fn params(input: &View<u32>, output: &View<u32>, num_ctas_y: u32) -> Result<abi::probe_params> {
+    Ok(abi::probe_params {
+        input: input.address(),
+        output: output.address(),
+        num_input_words: to_i32("probe", "input words", input.len())?,
+        num_ctas_y: num_ctas_y as i32,
+    })
+}
+
+/// A different value in every field: two that were swapped would show.
+fn echo() -> abi::probe_echo_params {
+    abi::probe_echo_params {
+        first_words: 0,
+        last_words: 0,
+        a_i64: -0x0102_0304_0506_0708,
+        a_u64: 0xf1f2_f3f4_f5f6_f7f8,
+        a_i32: -0x1121_3141,
+        a_u32: 0xe1d1_c1b1,
+        a_f32: -1234.5,
+        an_array: [71, -72, 73],
+        a_bf16: 0x3f81,
+        a_i16: -321,
+        a_u8: 0x9c,
+        a_i8: -99,
+        a_u16: 0xabcd,
+    }
+}
+
+/// What a kernel must not do. The emulator names each; there is no GPU code for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Half a warp waits at a CTA barrier, the other half for its warp.
+    Deadlock,
+    /// Two halves of a warp in different collectives.
+    Divergent,
+    /// A thread returns while the others wait at a barrier.
+    EarlyExit,
+    /// cp.async from outside device memory.
+    FarSource,
+    /// cp.async to outside shared memory.
+    FarTarget,
+    /// cp.async of 16 bytes from an address that is no multiple of 16.
+    Misaligned,
+    /// Reads what a cp.async has not delivered: correct on a lucky day.
+    NoWait,
+    /// The last writer wins: no error, but a result that tells one schedule from another.
+    Race,
+}
+
+impl Fault {
+    /// Enqueues the fault over `num_ctas` CTAs.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] on a GPU; [`Error::Input`] when a view is too short.
+    pub fn launch(self, device: &Device, num_ctas: u32, input: &View<u32>, output: &View<u32>) -> Result<()> {
+        if !device.capability().is_emulator {
+            return Err(Error::Unsupported("probe: faults are for the emulator".to_string()));
+        }
+        let kernel = match self {
+            Fault::Deadlock => &DEADLOCK,
+            Fault::Divergent => &DIVERGENT,
+            Fault::EarlyExit => &EARLY_EXIT,
+            Fault::FarSource => &FAR_SOURCE,
+            Fault::FarTarget => &FAR_TARGET,
+            Fault::Misaligned => &MISALIGNED,
+            Fault::NoWait => &NO_WAIT,
+            Fault::Race => &RACE,
+        };
+        check_len(kernel.name, "input", input, THREADS + 4)?;
+        check_len(kernel.name, "output", output, THREADS.max(1 + num_ctas as usize))?;
+        // SAFETY: plain loads and stores stay within the words checked above; the wild addresses go to primitives only,
+        // which the emulator checks before it touches them.
+        unsafe { device.launch(StreamId::Compute, kernel, [num_ctas, 1, 1], &params(input, output, 1)?) }
+    }
+}
