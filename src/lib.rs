@@ -18,6 +18,9 @@ pub mod nn;
 pub mod sampling;
 pub mod text;
 pub mod vae;
+pub mod plan;
+pub mod timing;
+pub mod pipeline;
 pub mod weights;
 
 pub use error::{Error, Result};

@@ -22,7 +22,6 @@ pub struct Clip {
     config: ClipConfig,
     layers: Vec<Layer>,
     final_norm: Affine,
-    position: Slot<f32>,
     /// f32 `[positions, width]`: token plus position embeddings, then the residual stream.
     pub x: Slot<f32>,
     h: Slot<bf16>,
@@ -59,7 +58,6 @@ impl Clip {
         }
         // CLIP is small and sensitive: never quantised, as in the reference.
         let mut b = Builder::new(layout, jobs, Part::Clip, Quantize::None);
-        let position = b.vector("text_model.embeddings.position_embedding.weight", tokens * width);
         let layers = (0..config.layers)
             .map(|i| {
                 let name = |part: &str| format!("text_model.encoder.layers.{i}.{part}");
@@ -81,7 +79,6 @@ impl Clip {
             config: config.clone(),
             layers,
             final_norm,
-            position,
             x: layout.region("clip.x", tokens * width, here),
             h: layout.region("clip.h", tokens * width, here),
             qkv: layout.region("clip.qkv", tokens * 3 * width, here),
@@ -89,11 +86,6 @@ impl Clip {
             ff: layout.region("clip.ff", tokens * config.ff.next_multiple_of(8), here),
             pooled: layout.region("clip.pooled", width, Lifetime::span(Phase::Clip, Phase::Modulation)),
         })
-    }
-
-    /// Where the position embeddings lie: f32 `[positions, width]`.
-    pub fn position(&self) -> &Slot<f32> {
-        &self.position
     }
 
     /// Enqueues the encoder on what lies in `x`; the vector at token `pooled_index` becomes `pooled`.

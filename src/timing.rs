@@ -1,0 +1,74 @@
+//! How long each stage of a generation took, by the device's own clock.
+
+use serde::Serialize;
+
+use crate::Result;
+use crate::device::{Device, Event, StreamId};
+
+/// One stage.
+#[derive(Clone, Debug, Serialize)]
+pub struct StageTime {
+    /// `tokenise`, `clip`, `t5`, `modulation`, `step 0`, ..., `vae`, `copy`.
+    pub stage: String,
+    /// Milliseconds: of the host for `tokenise`, between two events of the device for all others.
+    pub ms: f64,
+}
+
+/// All stages of one generation.
+#[derive(Clone, Debug, Serialize)]
+pub struct Timings {
+    /// The GPU's name, or `emulator`.
+    pub device: String,
+    /// Driver version, or `none`.
+    pub driver: String,
+    /// In order.
+    pub stages: Vec<StageTime>,
+    /// Sum of the stages.
+    pub total_ms: f64,
+}
+
+/// Events at the boundaries of stages, created before the run.
+#[derive(Debug, Default)]
+pub(crate) struct Clock {
+    events: Vec<Event>,
+    names: Vec<String>,
+}
+
+impl Clock {
+    /// A clock for at most `stages` stages.
+    pub fn new(device: &Device, stages: usize) -> Result<Clock> {
+        let events = (0..=stages).map(|_| device.create_event()).collect::<Result<_>>()?;
+        Ok(Clock { events, names: Vec::new() })
+    }
+
+    pub fn start(&mut self, device: &Device) -> Result<()> {
+        self.names.clear();
+        device.record(StreamId::Compute, &self.events[0])
+    }
+
+    /// Ends the stage that began at the last call.
+    pub fn stage(&mut self, device: &Device, name: impl Into<String>) -> Result<()> {
+        self.names.push(name.into());
+        device.record(StreamId::Compute, &self.events[self.names.len()])
+    }
+
+    /// Blocks until the stage before the last ended one is over: the host runs at most one stage ahead.
+    pub fn keep_pace(&self, device: &Device) -> Result<()> {
+        device.synchronize_event(&self.events[self.names.len().saturating_sub(1)])
+    }
+
+    /// Once the stream is empty.
+    pub fn read(&self, device: &Device, tokenise_ms: f64) -> Result<Timings> {
+        let mut stages = vec![StageTime { stage: "tokenise".to_string(), ms: tokenise_ms }];
+        for (name, pair) in self.names.iter().zip(self.events.windows(2)) {
+            stages.push(StageTime { stage: name.clone(), ms: pair[1].elapsed_ms_since(&pair[0])?.into() });
+        }
+        let capability = device.capability();
+        Ok(Timings {
+            device: capability.name.clone(),
+            driver: capability.driver.clone(),
+            total_ms: stages.iter().map(|s| s.ms).sum(),
+            stages,
+        })
+    }
+}
