@@ -80,6 +80,7 @@ template <int M, bool NF4> GPU_FN void gemv(const gemv_params &p) {
     constexpr int SLABS = CHUNK / SLAB;
     constexpr int SLAB_VECTORS = V / 4 * 33; // float4 of smem per slab and row of x
     static_assert(SLABS * SLAB_VECTORS == CHUNK_VECTORS, "both layouts fill the staging buffer");
+    static_assert(!NF4 || SLABS == 1, "a lane has one absmax and 32 codes of each row per chunk");
 
     SharedStorage<M> &smem = gpu::shared<SharedStorage<M>>();
     const int lane = gpu::lane_id();
@@ -114,32 +115,51 @@ template <int M, bool NF4> GPU_FN void gemv(const gemv_params &p) {
         GPU_UNROLL
         for (int m = 0; m < M; ++m) smem.x[m][at] = load_x(p, m, k0 + k);
     };
-    // Weights 4 j .. 4 j + 4 of a lane's 16 bytes.
-    auto weights_of = [&](float (&w)[4], const uint4 &bytes, float block_absmax, int j) {
-        const uint32_t words[4] = {bytes.x, bytes.y, bytes.z, bytes.w};
-        if constexpr (NF4) {
-            const uint32_t four = words[j / 2] >> (j % 2 * 16);
-            auto value = [&](int shift) { return smem.book.value[four >> shift & 15][lane] * block_absmax; };
-            const uint32_t lo = gpu::pack_bf16x2(value(4), value(0)), hi = gpu::pack_bf16x2(value(12), value(8));
-            w[0] = gpu::bf16_lo(lo), w[1] = gpu::bf16_hi(lo), w[2] = gpu::bf16_lo(hi), w[3] = gpu::bf16_hi(hi);
-        } else {
-            w[0] = gpu::bf16_lo(words[2 * j]), w[1] = gpu::bf16_hi(words[2 * j]);
-            w[2] = gpu::bf16_lo(words[2 * j + 1]), w[3] = gpu::bf16_hi(words[2 * j + 1]);
+    // Four codes, in the low 16 bits, to four weights.
+    auto dequantise = [&](float (&w)[4], uint32_t four, float block_absmax) {
+        auto value = [&](int shift) { return smem.book.value[four >> shift & 15][lane] * block_absmax; };
+        const uint32_t lo = gpu::pack_bf16x2(value(4), value(0)), hi = gpu::pack_bf16x2(value(12), value(8));
+        w[0] = gpu::bf16_lo(lo), w[1] = gpu::bf16_hi(lo), w[2] = gpu::bf16_lo(hi), w[3] = gpu::bf16_hi(hi);
+    };
+    // Four weights of each row by the float4 of x at `at`, for all rows of x.
+    auto accumulate = [&](const float (&w)[ROWS][4], int at) {
+        GPU_UNROLL
+        for (int m = 0; m < M; ++m) {
+            const float4 x = smem.x[m][at];
+            GPU_UNROLL
+            for (int r = 0; r < ROWS; ++r) acc[m][r] += x.x * w[r][0] + x.y * w[r][1] + x.z * w[r][2] + x.w * w[r][3];
         }
     };
     auto multiply = [&]() {
-        GPU_UNROLL
-        for (int slab = 0; slab < SLABS; ++slab) {
-            GPU_UNROLL
-            for (int j = 0; j < V / 4; ++j) {
-                float w[ROWS][4];
+        float w[ROWS][4];
+        if constexpr (NF4) {
+            // One word of 8 codes after the other, each moved to .x in turn: unrolled, nvcc looks up all 32 codes of
+            // all rows at once and needs 254 registers (or, held to 128, spills on sm_90 and sm_120).
+            GPU_NO_UNROLL
+            for (int word = 0; word < 4; ++word) {
                 GPU_UNROLL
-                for (int r = 0; r < ROWS; ++r) weights_of(w[r], weights[slab][r], absmax[r], j);
-                GPU_UNROLL
-                for (int m = 0; m < M; ++m) {
-                    const float4 x = smem.x[m][slab * SLAB_VECTORS + j * 33 + lane];
+                for (int half = 0; half < 2; ++half) {
                     GPU_UNROLL
-                    for (int r = 0; r < ROWS; ++r) acc[m][r] += x.x * w[r][0] + x.y * w[r][1] + x.z * w[r][2] + x.w * w[r][3];
+                    for (int r = 0; r < ROWS; ++r) dequantise(w[r], weights[0][r].x >> (16 * half), absmax[r]);
+                    accumulate(w, (2 * word + half) * 33 + lane);
+                }
+                GPU_UNROLL
+                for (int r = 0; r < ROWS; ++r) {
+                    weights[0][r] = uint4{weights[0][r].y, weights[0][r].z, weights[0][r].w, 0u};
+                }
+            }
+        } else {
+            GPU_UNROLL
+            for (int slab = 0; slab < SLABS; ++slab) {
+                GPU_UNROLL
+                for (int j = 0; j < 2; ++j) {
+                    GPU_UNROLL
+                    for (int r = 0; r < ROWS; ++r) {
+                        const uint4 &bytes = weights[slab][r];
+                        const uint32_t lo = j == 0 ? bytes.x : bytes.z, hi = j == 0 ? bytes.y : bytes.w;
+                        w[r][0] = gpu::bf16_lo(lo), w[r][1] = gpu::bf16_hi(lo), w[r][2] = gpu::bf16_lo(hi), w[r][3] = gpu::bf16_hi(hi);
+                    }
+                    accumulate(w, slab * SLAB_VECTORS + j * 33 + lane);
                 }
             }
         }

@@ -41,6 +41,30 @@ fn equals_the_definition_bit_for_bit() {
     }
 }
 
+/// Multiplying by the reciprocal differs from dividing about once in a hundred thousand latents; these are such.
+#[test]
+fn divides() {
+    let (scaling, shift) = (0.3611f32, 0.1159f32);
+    let mut rng = Rng(1);
+    let mut tokens = Vec::new();
+    while tokens.len() < 64 {
+        let value = rng.uniform() * 4.0;
+        if bf16::from_f32(value / scaling + shift) != bf16::from_f32(value * (1.0 / scaling) + shift) {
+            tokens.push(value);
+        }
+    }
+    let bench = Bench::with_bytes(emulator(), 1 << 20);
+    let (view, out) = (bench.upload(&tokens), bench.alloc::<bf16>(64));
+    UnpackLatents { tokens: &view, height: 2, width: 2, channels: 16, scaling, shift, out: &out, pitch: 16 }
+        .launch(&bench.device, COMPUTE)
+        .unwrap();
+    let got = bench.download(&out);
+    for (i, value) in tokens.iter().enumerate() {
+        let (c, pixel) = (i / 4, i % 4);
+        assert_eq!(got[pixel * 16 + c], bf16::from_f32(value / scaling + shift));
+    }
+}
+
 #[test]
 fn refusals() {
     let bench = Bench::with_bytes(emulator(), 1 << 20);
