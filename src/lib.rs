@@ -7,6 +7,7 @@
 pub mod abi;
 pub mod arena;
 pub mod config;
+pub mod demo;
 #[allow(unsafe_code)]
 pub mod device;
 pub mod error;
@@ -15,12 +16,12 @@ pub mod image;
 #[allow(unsafe_code)]
 pub mod kernels;
 pub mod nn;
+pub mod pipeline;
+pub mod plan;
 pub mod sampling;
 pub mod text;
-pub mod vae;
-pub mod plan;
 pub mod timing;
-pub mod pipeline;
+pub mod vae;
 pub mod weights;
 
 pub use error::{Error, Result};

@@ -17,6 +17,7 @@
 //! ```
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use half::bf16;
@@ -41,8 +42,8 @@ use crate::{Error, Result};
 pub struct Model {
     config: PipelineConfig,
     source: Source,
-    clip_tokenizer: ClipTokenizer,
-    t5_tokenizer: T5Tokenizer,
+    clip_tokenizer: Arc<ClipTokenizer>,
+    t5_tokenizer: Arc<T5Tokenizer>,
 }
 
 impl Model {
@@ -52,8 +53,8 @@ impl Model {
     /// [`Error::Io`], [`Error::Weights`] or [`Error::Unsupported`], naming the file and tensor; nothing is loaded yet.
     pub fn open(dir: &Path) -> Result<Model> {
         let config = PipelineConfig::open(dir)?;
-        let clip_tokenizer = ClipTokenizer::open(&dir.join("tokenizer"))?;
-        let t5_tokenizer = T5Tokenizer::open(&dir.join("tokenizer_2"))?;
+        let clip_tokenizer = Arc::new(ClipTokenizer::open(&dir.join("tokenizer"))?);
+        let t5_tokenizer = Arc::new(T5Tokenizer::open(&dir.join("tokenizer_2"))?);
         for (what, ids, rows) in [
             ("tokenizer", clip_tokenizer.vocab_size(), config.clip.vocab_rows),
             ("tokenizer_2", t5_tokenizer.vocab_size(), config.t5.vocab_rows),
@@ -216,8 +217,8 @@ pub struct Pipeline {
 /// What turns prompts into the encoders' inputs, on the host.
 #[derive(Debug)]
 struct TextInput {
-    clip_tokenizer: ClipTokenizer,
-    t5_tokenizer: T5Tokenizer,
+    clip_tokenizer: Arc<ClipTokenizer>,
+    t5_tokenizer: Arc<T5Tokenizer>,
     clip_embeddings: EmbeddingTable,
     /// f32 `[positions, width]`.
     clip_positions: Vec<f32>,
@@ -246,13 +247,15 @@ impl Pipeline {
         let arena = Arena::bind(&plan.layout, device)?;
         let host_layout = HostLayout::of(&plan);
         let host = device.allocate_host(host_layout.total)?;
-        let dump_host = options.dump.then(|| device.allocate_host(HostLayout::dump_bytes(&plan))).transpose()?;
+        let dump_host =
+            options.dump.then(|| device.allocate_host(HostLayout::dump_bytes(&plan))).transpose()?;
         // clip, t5, modulation, the steps, vae, copy
         let clock = Clock::new(device, plan.shape.steps + 5)?;
         upload(device, &arena, &plan.staging, &model.source, &plan.jobs, &mut |done, total| {
             progress(Progress::Loading { done, total });
         })?;
-        let clip = |name: &str| model.source.tensor(Part::Clip, &format!("text_model.embeddings.{name}.weight"));
+        let clip =
+            |name: &str| model.source.tensor(Part::Clip, &format!("text_model.embeddings.{name}.weight"));
         let text = TextInput {
             clip_tokenizer: model.clip_tokenizer.clone(),
             t5_tokenizer: model.t5_tokenizer.clone(),
@@ -298,7 +301,9 @@ impl Pipeline {
         let started = Instant::now();
         let prompt_2 = request.prompt_2.as_ref().unwrap_or(&request.prompt);
         if !request.allow_empty_prompt && (request.prompt.trim().is_empty() || prompt_2.trim().is_empty()) {
-            return Err(Error::Input("the prompt is empty; say what to draw, or allow an empty prompt".to_string()));
+            return Err(Error::Input(
+                "the prompt is empty; say what to draw, or allow an empty prompt".to_string(),
+            ));
         }
         if request.dump && self.dump_host.is_none() {
             return Err(Error::Input("this pipeline was bound without room for dumps".to_string()));
@@ -306,7 +311,8 @@ impl Pipeline {
         let noise = self.noise(request)?;
         let sigmas = self.sigmas()?;
         progress(Progress::TextEncoding);
-        let clip_tokens = self.text.clip_tokenizer.encode(&request.prompt, self.plan.config.clip.positions)?;
+        let clip_tokens =
+            self.text.clip_tokenizer.encode(&request.prompt, self.plan.config.clip.positions)?;
         let t5_tokens = self.text.t5_tokenizer.encode(prompt_2, self.plan.shape.t5_length)?;
         self.fill_inputs(request, &noise, &sigmas, &clip_tokens, &t5_tokens)?;
         let tokenise_ms = started.elapsed().as_secs_f64() * 1e3;
@@ -400,7 +406,10 @@ impl Pipeline {
             let sinusoid = sampling::timestep_embedding(*sigma, request.timesteps);
             put(at.sinusoids + step * size_of_val(&sinusoid), bytemuck::cast_slice(&sinusoid));
         }
-        put(at.guidance, bytemuck::cast_slice(&sampling::guidance_embedding(request.guidance, request.timesteps)));
+        put(
+            at.guidance,
+            bytemuck::cast_slice(&sampling::guidance_embedding(request.guidance, request.timesteps)),
+        );
         put(at.latents, bytemuck::cast_slice(noise));
         let rounded: Vec<bf16> = noise.iter().map(|v| bf16::from_f32(*v)).collect();
         put(at.latents_bf16, bytemuck::cast_slice(&rounded));
@@ -477,7 +486,13 @@ impl Pipeline {
         self.device.copy_to_device(Run::STREAM, &self.arena.view(slot)?, &self.host, at)
     }
 
-    fn dump<T: ToF32>(&self, dumps: &mut Dumps, stage: &str, slot: &Slot<T>, shape: Vec<usize>) -> Result<()> {
+    fn dump<T: ToF32>(
+        &self,
+        dumps: &mut Dumps,
+        stage: &str,
+        slot: &Slot<T>,
+        shape: Vec<usize>,
+    ) -> Result<()> {
         if dumps.on {
             dumps.push(stage, shape, self.read_back(&self.arena.view(slot)?)?);
         }
@@ -536,8 +551,12 @@ impl Dump {
     /// [`Error::Io`] when the file cannot be written.
     pub fn save(&self, dir: &Path) -> Result<PathBuf> {
         let (dtype, bytes): (_, Vec<u8>) = match &self.values {
-            DumpValues::Ids(ids) => (crate::weights::Dtype::I32, ids.iter().flat_map(|v| v.to_le_bytes()).collect()),
-            DumpValues::F32(v) => (crate::weights::Dtype::F32, v.iter().flat_map(|v| v.to_le_bytes()).collect()),
+            DumpValues::Ids(ids) => {
+                (crate::weights::Dtype::I32, ids.iter().flat_map(|v| v.to_le_bytes()).collect())
+            }
+            DumpValues::F32(v) => {
+                (crate::weights::Dtype::F32, v.iter().flat_map(|v| v.to_le_bytes()).collect())
+            }
         };
         let path = dir.join(format!("{}.safetensors", self.stage));
         let bad = |e: safetensors::SafeTensorError| Error::weights(&path, e.to_string());

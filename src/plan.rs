@@ -61,7 +61,10 @@ impl Shape {
             return Err(Error::Input(format!("{} steps; it takes 1 to {MAX_STEPS}", self.steps)));
         }
         if self.t5_length == 0 || self.t5_length > MAX_T5_LENGTH {
-            return Err(Error::Input(format!("a T5 length of {}; it takes 1 to {MAX_T5_LENGTH}", self.t5_length)));
+            return Err(Error::Input(format!(
+                "a T5 length of {}; it takes 1 to {MAX_T5_LENGTH}",
+                self.t5_length
+            )));
         }
         Ok(())
     }
@@ -98,9 +101,7 @@ impl Work {
     fn of(config: &PipelineConfig, shape: &Shape) -> Work {
         let n = |x: usize| x as u64;
         let (text, image) = (n(shape.t5_length), n(shape.image_tokens(config)));
-        let linear = |needed: &Needed| -> u64 {
-            if needed.shape.len() == 2 { needed.elements() } else { 0 }
-        };
+        let linear = |needed: &Needed| -> u64 { if needed.shape.len() == 2 { needed.elements() } else { 0 } };
         let sum = |list: &[Needed], wanted: &dyn Fn(&str) -> bool| -> u64 {
             list.iter().filter(|t| wanted(&t.name)).map(linear).sum()
         };
@@ -108,12 +109,16 @@ impl Work {
 
         let clip_tokens = n(config.clip.positions);
         let clip = sum(&Part::Clip.inventory(config), &|name| !name.contains("embedding"));
-        let t5 = sum(&Part::T5.inventory(config), &|name| name.contains("block") && !name.contains("relative"));
+        let t5 =
+            sum(&Part::T5.inventory(config), &|name| name.contains("block") && !name.contains("relative"));
         let flux = Part::Transformer.inventory(config);
-        let few = |name: &str| name.contains("norm1") || name.contains(".norm.linear") || name.contains("norm_out") || name.contains("time_text");
-        let text_only = |name: &str| {
-            ["add_", "context"].iter().any(|part| name.contains(part)) && !few(name)
+        let few = |name: &str| {
+            name.contains("norm1")
+                || name.contains(".norm.linear")
+                || name.contains("norm_out")
+                || name.contains("time_text")
         };
+        let text_only = |name: &str| ["add_", "context"].iter().any(|part| name.contains(part)) && !few(name);
         let single = |name: &str| name.starts_with("single_") && !few(name);
         let image_only = |name: &str| !few(name) && !text_only(name) && !single(name);
         let joint = n(config.flux.layers + config.flux.single_layers);
@@ -136,7 +141,11 @@ impl Work {
                 .name
                 .strip_prefix("decoder.up_blocks.")
                 .and_then(|rest| rest.split('.').next()?.parse::<u32>().ok())
-                .unwrap_or(if needed.name.contains("conv_out") { config.vae.block_channels.len() as u32 - 1 } else { 0 });
+                .unwrap_or(if needed.name.contains("conv_out") {
+                    config.vae.block_channels.len() as u32 - 1
+                } else {
+                    0
+                });
             // The convolution behind an upsampling runs at the size above.
             let level = level + needed.name.contains("upsamplers") as u32;
             if needed.shape.len() >= 2 {
@@ -188,8 +197,15 @@ impl Plan {
         let (height, width) = shape.token_grid(config);
         let clip = Clip::plan(&config.clip, &mut layout, &mut jobs)?;
         let t5 = T5::plan(&config.t5, shape.t5_length, quantize, &mut layout, &mut jobs)?;
-        let flux =
-            Flux::plan(&config.flux, shape.t5_length, image_tokens, shape.steps, quantize, &mut layout, &mut jobs)?;
+        let flux = Flux::plan(
+            &config.flux,
+            shape.t5_length,
+            image_tokens,
+            shape.steps,
+            quantize,
+            &mut layout,
+            &mut jobs,
+        )?;
         let vae = Vae::plan(&config.vae, 2 * height, 2 * width, &mut layout, &mut jobs)?;
         let nonfinite = layout.region("nonfinite", 1, Lifetime::span(Phase::Steps, Phase::Decode));
         // Embedding tables stay on disk; no other tensor is larger than the ones that have jobs.
@@ -203,7 +219,20 @@ impl Plan {
         let staging = Staging::plan(&mut layout, largest);
         layout.place();
         let work = Work::of(config, &shape);
-        Ok(Plan { config: config.clone(), shape, quantize, layout, work, jobs, staging, clip, t5, flux, vae, nonfinite })
+        Ok(Plan {
+            config: config.clone(),
+            shape,
+            quantize,
+            layout,
+            work,
+            jobs,
+            staging,
+            clip,
+            t5,
+            flux,
+            vae,
+            nonfinite,
+        })
     }
 
     /// Size of the one device allocation.
@@ -315,12 +344,17 @@ impl fmt::Display for Plan {
             writeln!(f, "{:<22} {:>14} {:>14}   {alive}", region.name, region.offset, region.bytes)?;
         }
         let kind = |always: bool| -> u64 {
-            regions.iter().filter(|r| (r.lifetime == Lifetime::ALWAYS) == always).map(|r| r.bytes as u64).sum()
+            regions
+                .iter()
+                .filter(|r| (r.lifetime == Lifetime::ALWAYS) == always)
+                .map(|r| r.bytes as u64)
+                .sum()
         };
         let (flux, t5) = self.nf4_bytes();
         let (loading, running) = self.host_bytes();
         writeln!(f)?;
-        let mut line = |what: &str, bytes: u64| writeln!(f, "{what:<37} {bytes:>14}   {}", human_bytes(bytes));
+        let mut line =
+            |what: &str, bytes: u64| writeln!(f, "{what:<37} {bytes:>14}   {}", human_bytes(bytes));
         line("always resident", kind(true))?;
         line("  of it NF4 of the transformer", flux)?;
         line("  of it NF4 of T5", t5)?;
@@ -396,7 +430,11 @@ mod tests {
         let plan = schnell(1024);
         let text = plan.to_string();
         for region in plan.layout.regions().iter().filter(|r| r.bytes > 0) {
-            assert!(text.contains(&region.name) && text.contains(&region.bytes.to_string()), "{}", region.name);
+            assert!(
+                text.contains(&region.name) && text.contains(&region.bytes.to_string()),
+                "{}",
+                region.name
+            );
         }
         assert!(text.contains(&plan.arena_bytes().to_string()));
     }

@@ -21,6 +21,7 @@
 //! layouts.
 
 pub mod convert;
+pub mod generated;
 pub mod inventory;
 pub mod nf4;
 pub mod safetensors;

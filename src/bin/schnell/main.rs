@@ -1,0 +1,48 @@
+//! The `schnell` command: flags in, calls to the library, files and messages out. Human output goes to stderr, machine
+//! output to stdout or files. One file per subcommand.
+
+mod generate;
+mod options;
+mod plan;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Text to image with FLUX.1-schnell: planned memory, exact timings, the same bytes for the same seed.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "Exit codes: 0 done, 2 bad input or flags, 3 bad model files, 4 not enough memory, \
+                                 5 unsupported machine or model, 6 the device failed, 7 a file cannot be read or written."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Draw a picture from a prompt.
+    Generate(Box<generate::Args>),
+    /// Print every region of memory that a generation would use, without loading anything.
+    Plan(plan::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SCHNELL_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    let result = match &cli.command {
+        Command::Generate(args) => generate::run(args),
+        Command::Plan(args) => plan::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

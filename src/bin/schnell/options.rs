@@ -1,0 +1,214 @@
+//! Flags that several subcommands share, and what they mean in the library's terms.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use schnell::device::{Device, EmulatorOptions};
+use schnell::nn::Quantize;
+use schnell::plan::{Plan, Shape};
+use schnell::{Error, Result};
+
+/// What decides the plan.
+#[derive(Args)]
+pub struct PlanOptions {
+    /// Model folder in the diffusers layout, or `demo` for the bundled one
+    #[arg(long, value_name = "DIR|demo", default_value = "demo")]
+    pub model: String,
+    /// How Linear layers of the transformer and T5 are kept
+    #[arg(long, value_enum, default_value_t = QuantizeOption::Nf4)]
+    pub quantize: QuantizeOption,
+    /// Image width in pixels, a multiple of 16 [default: 1024, bundled model: 128]
+    #[arg(long)]
+    pub width: Option<usize>,
+    /// Image height in pixels, a multiple of 16 [default: 1024, bundled model: 128]
+    #[arg(long)]
+    pub height: Option<usize>,
+    /// Denoising steps
+    #[arg(long, default_value_t = 4)]
+    pub steps: usize,
+    /// T5 tokens, padding included (256 for schnell; diffusers' default is 512)
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub t5_length: usize,
+    /// Device memory that may be used at most, such as 6.5GiB or 900MiB
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub budget: Option<u64>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum QuantizeOption {
+    /// 4 bits a weight, as bitsandbytes does it
+    Nf4,
+    /// bf16
+    None,
+}
+
+impl PlanOptions {
+    pub fn is_demo(&self) -> bool {
+        self.model == "demo"
+    }
+
+    pub fn shape(&self) -> Shape {
+        let side = if self.is_demo() { 128 } else { 1024 };
+        Shape {
+            width: self.width.unwrap_or(side),
+            height: self.height.unwrap_or(side),
+            steps: self.steps,
+            t5_length: self.t5_length,
+        }
+    }
+
+    pub fn quantize(&self) -> Quantize {
+        match self.quantize {
+            QuantizeOption::Nf4 => Quantize::Nf4,
+            QuantizeOption::None => Quantize::None,
+        }
+    }
+
+    /// The model's folder; the bundled model is written to a temporary one that lives as long as the guard.
+    pub fn model_dir(&self) -> Result<ModelDir> {
+        if self.is_demo() {
+            let dir = tempfile::tempdir().map_err(Error::io("create", std::env::temp_dir()))?;
+            schnell::demo::write(dir.path())?;
+            return Ok(ModelDir::Demo(dir));
+        }
+        Ok(ModelDir::Given(PathBuf::from(&self.model)))
+    }
+}
+
+/// See [`PlanOptions::model_dir`].
+pub enum ModelDir {
+    Given(PathBuf),
+    Demo(tempfile::TempDir),
+}
+
+impl ModelDir {
+    pub fn path(&self) -> &Path {
+        match self {
+            ModelDir::Given(path) => path,
+            ModelDir::Demo(dir) => dir.path(),
+        }
+    }
+}
+
+/// `6.5GiB`, `900MiB`, `7GB`, `5000000000`.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let number: f64 =
+        text[..split].parse().map_err(|_| format!("`{text}` is no number of bytes; try 6.5GiB"))?;
+    let unit: f64 = match text[split..].trim() {
+        "" | "B" => 1.0,
+        "KiB" | "K" => 1024.0,
+        "MiB" | "M" => 1024.0 * 1024.0,
+        "GiB" | "G" => 1024.0 * 1024.0 * 1024.0,
+        "KB" | "kB" => 1e3,
+        "MB" => 1e6,
+        "GB" => 1e9,
+        other => return Err(format!("`{other}` is no unit; use KiB, MiB, GiB, KB, MB or GB")),
+    };
+    let bytes = number * unit;
+    if !(1.0..1e15).contains(&bytes) {
+        return Err(format!("{text} is not a sensible amount of memory"));
+    }
+    Ok(bytes as u64)
+}
+
+/// `auto`, `cuda:N` or `emulator`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceOption {
+    Auto,
+    Cuda(usize),
+    Emulator,
+}
+
+impl std::str::FromStr for DeviceOption {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(DeviceOption::Auto),
+            "emulator" => Ok(DeviceOption::Emulator),
+            "cuda" => Ok(DeviceOption::Cuda(0)),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|n| n.parse().ok())
+                .map(DeviceOption::Cuda)
+                .ok_or_else(|| format!("`{text}` is no device; use auto, cuda:N or emulator")),
+        }
+    }
+}
+
+/// GFLOP/s per thread that the emulator is assumed to reach when a run's time is estimated; the kernels' benches
+/// measured more.
+const EMULATOR_GFLOPS_PER_THREAD: f64 = 5.0;
+/// A run that would take longer on the emulator is refused.
+const EMULATOR_LIMIT_S: f64 = 20.0 * 60.0;
+
+impl DeviceOption {
+    /// Opens the device, and refuses the emulator for work that it would not finish.
+    pub fn open(self, plan: &Plan) -> Result<Device> {
+        let emulator = |why: Option<Error>| {
+            let device = Device::emulator(EmulatorOptions::default());
+            let threads = device.capability().threads;
+            let seconds = plan.work.total(plan.shape.steps) as f64
+                / (threads as f64 * EMULATOR_GFLOPS_PER_THREAD * 1e9);
+            let reason = why.map(|why| format!(" ({why})")).unwrap_or_default();
+            if seconds > EMULATOR_LIMIT_S {
+                return Err(Error::Unsupported(format!(
+                    "this model at {} x {} would take about {} on the emulator{reason}; use a GPU, a smaller image or \
+                     a smaller model",
+                    plan.shape.width,
+                    plan.shape.height,
+                    human_time(seconds)
+                )));
+            }
+            if !reason.is_empty() {
+                eprintln!("no GPU{reason}: running on the emulator, about {}", human_time(seconds));
+            }
+            Ok(device)
+        };
+        match self {
+            DeviceOption::Cuda(ordinal) => Device::cuda(ordinal),
+            DeviceOption::Emulator => emulator(None),
+            DeviceOption::Auto => match Device::cuda(0) {
+                Ok(device) => Ok(device),
+                Err(why @ Error::Unsupported(_)) => emulator(Some(why)),
+                Err(other) => Err(other),
+            },
+        }
+    }
+}
+
+fn human_time(seconds: f64) -> String {
+    match seconds {
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7200.0 => format!("{:.0} minutes", s / 60.0),
+        s if s < 172_800.0 => format!("{:.0} hours", s / 3600.0),
+        s => format!("{:.0} days", s / 86_400.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn budgets_parse() {
+        assert_eq!(parse_bytes("6.5GiB").unwrap(), 6_979_321_856);
+        assert_eq!(parse_bytes("7GB").unwrap(), 7_000_000_000);
+        assert_eq!(parse_bytes("900 MiB").unwrap(), 943_718_400);
+        assert_eq!(parse_bytes("12345").unwrap(), 12345);
+        for bad in ["", "GiB", "1.2.3GiB", "5 apples", "-1GiB", "0"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn devices_parse() {
+        assert_eq!("cuda:3".parse(), Ok(DeviceOption::Cuda(3)));
+        assert_eq!("auto".parse(), Ok(DeviceOption::Auto));
+        assert_eq!("emulator".parse(), Ok(DeviceOption::Emulator));
+        assert!("cuda:x".parse::<DeviceOption>().is_err());
+        assert!("gpu".parse::<DeviceOption>().is_err());
+    }
+}

@@ -1,0 +1,25 @@
+//! `schnell plan`: every region, byte by byte, from config files alone.
+
+use schnell::Result;
+use schnell::config::PipelineConfig;
+use schnell::plan::Plan;
+
+use crate::options::PlanOptions;
+
+/// Config files suffice: the weights need not be there.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    options: PlanOptions,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let dir = args.options.model_dir()?;
+    let config = PipelineConfig::open(dir.path())?;
+    let plan = Plan::new(&config, args.options.shape(), args.options.quantize())?;
+    print!("{plan}");
+    match args.options.budget {
+        Some(budget) => plan.check_budget(budget),
+        None => Ok(()),
+    }
+}
