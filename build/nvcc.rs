@@ -107,7 +107,10 @@ impl Nvcc {
                 return Err("NVCC is set to nothing".to_string());
             }
             // Who names a compiler wants that one or an error.
-            return Ok(Nvcc::at(PathBuf::from(&named)).unwrap_or_else(|why| panic!("NVCC: {why}")));
+            return Ok(Nvcc::at(PathBuf::from(&named)).unwrap_or_else(|why| {
+                eprintln!("NVCC: {why}");
+                std::process::exit(1)
+            }));
         }
         let home = std::env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("bin"));
         let path = std::env::var_os("PATH").unwrap_or_default();

@@ -6,6 +6,8 @@
 #[allow(unsafe_code)]
 pub mod abi;
 pub mod arena;
+#[cfg(feature = "gpu-check")]
+pub mod check;
 pub mod config;
 pub mod demo;
 #[allow(unsafe_code)]

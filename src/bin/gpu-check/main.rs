@@ -1,0 +1,285 @@
+//! `gpu-check`: does a GPU compute what the emulator computes? One self-contained binary for machines with a GPU and
+//! nothing else; `scripts/gpu-check pack` builds it, `scripts/gpu-check run` calls it.
+//!
+//! Runs every case of [`schnell::check`] on the emulator and on the machine under test, prints one table, and writes it
+//! with all that a record needs (GPU, driver, clocks, commit) as JSON and as text.
+//!
+//! Exit code 0: all agree. 6: a difference or a failed launch. Others: the library's (no GPU: 5).
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use clap::{Parser, ValueEnum};
+use schnell::check::{Case, cases, compare, mismatch};
+use schnell::device::{AsyncCopies, Device, EmulatorOptions, Order};
+use schnell::{Error, Result};
+use serde_json::json;
+
+/// The commit that was packed, which `scripts/gpu-check` passes.
+const COMMIT: &str = match option_env!("SCHNELL_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};
+const NVCC: &str = env!("SCHNELL_NVCC_VERSION");
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Every primitive of gpu.cuh.
+    Probe,
+    /// Every kernel.
+    Kernels,
+    /// The demo model's image.
+    Image,
+}
+
+/// Compares a GPU with the emulator, computation by computation.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// What to run; everything by default.
+    parts: Vec<Part>,
+    /// The machine under test: `cuda:N`, or `emulator` to compare two schedules of the emulator (no GPU needed).
+    #[arg(long, default_value = "cuda:0")]
+    device: String,
+    /// Only cases whose name contains this.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Where `<date>-<gpu>.json` and `.txt` go.
+    #[arg(long, default_value = "benches/record")]
+    out: PathBuf,
+    /// Print what the binary was built from, and exit.
+    #[arg(long)]
+    about: bool,
+}
+
+/// One line of the table.
+struct Row {
+    part: Part,
+    case: String,
+    output: String,
+    count: usize,
+    worst: f64,
+    allowed: f64,
+    fault: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if arguments.about {
+        let nvcc = if NVCC.is_empty() { "none" } else { NVCC };
+        println!("commit {COMMIT}, nvcc {nvcc}");
+        return ExitCode::SUCCESS;
+    }
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("gpu-check: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    let started = Instant::now();
+    let mut under_test = UnderTest::open(&arguments.device)?;
+    let parts = match &arguments.parts[..] {
+        [] => &[Part::Probe, Part::Kernels, Part::Image],
+        chosen => chosen,
+    };
+    let mut rows = Vec::new();
+    for &part in parts {
+        match part {
+            Part::Probe => run_cases("probe", part, arguments, &mut under_test, &mut rows),
+            Part::Kernels => run_cases("kernels", part, arguments, &mut under_test, &mut rows),
+            Part::Image => run_image(),
+        }
+    }
+    let num_faults = rows.iter().filter(|row| row.fault.is_some()).count();
+    let record = Record::take(arguments, &under_test, &rows, started.elapsed().as_secs_f64());
+    print!("{}", record.text);
+    record.write(&arguments.out)?;
+    if num_faults > 0 { Err(mismatch(num_faults)) } else { Ok(()) }
+}
+
+/// The machine under test, opened anew after a failure: a context that has seen a fault answers nothing any more.
+struct UnderTest {
+    name: String,
+    device: Device,
+}
+
+impl UnderTest {
+    fn open(name: &str) -> Result<Self> {
+        Ok(UnderTest { name: name.to_string(), device: open(name)? })
+    }
+}
+
+fn open(name: &str) -> Result<Device> {
+    match name.split_once(':') {
+        None if name == "emulator" => {
+            let (order, async_copies) = (Order::Random, AsyncCopies::Random);
+            Ok(Device::emulator(EmulatorOptions { threads: 0, order, async_copies, seed: 1 }))
+        }
+        Some(("cuda", ordinal)) if ordinal.parse::<usize>().is_ok() => {
+            Device::cuda(ordinal.parse().unwrap_or_default())
+        }
+        _ => Err(Error::Input(format!("no such device: {name:?}; cuda:N or emulator"))),
+    }
+}
+
+fn run_cases(name: &str, part: Part, arguments: &Arguments, under_test: &mut UnderTest, rows: &mut Vec<Row>) {
+    let reference = Device::emulator(EmulatorOptions::default());
+    let chosen = |case: &Case| case.part == name && case.name.contains(&arguments.only);
+    for case in cases().into_iter().filter(chosen) {
+        let row = |output: String, count, worst, allowed, fault| Row {
+            part,
+            case: case.name.clone(),
+            output,
+            count,
+            worst,
+            allowed,
+            fault,
+        };
+        let outputs = case.run(&reference).and_then(|want| Ok((want, case.run(&under_test.device)?)));
+        match outputs {
+            Ok((want, got)) => rows.extend(
+                compare(&want, &got).into_iter().map(|c| row(c.name, c.count, c.worst, c.allowed, c.fault)),
+            ),
+            Err(error) => {
+                rows.push(row("-".to_string(), 0, f64::NAN, 0.0, Some(error.to_string())));
+                if let Ok(device) = open(&under_test.name) {
+                    under_test.device = device;
+                }
+            }
+        }
+    }
+}
+
+/// The pipeline on both machines, and twice on the one under test. Empty until the library has a pipeline.
+fn run_image() {}
+
+/// What is kept of a run.
+struct Record {
+    text: String,
+    json: String,
+    /// `<date>-<gpu>`.
+    stem: String,
+}
+
+impl Record {
+    fn take(arguments: &Arguments, under_test: &UnderTest, rows: &[Row], seconds: f64) -> Record {
+        let capability = under_test.device.capability();
+        let date = today();
+        let clocks = clocks(&arguments.device);
+        let num_faults = rows.iter().filter(|row| row.fault.is_some()).count();
+        let mut text = format!(
+            "gpu-check {date}  {} (compute capability {}.{}, {} SMs, {} MiB), driver {}, nvcc {}, commit {COMMIT}\n",
+            capability.name,
+            capability.arch / 10,
+            capability.arch % 10,
+            capability.num_sms,
+            capability.total_bytes >> 20,
+            capability.driver,
+            if NVCC.is_empty() { "none" } else { NVCC },
+        );
+        let _ = writeln!(text, "clocks, temperature, power: {}\n", clocks.as_deref().unwrap_or("not read"));
+        let _ = writeln!(
+            text,
+            "{:8} {:24} {:14} {:>9} {:>9} {:>9}  verdict",
+            "part", "case", "output", "count", "worst", "allowed"
+        );
+        for row in rows {
+            let part = format!("{:?}", row.part).to_lowercase();
+            let _ = writeln!(
+                text,
+                "{part:8} {:24} {:14} {:>9} {:>9} {:>9}  {}",
+                row.case,
+                row.output,
+                row.count,
+                short(row.worst),
+                short(row.allowed),
+                row.fault.as_deref().unwrap_or("ok"),
+            );
+        }
+        let _ = writeln!(text, "\n{} outputs, {num_faults} faults, {seconds:.1} s", rows.len());
+        let json = json!({
+            "date": date,
+            "device": arguments.device,
+            "gpu": capability.name,
+            "arch": capability.arch,
+            "num_sms": capability.num_sms,
+            "total_bytes": capability.total_bytes,
+            "driver": capability.driver,
+            "clocks": clocks,
+            "nvcc": NVCC,
+            "commit": COMMIT,
+            "seconds": seconds,
+            "num_faults": num_faults,
+            "outputs": rows.iter().map(|row| json!({
+                "part": format!("{:?}", row.part).to_lowercase(),
+                "case": row.case,
+                "output": row.output,
+                "count": row.count,
+                "worst": row.worst,
+                "allowed": row.allowed,
+                "fault": row.fault,
+            })).collect::<Vec<_>>(),
+        });
+        let gpu: String = capability
+            .name
+            .to_lowercase()
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+            .collect();
+        Record { text, json: format!("{json:#}\n"), stem: format!("{date}-{gpu}") }
+    }
+
+    fn write(&self, folder: &PathBuf) -> Result<()> {
+        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        for (ending, content) in [("json", &self.json), ("txt", &self.text)] {
+            let path = folder.join(format!("{}.{ending}", self.stem));
+            std::fs::write(&path, content).map_err(Error::io("write", &path))?;
+            eprintln!("gpu-check: wrote {}", path.display());
+        }
+        Ok(())
+    }
+}
+
+/// A count as a count, a fraction as a power of ten.
+fn short(number: f64) -> String {
+    if number.is_nan() {
+        "-".to_string()
+    } else if number.fract() == 0.0 {
+        format!("{number}")
+    } else {
+        format!("{number:.1e}")
+    }
+}
+
+/// As nvidia-smi reads them now, just after the work; `None` without it or without a GPU.
+fn clocks(device: &str) -> Option<String> {
+    let ordinal = device.strip_prefix("cuda:")?;
+    let query = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,temperature.gpu,power.draw";
+    let output = Command::new("nvidia-smi")
+        .args(["-i", ordinal, "--format=csv,noheader", &format!("--query-gpu={query}")])
+        .output()
+        .ok()?;
+    let line = String::from_utf8_lossy(&output.stdout).trim().to_string();
+    (output.status.success() && !line.is_empty()).then(|| format!("{line} ({query})"))
+}
+
+/// Year, month and day in UTC: days since 1970 to the proleptic Gregorian calendar (Howard Hinnant, "chrono-compatible
+/// low-level date algorithms").
+fn today() -> String {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let day = (seconds / 86_400) as i64 + 719_468;
+    let (era, day_of_era) = (day / 146_097, day % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = era * 400 + year_of_era + i64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}")
+}

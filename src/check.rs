@@ -1,0 +1,415 @@
+//! One computation on two machines: what `gpu-check` runs on the emulator and on a GPU, and how it compares the two.
+//!
+//! [`cases`] is the list. A case builds its inputs from a seed, launches, and returns named outputs with the tolerance
+//! that each deserves; the first machine's outputs are what the second's are held against. The cases of kernels are in
+//! `check/kernels.rs`. Adding one:
+//!
+//! ```ignore
+//! case("kernels", "euler_step", |lab| {
+//!     let x = lab.f32s(1, 4097, 3.0)?;                  // seed, length, scale
+//!     let rounded = lab.alloc::<bf16>(4097)?;
+//!     EulerStep { latents: &x, velocity: &lab.f32s(2, 4097, 2.0)?, latents_bf16: &rounded, dt: -0.25 }
+//!         .launch(lab.device(), StreamId::Compute)?;
+//!     Ok(vec![lab.bits("latents", &x)?, lab.bits("latents_bf16", &rounded)?])
+//! })
+//! ```
+//!
+//! Left out: whether either machine is right. That is what the tests of the kernels are for, on the emulator.
+
+mod kernels;
+mod probe;
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use half::bf16;
+
+use crate::device::{Device, DeviceMemory, StreamId, View};
+use crate::{Error, Result};
+
+/// Memory of a [`Lab`]; every case gets it anew.
+const LAB_BYTES: usize = 256 << 20;
+
+/// A machine and some memory on it, all NaN patterns at first.
+#[derive(Debug)]
+pub struct Lab {
+    memory: Arc<DeviceMemory>,
+    next: Cell<usize>,
+}
+
+impl Lab {
+    /// Allocates and poisons.
+    ///
+    /// # Errors
+    /// [`Error::Capacity`] when the machine has not that much.
+    pub fn new(device: &Device) -> Result<Lab> {
+        let memory = device.allocate(LAB_BYTES)?;
+        device.fill(StreamId::Compute, &memory.view::<u8>(0, LAB_BYTES)?, 0xff)?;
+        Ok(Lab { memory, next: Cell::new(0) })
+    }
+
+    /// The machine.
+    pub fn device(&self) -> &Device {
+        self.memory.device()
+    }
+
+    /// `len` elements of NaN patterns, 256-byte aligned, with a gap of them behind.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the lab is full.
+    pub fn alloc<T>(&self, len: usize) -> Result<View<T>> {
+        let at = self.next.get();
+        self.next.set(at + (len * size_of::<T>()).next_multiple_of(256) + 256);
+        self.memory.view(at, len)
+    }
+
+    /// The data on the machine.
+    ///
+    /// # Errors
+    /// Those of [`Lab::alloc`] and of copies.
+    pub fn upload<T: bytemuck::NoUninit>(&self, data: &[T]) -> Result<View<T>> {
+        let view = self.alloc::<T>(data.len())?;
+        let bytes: &[u8] = bytemuck::cast_slice(data);
+        if !bytes.is_empty() {
+            let mut host = self.device().allocate_host(bytes.len())?;
+            host.as_mut_slice().copy_from_slice(bytes);
+            self.device().copy_to_device(StreamId::Compute, &view, &host, 0)?;
+            self.device().synchronize(StreamId::Compute)?;
+        }
+        Ok(view)
+    }
+
+    /// `len` numbers in `[-scale, scale)`, the same for the same seed.
+    ///
+    /// # Errors
+    /// Those of [`Lab::upload`].
+    pub fn f32s(&self, seed: u64, len: usize, scale: f32) -> Result<View<f32>> {
+        self.upload(&random_f32s(seed, len, scale))
+    }
+
+    /// As [`Lab::f32s`], rounded to bf16.
+    ///
+    /// # Errors
+    /// Those of [`Lab::upload`].
+    pub fn bf16s(&self, seed: u64, len: usize, scale: f32) -> Result<View<bf16>> {
+        let values: Vec<bf16> = random_f32s(seed, len, scale).into_iter().map(bf16::from_f32).collect();
+        self.upload(&values)
+    }
+
+    /// What the view holds after all work so far.
+    ///
+    /// # Errors
+    /// [`Error::Device`] with whatever failed on the way.
+    pub fn download<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(
+        &self,
+        view: &View<T>,
+    ) -> Result<Vec<T>> {
+        let host = self.device().allocate_host(view.num_bytes())?;
+        self.device().copy_to_host(StreamId::Compute, &host, 0, view)?;
+        self.device().synchronize(StreamId::Compute)?;
+        Ok(bytemuck::cast_slice(&host.as_slice()[..view.num_bytes()]).to_vec())
+    }
+
+    /// An output that must be the same to the bit.
+    ///
+    /// # Errors
+    /// Those of [`Lab::download`].
+    pub fn bits<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(
+        &self,
+        name: &str,
+        view: &View<T>,
+    ) -> Result<Output> {
+        let view = view.cast::<u8>()?;
+        Ok(Output { name: name.to_string(), values: Values::Bytes(self.download(&view)?) })
+    }
+
+    /// An output of f32, or of bf16 with [`Lab::close_bf16`], that may differ by so much: the norm of the difference
+    /// over the norm, and the largest difference over the largest value.
+    ///
+    /// # Errors
+    /// Those of [`Lab::download`].
+    pub fn close(&self, name: &str, view: &View<f32>, rel_l2: f64, rel_max: f64) -> Result<Output> {
+        let values = Values::Close { values: self.download(view)?, rel_l2, rel_max };
+        Ok(Output { name: name.to_string(), values })
+    }
+
+    /// As [`Lab::close`], of bf16.
+    ///
+    /// # Errors
+    /// Those of [`Lab::download`].
+    pub fn close_bf16(&self, name: &str, view: &View<bf16>, rel_l2: f64, rel_max: f64) -> Result<Output> {
+        let values = self.download(view)?.into_iter().map(bf16::to_f32).collect();
+        Ok(Output { name: name.to_string(), values: Values::Close { values, rel_l2, rel_max } })
+    }
+}
+
+/// splitmix64, uniform in `[-scale, scale)`.
+fn random_f32s(seed: u64, len: usize, scale: f32) -> Vec<f32> {
+    random_bits(seed, len).into_iter().map(|b| ((b >> 8) as f32 / (1 << 23) as f32 - 1.0) * scale).collect()
+}
+
+fn random_bits(seed: u64, len: usize) -> Vec<u32> {
+    let mut state = seed;
+    let next = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 32) as u32
+    };
+    std::iter::repeat_with(next).take(len).collect()
+}
+
+/// What a case computed.
+#[derive(Debug)]
+pub struct Output {
+    /// Of the tensor.
+    pub name: String,
+    /// The numbers, with the tolerance that they deserve.
+    pub values: Values,
+}
+
+/// Numbers and how far they may differ from another machine's. NaN must meet NaN, whatever its payload; an infinity
+/// must meet itself.
+#[derive(Debug)]
+pub enum Values {
+    /// Not at all.
+    Bytes(Vec<u8>),
+    /// See [`Lab::close`].
+    Close {
+        /// The numbers.
+        values: Vec<f32>,
+        /// Allowed norm of the difference over the norm.
+        rel_l2: f64,
+        /// Allowed largest difference over the largest value.
+        rel_max: f64,
+    },
+    /// By so many units in the last place each, or by `floor`; 0 and 0 are the same bits but for NaN.
+    Ulps {
+        /// The numbers.
+        values: Vec<f32>,
+        /// Allowed steps between neighbouring floats.
+        ulps: u32,
+        /// Allowed difference near zero.
+        floor: f32,
+    },
+}
+
+/// How two machines' outputs compare.
+#[derive(Debug)]
+pub struct Comparison {
+    /// Of the output.
+    pub name: String,
+    /// How many numbers (or bytes).
+    pub count: usize,
+    /// The worst difference, in the tolerance's own unit.
+    pub worst: f64,
+    /// What was allowed.
+    pub allowed: f64,
+    /// The first number that differs by more, in words; `None` when all is well.
+    pub fault: Option<String>,
+}
+
+/// Holds `got` against `want`, which come from the same case.
+pub fn compare(want: &[Output], got: &[Output]) -> Vec<Comparison> {
+    want.iter().zip(got).map(|(want, got)| compare_one(want, got)).collect()
+}
+
+fn compare_one(want: &Output, got: &Output) -> Comparison {
+    let fine =
+        |count, worst, allowed, fault| Comparison { name: want.name.clone(), count, worst, allowed, fault };
+    match (&want.values, &got.values) {
+        (Values::Bytes(want), Values::Bytes(got)) if want.len() == got.len() => {
+            let wrong: Vec<usize> = (0..want.len()).filter(|&i| want[i] != got[i]).collect();
+            let fault =
+                wrong.first().map(|&i| format!("byte {i} is {:#04x}, expected {:#04x}", got[i], want[i]));
+            fine(want.len(), wrong.len() as f64, 0.0, fault)
+        }
+        (Values::Close { values: want, rel_l2, rel_max }, Values::Close { values: got, .. })
+            if want.len() == got.len() =>
+        {
+            let (mut sum, mut norm, mut max, mut largest) = (0f64, 0f64, 0f64, 0f64);
+            let mut fault = odd_one(want, got);
+            for (w, g) in want.iter().zip(got).filter(|(w, g)| w.is_finite() && g.is_finite()) {
+                let (w, difference) = (*w as f64, *w as f64 - *g as f64);
+                sum += difference * difference;
+                norm += w * w;
+                max = max.max(difference.abs());
+                largest = largest.max(w.abs());
+            }
+            let (l2, max) = ((sum / norm.max(1e-30)).sqrt(), max / largest.max(1e-30));
+            if max > *rel_max {
+                fault = fault.or(Some(format!(
+                    "largest difference {max:.2e} of the largest value, allowed {rel_max:.2e}"
+                )));
+            }
+            if l2 > *rel_l2 {
+                fault = fault.or(Some(format!("relative L2 error {l2:.2e}, allowed {rel_l2:.2e}")));
+            }
+            fine(want.len(), l2, *rel_l2, fault)
+        }
+        (Values::Ulps { values: want, ulps, floor }, Values::Ulps { values: got, .. })
+            if want.len() == got.len() =>
+        {
+            let mut worst = 0u32;
+            let mut fault = odd_one(want, got);
+            for (i, (w, g)) in want.iter().zip(got).enumerate() {
+                let both_finite = w.is_finite() && g.is_finite();
+                if !both_finite || *floor > 0.0 && (w - g).abs() <= *floor {
+                    continue;
+                }
+                let distance = ordered(*w).abs_diff(ordered(*g));
+                worst = worst.max(distance);
+                if distance > *ulps {
+                    fault = fault.or(Some(format!("number {i} is {g:e}, expected {w:e}")));
+                }
+            }
+            fine(want.len(), worst as f64, *ulps as f64, fault)
+        }
+        _ => fine(
+            0,
+            f64::NAN,
+            0.0,
+            Some("the two machines returned different kinds or numbers of values".to_string()),
+        ),
+    }
+}
+
+/// Where NaN or infinity is in one only.
+fn odd_one(want: &[f32], got: &[f32]) -> Option<String> {
+    let agree = |w: f32, g: f32| w == g || (w.is_finite() && g.is_finite()) || (w.is_nan() && g.is_nan());
+    let i = (0..want.len()).find(|&i| !agree(want[i], got[i]))?;
+    Some(format!("number {i} is {:e}, expected {:e}", got[i], want[i]))
+}
+
+/// Neighbouring floats are neighbouring integers; the two zeros are neighbours, too.
+fn ordered(f: f32) -> i32 {
+    let bits = f.to_bits() as i32;
+    if bits < 0 { i32::MIN.wrapping_sub(bits).wrapping_sub(1) } else { bits }
+}
+
+/// Builds inputs, launches, returns outputs.
+type Run = Box<dyn Fn(&Lab) -> Result<Vec<Output>>>;
+
+/// One computation.
+pub struct Case {
+    /// The part of `gpu-check` that runs it: `probe`, `kernels`.
+    pub part: &'static str,
+    /// Unique within the part.
+    pub name: String,
+    run: Run,
+}
+
+impl std::fmt::Debug for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.part, self.name)
+    }
+}
+
+impl Case {
+    /// The case on one machine.
+    ///
+    /// # Errors
+    /// Whatever the machine or the wrapper refuses.
+    pub fn run(&self, device: &Device) -> Result<Vec<Output>> {
+        (self.run)(&Lab::new(device)?)
+    }
+}
+
+fn case(
+    part: &'static str,
+    name: impl Into<String>,
+    run: impl Fn(&Lab) -> Result<Vec<Output>> + 'static,
+) -> Case {
+    Case { part, name: name.into(), run: Box::new(run) }
+}
+
+/// All of them, primitives first: where those differ, nothing else matters.
+pub fn cases() -> Vec<Case> {
+    let mut cases = probe::cases();
+    cases.extend(kernels::cases());
+    cases
+}
+
+/// The two machines differ, or one failed: what `gpu-check` says at the end.
+pub fn mismatch(num_faults: usize) -> Error {
+    Error::Device {
+        device: "gpu-check".to_string(),
+        operation: "the comparison".to_string(),
+        reason: format!("{num_faults} outputs differ by more than allowed, or could not be computed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ulps(values: &[f32], ulps: u32) -> Output {
+        Output { name: "x".to_string(), values: Values::Ulps { values: values.to_vec(), ulps, floor: 0.0 } }
+    }
+
+    fn fault(want: Output, got: Output) -> Option<String> {
+        compare(&[want], &[got]).remove(0).fault
+    }
+
+    #[test]
+    fn nan_and_infinity_must_agree_in_place() {
+        let (nan, other_nan) = (f32::NAN, f32::from_bits(0xffc0_0001));
+        assert_eq!(fault(ulps(&[1.0, nan], 0), ulps(&[1.0, other_nan], 0)), None);
+        assert!(fault(ulps(&[nan], 9), ulps(&[1.0], 9)).is_some());
+        assert!(fault(ulps(&[1.0], 9), ulps(&[nan], 9)).is_some());
+        assert!(fault(ulps(&[f32::INFINITY], 9), ulps(&[f32::NEG_INFINITY], 9)).is_some());
+        let close = |v| Output {
+            name: String::new(),
+            values: Values::Close { values: vec![v], rel_l2: 1.0, rel_max: 1.0 },
+        };
+        assert!(fault(close(1.0), close(nan)).is_some());
+    }
+
+    /// A case that computes nothing agrees with everything.
+    #[test]
+    fn every_case_has_its_own_name_and_computes_numbers() {
+        let device = Device::emulator(crate::device::EmulatorOptions::default());
+        let mut names = std::collections::BTreeSet::new();
+        for case in cases() {
+            assert!(names.insert((case.part, case.name.clone())), "{case:?} twice");
+            for output in case.run(&device).unwrap_or_else(|e| panic!("{case:?}: {e}")) {
+                match output.values {
+                    Values::Close { values, .. } => {
+                        assert!(values.iter().all(|v| v.is_finite()), "{case:?}, {}", output.name)
+                    }
+                    Values::Ulps { values, .. } => {
+                        // Half of the numbers have no square root.
+                        let finite = values.iter().filter(|v| v.is_finite()).count();
+                        assert!(3 * finite > values.len(), "{case:?}, {}", output.name);
+                    }
+                    Values::Bytes(bytes) => {
+                        let poison = bytes.iter().filter(|b| **b == 0xff).count();
+                        assert!(2 * poison < bytes.len(), "{case:?}, {}", output.name);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn ulps_are_counted_across_zero() {
+        let next = f32::from_bits(1.0f32.to_bits() + 2);
+        assert!(fault(ulps(&[1.0], 2), ulps(&[next], 2)).is_none());
+        assert!(fault(ulps(&[1.0], 1), ulps(&[next], 1)).is_some());
+        assert!(fault(ulps(&[0.0], 0), ulps(&[-0.0], 0)).is_some());
+        assert!(fault(ulps(&[0.0], 1), ulps(&[-0.0], 1)).is_none());
+        assert!(fault(ulps(&[1.0], 1000), ulps(&[-1.0], 1000)).is_some());
+    }
+
+    #[test]
+    fn errors_beyond_the_tolerance_and_other_lengths_show() {
+        let close = |values: &[f32]| Output {
+            name: String::new(),
+            values: Values::Close { values: values.to_vec(), rel_l2: 0.01, rel_max: 0.02 },
+        };
+        assert_eq!(fault(close(&[1.0, 2.0]), close(&[1.005, 2.0])), None);
+        assert!(fault(close(&[1.0, 2.0]), close(&[1.1, 2.0])).is_some());
+        assert!(fault(close(&[1.0, 2.0]), close(&[1.0])).is_some());
+    }
+}

@@ -1,0 +1,293 @@
+//! Every kernel of [`crate::kernels`], at small odd shapes: tails, more than one CTA, each entry point once.
+//!
+//! Tolerances: kernels that promise bits are held to them. Elsewhere a GPU fuses multiply-adds, adds a tensor-core
+//! product's terms in its own order and has its own `exp`; f32 then differs in the last digits, and a bf16 store may
+//! fall on the other side of a tie: one unit in the last place of the largest value is 2^-7 of it.
+
+use half::bf16;
+
+use super::{Case, Lab, Output, case, random_bits};
+use crate::Result;
+use crate::device::StreamId;
+use crate::kernels::FloatOut;
+use crate::kernels::attention::{Attention, Heads, RelativeBias};
+use crate::kernels::bf16_gemm::{Bf16Gemm, Bf16Weight};
+use crate::kernels::conv2d::{self, Conv2d};
+use crate::kernels::count_nonfinite::CountNonfinite;
+use crate::kernels::euler_step::EulerStep;
+use crate::kernels::gemm::{Activation, Epilogue, Problem};
+use crate::kernels::gemv::{Gemv, GemvActivation, GemvWeight};
+use crate::kernels::group_norm_silu::GroupNormSilu;
+use crate::kernels::head_norm_rope::HeadNormRope;
+use crate::kernels::layer_norm_mod::LayerNormMod;
+use crate::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
+use crate::kernels::nf4_quantize::{Nf4Layout, Nf4Quantize, Nf4Source};
+use crate::kernels::rms_norm::RmsNorm;
+use crate::kernels::to_rgb::ToRgb;
+
+const COMPUTE: StreamId = StreamId::Compute;
+/// Allowed relative L2 error and largest error, of f32 and of bf16 outputs.
+const F32: (f64, f64) = (2e-5, 1e-4);
+const BF16: (f64, f64) = (2e-3, 8e-3);
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = vec![
+        case("kernels", "euler_step", euler_step),
+        case("kernels", "count_nonfinite", count_nonfinite),
+        case("kernels", "to_rgb", to_rgb),
+        case("kernels", "head_norm_rope", head_norm_rope),
+        case("kernels", "group_norm_silu", group_norm_silu),
+    ];
+    for width in [256, 4096, 100] {
+        cases.push(case("kernels", format!("norms_{width}"), move |lab| norms(lab, width)));
+    }
+    for layout in [Nf4Layout::Rows, Nf4Layout::Fragments] {
+        let name = format!("nf4_quantize_{layout:?}").to_lowercase();
+        cases.push(case("kernels", name, move |lab| nf4_quantize(lab, layout)));
+    }
+    for m in [1, 2, 4, 7] {
+        cases.push(case("kernels", format!("gemv_{m}"), move |lab| gemv(lab, m)));
+    }
+    // Rows by columns by inner width: less than a tile, a tile and a bit, many k-steps.
+    for shape in [[5, 40, 64], [130, 136, 192], [257, 256, 1024]] {
+        let [m, n, k] = shape;
+        cases.push(case("kernels", format!("bf16_gemm_{m}x{n}x{k}"), move |lab| bf16_gemm(lab, shape)));
+        cases.push(case("kernels", format!("nf4_gemm_{m}x{n}x{k}"), move |lab| nf4_gemm(lab, shape)));
+    }
+    for head_dim in [40, 64, 128, 200, 512] {
+        for masked in [false, true] {
+            let name = format!("attention_d{head_dim}{}", if masked { "_masked" } else { "" });
+            cases.push(case("kernels", name, move |lab| attention(lab, head_dim, masked)));
+        }
+    }
+    for (kernel, upsample) in [(1, false), (3, false), (3, true)] {
+        let name = format!("conv2d_{kernel}x{kernel}{}", if upsample { "_upsample" } else { "" });
+        cases.push(case("kernels", name, move |lab| conv2d(lab, kernel, upsample)));
+    }
+    cases
+}
+
+fn euler_step(lab: &Lab) -> Result<Vec<Output>> {
+    let n = 4097;
+    let (latents, velocity) = (lab.f32s(1, n, 3.0)?, lab.f32s(2, n, 2.0)?);
+    let latents_bf16 = lab.alloc::<bf16>(n)?;
+    EulerStep { latents: &latents, velocity: &velocity, latents_bf16: &latents_bf16, dt: -0.25 }
+        .launch(lab.device(), COMPUTE)?;
+    Ok(vec![lab.bits("latents", &latents)?, lab.bits("latents_bf16", &latents_bf16)?])
+}
+
+fn count_nonfinite(lab: &Lab) -> Result<Vec<Output>> {
+    // Any bits: about one in 128 is an infinity or NaN.
+    let x = lab.upload(&random_bits(1, 100_003))?.cast::<f32>()?;
+    let counter = lab.upload(&[7u32])?;
+    CountNonfinite { x: &x, counter: &counter }.launch(lab.device(), COMPUTE)?;
+    Ok(vec![lab.bits("counter", &counter)?])
+}
+
+fn to_rgb(lab: &Lab) -> Result<Vec<Output>> {
+    let (pixels, pitch) = (1001, 5);
+    let x = lab.f32s(1, pixels * pitch, 1.2)?;
+    let out = lab.alloc::<u8>(pixels * 3)?;
+    ToRgb { x: &x, pitch, pixels, out: &out }.launch(lab.device(), COMPUTE)?;
+    Ok(vec![lab.bits("rgb", &out)?])
+}
+
+fn head_norm_rope(lab: &Lab) -> Result<Vec<Output>> {
+    let (rows, heads, head_dim) = (19, 3, 128);
+    let pitch = heads * head_dim + 8;
+    let x = lab.bf16s(1, rows * pitch, 2.0)?;
+    let (cos, sin) =
+        (lab.f32s(2, (rows + 4) * head_dim / 2, 1.0)?, lab.f32s(3, (rows + 4) * head_dim / 2, 1.0)?);
+    let weight = lab.f32s(4, head_dim, 1.5)?;
+    let (cos, sin, weight) = (&cos, &sin, &weight);
+    HeadNormRope { x: &x, pitch, rows, heads, head_dim, weight, eps: 1e-6, cos, sin, rope_row: 4 }
+        .launch(lab.device(), COMPUTE)?;
+    Ok(vec![lab.close_bf16("x", &x, BF16.0, BF16.1)?])
+}
+
+fn group_norm_silu(lab: &Lab) -> Result<Vec<Output>> {
+    let mut outputs = Vec::new();
+    for (pixels, channels, groups, silu) in [(150, 64, 32, true), (65, 12, 3, false)] {
+        let x = lab.bf16s(1, pixels * channels, 3.0)?;
+        let (weight, bias) = (lab.f32s(2, channels, 1.0)?, lab.f32s(3, channels, 1.0)?);
+        let out = lab.alloc::<bf16>(pixels * channels)?;
+        GroupNormSilu {
+            x: &x,
+            pitch: channels,
+            pixels,
+            channels,
+            groups,
+            weight: &weight,
+            bias: &bias,
+            eps: 1e-6,
+            silu,
+            out: &out,
+            out_pitch: channels,
+            workspace: &lab.alloc::<f32>(GroupNormSilu::workspace_len(pixels, groups))?,
+        }
+        .launch(lab.device(), COMPUTE)?;
+        outputs.push(lab.close_bf16(&format!("out_{channels}"), &out, BF16.0, BF16.1)?);
+    }
+    Ok(outputs)
+}
+
+fn norms(lab: &Lab, width: usize) -> Result<Vec<Output>> {
+    let rows = 9;
+    let x = lab.f32s(1, rows * width, 4.0)?;
+    let (scale, shift) = (lab.f32s(2, width, 1.0)?, lab.f32s(3, width, 1.0)?);
+    let (layer, rms) = (lab.alloc::<f32>(rows * width)?, lab.alloc::<bf16>(rows * width)?);
+    LayerNormMod {
+        x: &x,
+        pitch: width,
+        rows,
+        width,
+        scale: &scale,
+        shift: &shift,
+        scale_offset: 1.0,
+        eps: 1e-6,
+        out: FloatOut::F32(&layer),
+        out_pitch: width,
+    }
+    .launch(lab.device(), COMPUTE)?;
+    RmsNorm {
+        x: &x,
+        pitch: width,
+        rows,
+        width,
+        weight: &scale,
+        eps: 1e-6,
+        out: FloatOut::Bf16(&rms),
+        out_pitch: width,
+    }
+    .launch(lab.device(), COMPUTE)?;
+    Ok(vec![
+        lab.close("layer_norm_mod", &layer, F32.0, F32.1)?,
+        lab.close_bf16("rms_norm", &rms, BF16.0, BF16.1)?,
+    ])
+}
+
+fn nf4_quantize(lab: &Lab, layout: Nf4Layout) -> Result<Vec<Output>> {
+    let (n, k) = (70, 256);
+    let src = lab.f32s(1, n * k, 0.3)?;
+    let codes = lab.alloc::<u8>(layout.codes_len(n, k))?;
+    let absmax = lab.alloc::<f32>(layout.absmax_len(n, k))?;
+    let src = Nf4Source::F32(&src);
+    Nf4Quantize { src, pitch: k, rows: n, k, first_row: 0, n, layout, codes: &codes, absmax: &absmax }
+        .launch(lab.device(), COMPUTE)?;
+    Ok(vec![lab.bits("codes", &codes)?, lab.bits("absmax", &absmax)?])
+}
+
+fn gemv(lab: &Lab, m: usize) -> Result<Vec<Output>> {
+    let (n, k) = (133, 320);
+    let (x, bias) = (lab.f32s(1, m * k, 2.0)?, lab.f32s(2, n, 1.0)?);
+    let weight = lab.bf16s(3, n * k, 0.1)?;
+    let codes = lab.upload(bytemuck::cast_slice::<u32, u8>(&random_bits(4, n * k / 8)))?;
+    let absmax = lab.f32s(5, n * k / 64, 0.1)?;
+    let mut outputs = Vec::new();
+    for (name, weight) in [
+        ("bf16", GemvWeight::Bf16 { weight: &weight, pitch: k }),
+        ("nf4", GemvWeight::Nf4 { codes: &codes, absmax: &absmax }),
+    ] {
+        let out = lab.alloc::<f32>(m * n)?;
+        Gemv {
+            x: &x,
+            pitch: k,
+            m,
+            n,
+            k,
+            weight,
+            bias: Some(&bias),
+            act_in: GemvActivation::Silu,
+            act_out: GemvActivation::None,
+            add: None,
+            out: &out,
+            out_pitch: n,
+        }
+        .launch(lab.device(), COMPUTE)?;
+        outputs.push(lab.close(name, &out, F32.0, F32.1)?);
+    }
+    Ok(outputs)
+}
+
+fn bf16_gemm(lab: &Lab, [m, n, k]: [usize; 3]) -> Result<Vec<Output>> {
+    let (x, bias) = (lab.bf16s(1, m * k, 1.0)?, lab.f32s(2, n, 1.0)?);
+    let values = lab.bf16s(3, n * k, 0.2)?;
+    let (out, gelu) = (lab.alloc::<f32>(m * n)?, lab.alloc::<bf16>(m * n)?);
+    for (activation, epilogue) in
+        [(Activation::None, Epilogue::StoreF32(&out)), (Activation::GeluTanh, Epilogue::Store(&gelu))]
+    {
+        let problem = Problem::simple(&x, [m, n, k], Some(&bias), activation, epilogue);
+        Bf16Gemm { problems: &[(problem, Bf16Weight { values: &values, pitch: k })] }
+            .launch(lab.device(), COMPUTE)?;
+    }
+    Ok(vec![lab.close("f32", &out, F32.0, F32.1)?, lab.close_bf16("gelu", &gelu, BF16.0, BF16.1)?])
+}
+
+fn nf4_gemm(lab: &Lab, [m, n, k]: [usize; 3]) -> Result<Vec<Output>> {
+    let (x, bias, gate) = (lab.bf16s(1, m * k, 1.0)?, lab.f32s(2, n, 1.0)?, lab.f32s(3, n, 1.0)?);
+    let layout = Nf4Layout::Fragments;
+    let codes = lab.upload(bytemuck::cast_slice::<u32, u8>(&random_bits(4, layout.codes_len(n, k) / 4)))?;
+    let absmax = lab.f32s(5, layout.absmax_len(n, k), 0.2)?;
+    let (residual, gelu) = (lab.f32s(6, m * n, 1.0)?, lab.alloc::<bf16>(m * n)?);
+    for (activation, epilogue) in [
+        (Activation::None, Epilogue::Add(&residual, Some(&gate))),
+        (Activation::GeluTanh, Epilogue::Store(&gelu)),
+    ] {
+        let problem = Problem::simple(&x, [m, n, k], Some(&bias), activation, epilogue);
+        Nf4Gemm { problems: &[(problem, Nf4Weight { codes: &codes, absmax: &absmax })] }
+            .launch(lab.device(), COMPUTE)?;
+    }
+    Ok(vec![lab.close("residual", &residual, F32.0, F32.1)?, lab.close_bf16("gelu", &gelu, BF16.0, BF16.1)?])
+}
+
+/// `masked`: causal and with a position bias, as the text encoders use it.
+fn attention(lab: &Lab, head_dim: usize, masked: bool) -> Result<Vec<Output>> {
+    let (heads, q_len, kv_len) = (2, 77, if masked { 77 } else { 150 });
+    let pitch = heads * head_dim;
+    let q = lab.bf16s(1, q_len * pitch, 2.0)?;
+    let (k, v) = (lab.bf16s(2, kv_len * pitch, 2.0)?, lab.bf16s(3, kv_len * pitch, 1.0)?);
+    let out = lab.alloc::<bf16>(q_len * pitch)?;
+    let bias = lab.f32s(4, heads * (2 * kv_len - 1), 1.0)?;
+    let place = |view| Heads { view, pitch, head_stride: head_dim };
+    Attention {
+        q: place(&q),
+        k: place(&k),
+        v: place(&v),
+        out: place(&out),
+        bias: masked.then_some(RelativeBias { view: &bias, len: kv_len }),
+        causal: masked,
+        softmax_scale: (head_dim as f32).sqrt().recip(),
+        q_len,
+        kv_len,
+        heads,
+        head_dim,
+    }
+    .launch(lab.device(), COMPUTE)?;
+    // Probabilities are rounded to bf16 inside, too.
+    Ok(vec![lab.close_bf16("out", &out, 2.0 * BF16.0, 2.0 * BF16.1)?])
+}
+
+fn conv2d(lab: &Lab, kernel: usize, upsample: bool) -> Result<Vec<Output>> {
+    let (height, width, channels, out_channels) = (9, 13, 40, 72);
+    let x = lab.bf16s(1, height * width * channels, 1.0)?;
+    let weight = lab.bf16s(2, out_channels * conv2d::weight_pitch(channels, kernel), 0.2)?;
+    let bias = lab.f32s(3, out_channels, 1.0)?;
+    let scale = if upsample { 4 } else { 1 };
+    let out = lab.alloc::<bf16>(scale * height * width * out_channels)?;
+    Conv2d {
+        x: &x,
+        x_pitch: channels,
+        height,
+        width,
+        channels,
+        out_channels,
+        kernel,
+        upsample,
+        weight: &weight,
+        bias: Some(&bias),
+        epilogue: Epilogue::Store(&out),
+        out_pitch: out_channels,
+    }
+    .launch(lab.device(), COMPUTE)?;
+    Ok(vec![lab.close_bf16("out", &out, BF16.0, BF16.1)?])
+}
