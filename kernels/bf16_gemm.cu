@@ -9,7 +9,7 @@ static_assert(sizeof(gemm::SharedStorage<gemm::Bf16Weights, BF16_GEMM_STAGES>) =
 
 GPU_KERNEL(bf16_gemm_sm80, bf16_gemm_params, GEMM_THREADS, 1) {
     const gemm_problem &q = p.problem[gpu::cta_z()];
-    const int n0 = gpu::cta_x() * gemm::BLOCK_N, m0 = gpu::cta_y() * gemm::BLOCK_M;
+    const int m0 = gpu::cta_x() * gemm::BLOCK_M, n0 = gpu::cta_y() * gemm::BLOCK_N;
     if (n0 >= q.n || m0 >= q.m) return;
     gemm::run_tile<gemm::Bf16Weights, BF16_GEMM_STAGES>(q, gemm::TokenLoader(q, m0), n0, m0);
 }

@@ -42,6 +42,6 @@ struct PixelLoader {
 } // namespace
 
 GPU_KERNEL(conv2d_bf16_sm80, conv2d_params, GEMM_THREADS, 1) {
-    const int n0 = gpu::cta_x() * gemm::BLOCK_N, m0 = gpu::cta_y() * gemm::BLOCK_M;
+    const int m0 = gpu::cta_x() * gemm::BLOCK_M, n0 = gpu::cta_y() * gemm::BLOCK_N;
     gemm::run_tile<gemm::Bf16Weights, CONV2D_STAGES>(p.gemm, PixelLoader(p, m0), n0, m0);
 }

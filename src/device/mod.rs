@@ -1,4 +1,4 @@
-//! The machine: what the rest of the crate may ask of a GPU, or of the [emulator](emulator) that stands in for one.
+//! The machine: what the rest of the crate may ask of a GPU, or of the [emulator] that stands in for one.
 //!
 //! Reading order: [`Capability`] (what a machine is), [`Device`] (what it does), [`Kernel`] (what it runs), then the
 //! two machines behind the small trait `Machine`: `cuda` (cudarc's driver API) and `emulator`.
@@ -271,6 +271,12 @@ impl Device {
     ) -> Result<()> {
         if grid.contains(&0) {
             return Ok(());
+        }
+        // CUDA's limits; the emulator has them too, so that no shape passes here and fails there.
+        if grid[0] > i32::MAX as u32 || grid[1] > 0xffff || grid[2] > 0xffff {
+            return Err(Error::Unsupported(format!(
+                "{kernel:?}: a grid of {grid:?} CTAs; make the image smaller"
+            )));
         }
         let pointer = std::ptr::from_ref(params).cast::<c_void>();
         // SAFETY: the caller's promise; the machine copies the params before it returns.

@@ -242,12 +242,13 @@ pub(super) fn check_aligned(kernel: &str, what: &str, address: u64) -> Result<()
     Ok(())
 }
 
-/// One CTA per 128 columns, 128 rows and problem; smaller problems leave their surplus CTAs idle.
+/// One CTA per 128 rows (x: pixels may be millions), 128 columns (y) and problem (z); smaller problems leave their
+/// surplus CTAs idle.
 pub fn grid<'a>(problems: impl Iterator<Item = &'a Problem<'a>>) -> [u32; 3] {
     let mut grid = [0u32; 3];
     for p in problems {
-        grid[0] = grid[0].max(p.n.div_ceil(abi::GEMM_BLOCK_N as usize) as u32);
-        grid[1] = grid[1].max(p.m.div_ceil(abi::GEMM_BLOCK_M as usize) as u32);
+        grid[0] = grid[0].max(p.m.div_ceil(abi::GEMM_BLOCK_M as usize) as u32);
+        grid[1] = grid[1].max(p.n.div_ceil(abi::GEMM_BLOCK_N as usize) as u32);
         grid[2] += 1;
     }
     grid

@@ -2,7 +2,7 @@
 //! of time and position. All on the host, all equal to diffusers' and PyTorch's to the bit where that is
 //! possible, because a seed and a prompt are expected to give the same picture everywhere.
 //!
-//! Reading order: [`sigmas`], [`noise`], [`latents`], [`tables`].
+//! Reading order: [`mod@sigmas`], [`mod@noise`], [`latents`], [`tables`].
 //!
 //! ```
 //! use schnell::sampling::{NoiseKind, noise, schnell_sigmas};

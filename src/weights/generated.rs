@@ -67,7 +67,8 @@ impl Manifest {
     /// # Errors
     /// [`Error::Io`] when a file cannot be written, [`Error::Input`] for a dtype other than F32 and BF16.
     pub fn write_weights(&self, dir: &Path) -> Result<()> {
-        let mut files: BTreeMap<&str, Vec<(&Tensor, Dtype, Vec<u8>)>> = BTreeMap::new();
+        type Contents<'a> = Vec<(&'a Tensor, Dtype, Vec<u8>)>;
+        let mut files: BTreeMap<&str, Contents<'_>> = BTreeMap::new();
         for tensor in &self.tensors {
             let component = tensor.file.split('/').next().unwrap_or_default();
             let hash = name_hash(&format!("{}/{component}/{}", self.pipeline, tensor.name));

@@ -1,5 +1,7 @@
 //! The golden pipelines of `tests/golden`: their weights written from the manifest, their cases, their tensors.
 
+#![allow(dead_code)] // every test file uses a part of it
+
 use std::path::{Path, PathBuf};
 
 use schnell::device::Device;
@@ -12,7 +14,6 @@ use schnell::weights::generated::Manifest;
 use serde_json::Value;
 
 pub struct Golden {
-    pub name: &'static str,
     folder: PathBuf,
     dir: tempfile::TempDir,
     pub cases: Vec<Value>,
@@ -30,7 +31,7 @@ impl Golden {
         let cases: Value =
             serde_json::from_str(&std::fs::read_to_string(folder.join("cases.json")).unwrap()).unwrap();
         let tensors = SafeTensors::open(&folder.join("goldens.safetensors")).unwrap();
-        Golden { name, dir, cases: cases["cases"].as_array().unwrap().clone(), tensors, folder }
+        Golden { dir, cases: cases["cases"].as_array().unwrap().clone(), tensors, folder }
     }
 
     pub fn dir(&self) -> &Path {

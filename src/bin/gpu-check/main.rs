@@ -14,6 +14,9 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use clap::{Parser, ValueEnum};
 use schnell::check::{Case, cases, compare, mismatch};
 use schnell::device::{AsyncCopies, Device, EmulatorOptions, Order};
+use schnell::nn::Quantize;
+use schnell::pipeline::{BindOptions, DumpValues, Model, Output, Pipeline, Request};
+use schnell::plan::{Plan, Shape};
 use schnell::{Error, Result};
 use serde_json::json;
 
@@ -93,7 +96,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         match part {
             Part::Probe => run_cases("probe", part, arguments, &mut under_test, &mut rows),
             Part::Kernels => run_cases("kernels", part, arguments, &mut under_test, &mut rows),
-            Part::Image => run_image(),
+            Part::Image => run_image(&mut under_test, &mut rows)?,
         }
     }
     let num_faults = rows.iter().filter(|row| row.fault.is_some()).count();
@@ -156,8 +159,58 @@ fn run_cases(name: &str, part: Part, arguments: &Arguments, under_test: &mut Und
     }
 }
 
-/// The pipeline on both machines, and twice on the one under test. Empty until the library has a pipeline.
-fn run_image() {}
+/// The bundled model's picture on both machines, stage by stage, and twice on the one under test.
+fn run_image(under_test: &mut UnderTest, rows: &mut Vec<Row>) -> Result<()> {
+    let dir = std::env::temp_dir().join(format!("schnell-gpu-check-{}", std::process::id()));
+    schnell::demo::write(&dir)?;
+    let result = compare_images(&dir, under_test, rows);
+    std::fs::remove_dir_all(&dir).map_err(|source| Error::Io { action: "remove", path: dir, source })?;
+    result
+}
+
+/// What bf16 allows two machines whose tensor cores round differently: the limit of the golden tests.
+const STAGE_LIMIT: f64 = 2e-2;
+
+fn compare_images(dir: &std::path::Path, under_test: &mut UnderTest, rows: &mut Vec<Row>) -> Result<()> {
+    let model = Model::open(dir)?;
+    let request = Request { dump: true, ..Request::new("a red circle on a blue background", 1) };
+    let shape = Shape { width: 128, height: 128, steps: 4, t5_length: 64 };
+    let draw = |device: &Device| -> Result<(Output, Output)> {
+        let plan = Plan::new(model.config(), shape, Quantize::Nf4)?;
+        let mut pipeline = Pipeline::bind(&model, plan, device, BindOptions { dump: true }, &mut |_| {})?;
+        let first = pipeline.generate(&request, &mut |_| {})?;
+        Ok((first, pipeline.generate(&request, &mut |_| {})?))
+    };
+    let (expected, _) = draw(&Device::emulator(EmulatorOptions::default()))?;
+    let (got, again) = draw(&under_test.device)?;
+    let mut row = |output: &str, count: usize, worst: f64, allowed: f64| {
+        let fault = (worst.is_nan() || worst > allowed).then(|| format!("{worst:.2e} exceeds {allowed:.2e}"));
+        let case = "demo image".to_string();
+        rows.push(Row { part: Part::Image, case, output: output.to_string(), count, worst, allowed, fault });
+    };
+    for (want, got) in expected.dumps.iter().zip(&got.dumps) {
+        match (&want.values, &got.values) {
+            (DumpValues::F32(want), DumpValues::F32(values)) => {
+                row(&got.stage, values.len(), relative_l2(values, want), STAGE_LIMIT);
+            }
+            (DumpValues::Ids(want), DumpValues::Ids(ids)) => {
+                let differ = want.iter().zip(ids).filter(|(a, b)| a != b).count();
+                row(&got.stage, ids.len(), differ as f64, 0.0);
+            }
+            _ => row(&got.stage, 0, f64::NAN, 0.0),
+        }
+    }
+    let differ = got.rgb.iter().zip(&again.rgb).filter(|(a, b)| a != b).count();
+    row("bytes that differ when drawn twice", got.rgb.len(), differ as f64, 0.0);
+    Ok(())
+}
+
+fn relative_l2(got: &[f32], want: &[f32]) -> f64 {
+    let sum = |f: &dyn Fn(f64, f64) -> f64| -> f64 {
+        got.iter().zip(want).map(|(g, w)| f(f64::from(*g), f64::from(*w))).sum()
+    };
+    (sum(&|g, w| (g - w).powi(2)) / sum(&|_, w| w * w)).sqrt()
+}
 
 /// What is kept of a run.
 struct Record {

@@ -1,14 +1,14 @@
 //! The machine for everyone without a GPU: runs the kernels of `kernels/`, compiled by the host's C++ compiler, with
 //! CUDA's rules for threads, warps, CTAs, asynchronous copies, streams and events.
 //!
-//! Read [`runtime`] for what happens inside a CTA, `tile` for the arithmetic of the tensor cores, [`pool`] for how
+//! Read `runtime.rs` for what happens inside a CTA, `tile.rs` for the arithmetic of the tensor cores, `pool.rs` for how
 //! CTAs spread over OS threads; this file queues work on streams and carries it out.
 //!
 //! Streams are lazy: work runs when somebody waits for it, as late as the events allow, or in a seeded random
 //! interleaving ([`Order::Random`]), so that a missing event shows as a wrong result.
 //!
 //! # Safety
-//! Device memory is host memory that [`Emulator::allocate`] owns until `free`; addresses in copies and launches come
+//! Device memory is host memory that `Emulator::allocate` owns until `free`; addresses in copies and launches come
 //! from [`super::Device`], which has checked them against those allocations and keeps the allocations, host buffers
 //! and parameters alive until the queue has run. Queued parameters are copied.
 
@@ -196,7 +196,7 @@ impl Emulator {
                         Some((format!("kernel {}", kernel.name), format!("{reason} (seed {seed})")));
                 }
             }
-            // SAFETY (the next three): both ends were checked by `Device` and are alive (module text).
+            // SAFETY: both ends were checked by `Device` and are alive (module text).
             Op::CopyToDevice { dst, src, bytes } => unsafe {
                 std::ptr::copy_nonoverlapping(src as *const u8, dst as *mut u8, bytes);
             },
