@@ -26,10 +26,24 @@ pub fn write_png(path: &Path, width: u32, height: u32, rgb: &[u8], notes: &[(&st
             rgb.len()
         )));
     }
-    // In memory first: what cannot be encoded leaves no broken file behind.
     let bytes = encode(width, height, rgb, notes)
         .map_err(|e| Error::Input(format!("{} cannot be encoded: {e}", path.display())))?;
-    std::fs::write(path, bytes).map_err(Error::io("write", path))
+    write_whole(path, &bytes)
+}
+
+/// Writes a file under another name first, then renames it: whoever looks sees the old file, or all of the new one.
+///
+/// # Errors
+/// [`Error::Io`] when the file cannot be written; nothing is left behind.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(format!(".{}.partial", std::process::id()));
+    let partial = Path::new(&partial);
+    let written = std::fs::write(partial, bytes).and_then(|()| std::fs::rename(partial, path));
+    written.map_err(|source| {
+        let _ = std::fs::remove_file(partial);
+        Error::Io { action: "write", path: path.to_path_buf(), source }
+    })
 }
 
 fn encode(

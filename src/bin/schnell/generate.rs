@@ -119,7 +119,7 @@ fn draw(args: &Args, model: &Model, plan: Plan, device: &Device, request: &Reque
     if let Some(path) = &args.timings {
         let json = serde_json::to_vec_pretty(&output.timings)
             .map_err(|e| Error::Input(format!("timings cannot be written as JSON: {e}")))?;
-        std::fs::write(path, json).map_err(Error::io("write", path))?;
+        schnell::image::write_whole(path, &json)?;
     }
     for (encoder, dropped) in [("CLIP", output.clip_tokens_dropped), ("T5", output.t5_tokens_dropped)] {
         if dropped > 0 {
