@@ -9,10 +9,11 @@
 typedef struct euler_step_params {
     DEV(float) latents;            // [count], updated in place
     DEV(const float) velocity;     // [count]
+    DEV(const float) negative;     // [count], the negative prompt's velocity, or null
     DEV(bf16_bits) latents_bf16;   // [count], the updated latents as the next step's GEMM reads them
     int64_t count;
     float dt;                      // sigma[k + 1] - sigma[k], negative
-    int32_t reserved;
+    float true_cfg_scale;          // with `negative`: v = negative + true_cfg_scale * (velocity - negative)
 } euler_step_params;
 
 #endif

@@ -269,25 +269,28 @@ const _: () = {
 pub struct euler_step_params {
     pub latents: u64,
     pub velocity: u64,
+    pub negative: u64,
     pub latents_bf16: u64,
     pub count: i64,
     pub dt: f32,
-    pub reserved: i32,
+    pub true_cfg_scale: f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of euler_step_params"][::std::mem::size_of::<euler_step_params>() - 40usize];
+    ["Size of euler_step_params"][::std::mem::size_of::<euler_step_params>() - 48usize];
     ["Alignment of euler_step_params"][::std::mem::align_of::<euler_step_params>() - 8usize];
     ["Offset of field: euler_step_params::latents"]
         [::std::mem::offset_of!(euler_step_params, latents) - 0usize];
     ["Offset of field: euler_step_params::velocity"]
         [::std::mem::offset_of!(euler_step_params, velocity) - 8usize];
+    ["Offset of field: euler_step_params::negative"]
+        [::std::mem::offset_of!(euler_step_params, negative) - 16usize];
     ["Offset of field: euler_step_params::latents_bf16"]
-        [::std::mem::offset_of!(euler_step_params, latents_bf16) - 16usize];
-    ["Offset of field: euler_step_params::count"][::std::mem::offset_of!(euler_step_params, count) - 24usize];
-    ["Offset of field: euler_step_params::dt"][::std::mem::offset_of!(euler_step_params, dt) - 32usize];
-    ["Offset of field: euler_step_params::reserved"]
-        [::std::mem::offset_of!(euler_step_params, reserved) - 36usize];
+        [::std::mem::offset_of!(euler_step_params, latents_bf16) - 24usize];
+    ["Offset of field: euler_step_params::count"][::std::mem::offset_of!(euler_step_params, count) - 32usize];
+    ["Offset of field: euler_step_params::dt"][::std::mem::offset_of!(euler_step_params, dt) - 40usize];
+    ["Offset of field: euler_step_params::true_cfg_scale"]
+        [::std::mem::offset_of!(euler_step_params, true_cfg_scale) - 44usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]

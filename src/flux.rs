@@ -41,7 +41,6 @@ pub struct Flux {
     singles: Vec<Single>,
     norm_out: Modulation,
     proj_out: Linear,
-    /// Unit vectors for the norm that is modulated only by its own scale and shift live in the modulation table.
     modulation_width: usize,
     nf4_bytes: u64,
     /// Buffers.
@@ -104,7 +103,7 @@ pub struct Buffers {
     pub latents: Slot<f32>,
     /// bf16 copy of `latents`.
     pub latents_bf16: Slot<bf16>,
-    /// f32 `[image tokens, out_channels]`.
+    /// f32 `[branches, image tokens, out_channels]`.
     pub velocity: Slot<f32>,
     hidden: Slot<f32>,
     vec: Slot<f32>,
@@ -119,7 +118,8 @@ pub struct Buffers {
 }
 
 impl Flux {
-    /// Plans weights and buffers for `text_tokens` + `image_tokens` tokens and `steps` steps.
+    /// Plans weights and buffers for `text_tokens` + `image_tokens` tokens and `steps` steps;
+    /// `branches` is 1, or 2 with a negative prompt.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for widths that the kernels cannot take.
@@ -128,6 +128,7 @@ impl Flux {
         text_tokens: usize,
         image_tokens: usize,
         steps: usize,
+        branches: usize,
         quantize: Quantize,
         layout: &mut Layout,
         jobs: &mut Vec<Job>,
@@ -228,12 +229,16 @@ impl Flux {
             vec_pooled: layout.region("flux.vec_pooled", d, ahead),
             modulation: layout.region(
                 "flux.modulations",
-                steps * modulation_width,
+                branches * steps * modulation_width,
                 Lifetime::span(Phase::Modulation, Phase::Steps),
             ),
             latents: layout.region("flux.latents", image_tokens * config.in_channels, to_decode),
             latents_bf16: layout.region("flux.latents_bf16", image_tokens * config.in_channels, steps_only),
-            velocity: layout.region("flux.velocity", image_tokens * config.out_channels, steps_only),
+            velocity: layout.region(
+                "flux.velocity",
+                branches * image_tokens * config.out_channels,
+                steps_only,
+            ),
             x: layout.region("flux.x", tokens * d, steps_only),
             h: layout.region("flux.h", tokens * d, steps_only),
             q: layout.region("flux.q", tokens * d, steps_only),
@@ -266,12 +271,12 @@ impl Flux {
         self.nf4_bytes
     }
 
-    /// Enqueues the modulation vectors of all steps, from `pooled` f32 `[pooled_width]` and the sinusoids in the
+    /// Enqueues the modulation vectors of all steps for a branch, from `pooled` f32 `[pooled_width]` and the sinusoids in the
     /// buffers.
     ///
     /// # Errors
     /// Those of the launches.
-    pub fn modulate(&self, run: &Run<'_>, pooled: &View<f32>) -> Result<()> {
+    pub fn modulate(&self, run: &Run<'_>, branch: usize, pooled: &View<f32>) -> Result<()> {
         let (b, d) = (&self.buffers, self.config.width());
         let (hidden, vec) = (run.view(&b.hidden)?, run.view(&b.vec)?);
         let vec_pooled = run.view(&b.vec_pooled)?;
@@ -291,7 +296,8 @@ impl Flux {
         let doubles = self.doubles.iter().flat_map(|b| [&b.text.modulation, &b.image.modulation]);
         let all = doubles.chain(self.singles.iter().map(|b| &b.modulation)).chain([&self.norm_out]);
         for modulation in all {
-            let out = table.slice(modulation.column, table.len() - modulation.column)?;
+            let first = branch * self.steps * self.modulation_width + modulation.column;
+            let out = table.slice(first, table.len() - first)?;
             let out_pitch = self.modulation_width;
             let few = FewRows {
                 x: &vec,
@@ -307,11 +313,22 @@ impl Flux {
         Ok(())
     }
 
-    /// Enqueues the velocity of step `step` from `latents_bf16` and the text `context` bf16 `[text tokens, joint_width]`.
+    /// Where the velocity of a branch is, f32 `[image tokens, out_channels]`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when there is no such branch.
+    pub fn velocity_of(&self, run: &Run<'_>, branch: usize) -> Result<View<f32>> {
+        let len = self.image_tokens * self.config.out_channels;
+        run.view(&self.buffers.velocity)?.slice(branch * len, len)
+    }
+
+    /// Enqueues the velocity of step `step` for a branch from `latents_bf16` and the text `context` bf16 `[text tokens, joint_width]`.
     ///
     /// # Errors
     /// Those of the launches.
-    pub fn velocity(&self, run: &Run<'_>, step: usize, context: &View<bf16>) -> Result<()> {
+    pub fn velocity(&self, run: &Run<'_>, branch: usize, step: usize, context: &View<bf16>) -> Result<()> {
+        // A row of the modulation table.
+        let step = branch * self.steps + step;
         let (b, d) = (&self.buffers, self.config.width());
         let (lt, li) = (self.text_tokens, self.image_tokens);
         let x = run.view(&b.x)?;
@@ -332,7 +349,7 @@ impl Flux {
         // diffusers' order for the last norm: scale, then shift.
         let [scale, shift] = self.vectors(run, step, &self.norm_out)?;
         self.norm(run, &x_image, li, &scale, &shift, &h)?;
-        let velocity = run.view(&b.velocity)?;
+        let velocity = self.velocity_of(run, branch)?;
         let h = Tokens { view: &h, pitch: d, rows: li };
         let store = Epilogue::StoreF32(&velocity);
         run.gemm(&[Product::new(h, &self.proj_out, self.config.out_channels, none, store)])

@@ -90,6 +90,10 @@ pub struct Request {
     pub prompt: String,
     /// For T5.
     pub prompt_2: Option<String>,
+    /// What the picture should lead away from, for plans with [`Shape::true_cfg`](crate::plan::Shape::true_cfg).
+    pub negative_prompt: String,
+    /// How strongly: `v = v_negative + scale (v - v_negative)`.
+    pub true_cfg_scale: f32,
     /// Accept a prompt without a word.
     pub allow_empty_prompt: bool,
     /// Same seed, same bytes.
@@ -110,6 +114,8 @@ impl Request {
         Request {
             prompt: prompt.into(),
             prompt_2: None,
+            negative_prompt: String::new(),
+            true_cfg_scale: 1.0,
             allow_empty_prompt: false,
             seed,
             noise: Noise::Seeded(NoiseKind::F32),
@@ -214,6 +220,16 @@ pub struct Pipeline {
     text: TextInput,
 }
 
+/// How the stages of the prompt and of the negative prompt are called in dumps.
+const BRANCHES: [&str; 2] = ["", "neg_"];
+
+/// A prompt as the two encoders see it.
+#[derive(Debug)]
+struct Prompt {
+    clip: Tokens,
+    t5: Tokens,
+}
+
 /// What turns prompts into the encoders' inputs, on the host.
 #[derive(Debug)]
 struct TextInput {
@@ -223,6 +239,15 @@ struct TextInput {
     /// f32 `[positions, width]`.
     clip_positions: Vec<f32>,
     t5_embeddings: EmbeddingTable,
+}
+
+impl TextInput {
+    fn encode(&self, plan: &Plan, for_clip: &str, for_t5: &str) -> Result<Prompt> {
+        Ok(Prompt {
+            clip: self.clip_tokenizer.encode(for_clip, plan.config.clip.positions)?,
+            t5: self.t5_tokenizer.encode(for_t5, plan.shape.t5_length)?,
+        })
+    }
 }
 
 impl Pipeline {
@@ -311,21 +336,25 @@ impl Pipeline {
         let noise = self.noise(request)?;
         let sigmas = self.sigmas()?;
         progress(Progress::TextEncoding);
-        let clip_tokens =
-            self.text.clip_tokenizer.encode(&request.prompt, self.plan.config.clip.positions)?;
-        let t5_tokens = self.text.t5_tokenizer.encode(prompt_2, self.plan.shape.t5_length)?;
-        self.fill_inputs(request, &noise, &sigmas, &clip_tokens, &t5_tokens)?;
+        let mut prompts = vec![self.text.encode(&self.plan, &request.prompt, prompt_2)?];
+        if self.plan.shape.true_cfg {
+            prompts.push(self.text.encode(&self.plan, &request.negative_prompt, &request.negative_prompt)?);
+        }
+        self.fill_inputs(request, &noise, &sigmas, &prompts)?;
         let tokenise_ms = started.elapsed().as_secs_f64() * 1e3;
 
         let mut dumps = Dumps { on: request.dump, all: Vec::new() };
-        dumps.ids("tokens_clip", &clip_tokens.ids);
-        dumps.ids("tokens_t5", &t5_tokens.ids);
+        for (prefix, prompt) in BRANCHES.iter().zip(&prompts) {
+            dumps.ids(&format!("{prefix}tokens_clip"), &prompt.clip.ids);
+            dumps.ids(&format!("{prefix}tokens_t5"), &prompt.t5.ids);
+        }
         dumps.push("noise", vec![1, self.image_tokens(), self.channels()], noise);
         dumps.push("sigmas", vec![sigmas.len()], sigmas.clone());
 
         // What the borrow checker must see apart: the clock changes, everything else is read.
         let mut clock = std::mem::take(&mut self.clock);
-        let result = self.enqueue(&mut clock, &clip_tokens, &sigmas, &mut dumps, progress);
+        let result =
+            self.enqueue(&mut clock, &prompts, request.true_cfg_scale, &sigmas, &mut dumps, progress);
         self.clock = clock;
         result?;
         let timings = self.clock.read(&self.device, tokenise_ms)?;
@@ -344,8 +373,8 @@ impl Pipeline {
             width: self.plan.shape.width,
             height: self.plan.shape.height,
             rgb: bytes[at.rgb..at.rgb + self.plan.vae.rgb.num_bytes()].to_vec(),
-            clip_tokens_dropped: clip_tokens.dropped,
-            t5_tokens_dropped: t5_tokens.dropped,
+            clip_tokens_dropped: prompts[0].clip.dropped,
+            t5_tokens_dropped: prompts[0].t5.dropped,
             timings,
             dumps: dumps.all,
         })
@@ -388,19 +417,22 @@ impl Pipeline {
         request: &Request,
         noise: &[f32],
         sigmas: &[f32],
-        clip: &Tokens,
-        t5: &Tokens,
+        prompts: &[Prompt],
     ) -> Result<()> {
         let at = self.host_layout;
         let (clip_bytes, t5_bytes) = (self.plan.clip.x.num_bytes(), self.plan.t5.x.num_bytes());
         let bytes = self.host.as_mut_slice();
-        let embedded: &mut [f32] = bytemuck::cast_slice_mut(&mut bytes[at.clip..at.clip + clip_bytes]);
-        self.text.clip_embeddings.gather(&clip.ids, embedded)?;
-        for (x, position) in embedded.iter_mut().zip(&self.text.clip_positions) {
-            *x += position;
+        for (branch, prompt) in prompts.iter().enumerate() {
+            let first = at.clip + branch * clip_bytes;
+            let embedded: &mut [f32] = bytemuck::cast_slice_mut(&mut bytes[first..first + clip_bytes]);
+            self.text.clip_embeddings.gather(&prompt.clip.ids, embedded)?;
+            for (x, position) in embedded.iter_mut().zip(&self.text.clip_positions) {
+                *x += position;
+            }
+            let first = at.t5 + branch * t5_bytes;
+            let embedded: &mut [f32] = bytemuck::cast_slice_mut(&mut bytes[first..first + t5_bytes]);
+            self.text.t5_embeddings.gather(&prompt.t5.ids, embedded)?;
         }
-        let embedded: &mut [f32] = bytemuck::cast_slice_mut(&mut bytes[at.t5..at.t5 + t5_bytes]);
-        self.text.t5_embeddings.gather(&t5.ids, embedded)?;
         let mut put = |at: usize, values: &[u8]| bytes[at..at + values.len()].copy_from_slice(values);
         for (step, sigma) in sigmas[..self.plan.shape.steps].iter().enumerate() {
             let sinusoid = sampling::timestep_embedding(*sigma, request.timesteps);
@@ -421,7 +453,8 @@ impl Pipeline {
     fn enqueue(
         &self,
         clock: &mut Clock,
-        clip_tokens: &Tokens,
+        prompts: &[Prompt],
+        true_cfg_scale: f32,
         sigmas: &[f32],
         dumps: &mut Dumps,
         progress: &mut dyn FnMut(Progress),
@@ -430,37 +463,61 @@ impl Pipeline {
         let buffers = &plan.flux.buffers;
         let run = Run { device, arena: &self.arena };
         clock.start(device)?;
-        self.send(&plan.clip.x, at.clip)?;
-        plan.clip.run(&run, clip_tokens.pooled_index(plan.config.clip.pooling))?;
+        let branches = plan.shape.branches();
+        for (branch, prompt) in prompts.iter().enumerate() {
+            self.send(&plan.clip.x, at.clip + branch * plan.clip.x.num_bytes())?;
+            plan.clip.run(&run, branch, prompt.clip.pooled_index(plan.config.clip.pooling))?;
+        }
         clock.stage(device, "clip")?;
-        self.dump(dumps, "clip_pooled", &plan.clip.pooled, vec![1, plan.config.clip.width])?;
+        for (branch, prefix) in BRANCHES.iter().enumerate().take(branches) {
+            let shape = vec![1, plan.config.clip.width];
+            self.dump(dumps, &format!("{prefix}clip_pooled"), &plan.clip.pooled(&run, branch)?, shape)?;
+        }
 
-        self.send(&plan.t5.x, at.t5)?;
-        plan.t5.run(&run)?;
+        for branch in 0..branches {
+            self.send(&plan.t5.x, at.t5 + branch * plan.t5.x.num_bytes())?;
+            plan.t5.run(&run, branch)?;
+        }
         clock.stage(device, "t5")?;
-        self.dump(dumps, "t5_embeds", &plan.t5.context, vec![1, plan.shape.t5_length, plan.config.t5.width])?;
+        for (branch, prefix) in BRANCHES.iter().enumerate().take(branches) {
+            let shape = vec![1, plan.shape.t5_length, plan.config.t5.width];
+            self.dump(dumps, &format!("{prefix}t5_embeds"), &plan.t5.context(&run, branch)?, shape)?;
+        }
 
         self.send(&buffers.sinusoids, at.sinusoids)?;
         self.send(&buffers.guidance, at.guidance)?;
-        plan.flux.modulate(&run, &run.view(&plan.clip.pooled)?)?;
+        for branch in 0..branches {
+            plan.flux.modulate(&run, branch, &plan.clip.pooled(&run, branch)?)?;
+        }
         clock.stage(device, "modulation")?;
 
         self.send(&buffers.latents, at.latents)?;
         self.send(&buffers.latents_bf16, at.latents_bf16)?;
         self.send(&plan.nonfinite, at.nonfinite)?;
         let (latents, latents_bf16) = (run.view(&buffers.latents)?, run.view(&buffers.latents_bf16)?);
-        let (velocity, context) = (run.view(&buffers.velocity)?, run.view(&plan.t5.context)?);
+        let velocity = plan.flux.velocity_of(&run, 0)?;
+        let negative = (branches > 1).then(|| plan.flux.velocity_of(&run, 1)).transpose()?;
         let packed = vec![1, self.image_tokens(), self.channels()];
         for step in 0..plan.shape.steps {
             progress(Progress::Step { index: step, total: plan.shape.steps });
-            plan.flux.velocity(&run, step, &context)?;
-            let dt = sigmas[step + 1] - sigmas[step];
-            EulerStep { latents: &latents, velocity: &velocity, latents_bf16: &latents_bf16, dt }
-                .launch(device, Run::STREAM)?;
+            for branch in 0..branches {
+                plan.flux.velocity(&run, branch, step, &plan.t5.context(&run, branch)?)?;
+            }
+            EulerStep {
+                latents: &latents,
+                velocity: &velocity,
+                negative: negative.as_ref().map(|view| (view, true_cfg_scale)),
+                latents_bf16: &latents_bf16,
+                dt: sigmas[step + 1] - sigmas[step],
+            }
+            .launch(device, Run::STREAM)?;
             clock.stage(device, format!("step {step}"))?;
             clock.keep_pace(device)?;
-            self.dump(dumps, &format!("noise_pred_{step}"), &buffers.velocity, packed.clone())?;
-            self.dump(dumps, &format!("latents_{step}"), &buffers.latents, packed.clone())?;
+            for (branch, prefix) in BRANCHES.iter().enumerate().take(branches) {
+                let velocity = plan.flux.velocity_of(&run, branch)?;
+                self.dump(dumps, &format!("{prefix}noise_pred_{step}"), &velocity, packed.clone())?;
+            }
+            self.dump(dumps, &format!("latents_{step}"), &latents, packed.clone())?;
         }
         let nonfinite = run.view(&plan.nonfinite)?;
         CountNonfinite { x: &latents, counter: &nonfinite }.launch(device, Run::STREAM)?;
@@ -490,11 +547,11 @@ impl Pipeline {
         &self,
         dumps: &mut Dumps,
         stage: &str,
-        slot: &Slot<T>,
+        view: &View<T>,
         shape: Vec<usize>,
     ) -> Result<()> {
         if dumps.on {
-            dumps.push(stage, shape, self.read_back(&self.arena.view(slot)?)?);
+            dumps.push(stage, shape, self.read_back(view)?);
         }
         Ok(())
     }

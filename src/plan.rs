@@ -32,11 +32,13 @@ pub struct Shape {
     pub steps: usize,
     /// T5 tokens, padding included.
     pub t5_length: usize,
+    /// Whether a negative prompt takes part: a second pass of everything but the VAE.
+    pub true_cfg: bool,
 }
 
 impl Default for Shape {
     fn default() -> Self {
-        Shape { width: 1024, height: 1024, steps: 4, t5_length: 256 }
+        Shape { width: 1024, height: 1024, steps: 4, t5_length: 256, true_cfg: false }
     }
 }
 
@@ -67,6 +69,11 @@ impl Shape {
             )));
         }
         Ok(())
+    }
+
+    /// Passes: 1, or 2 with a negative prompt.
+    pub fn branches(&self) -> usize {
+        1 + self.true_cfg as usize
     }
 
     /// Height and width in image tokens.
@@ -125,11 +132,14 @@ impl Work {
         let step = 2 * (text * sum(&flux, &text_only) + image * sum(&flux, &image_only))
             + 2 * (text + image) * sum(&flux, &single)
             + joint * attention(text + image, config.flux.width());
+        let branches = n(shape.branches());
         Work {
-            clip: 2 * clip_tokens * clip + n(config.clip.layers) * attention(clip_tokens, config.clip.width),
-            t5: 2 * text * t5 + n(config.t5.layers) * attention(text, config.t5.inner()),
-            modulation: 2 * n(shape.steps) * sum(&flux, &few),
-            step,
+            clip: branches
+                * (2 * clip_tokens * clip
+                    + n(config.clip.layers) * attention(clip_tokens, config.clip.width)),
+            t5: branches * (2 * text * t5 + n(config.t5.layers) * attention(text, config.t5.inner())),
+            modulation: branches * 2 * n(shape.steps) * sum(&flux, &few),
+            step: branches * step,
             decode: Self::decode(config, 4 * image),
         }
     }
@@ -195,13 +205,14 @@ impl Plan {
         let (mut layout, mut jobs) = (Layout::default(), Vec::new());
         let image_tokens = shape.image_tokens(config);
         let (height, width) = shape.token_grid(config);
-        let clip = Clip::plan(&config.clip, &mut layout, &mut jobs)?;
-        let t5 = T5::plan(&config.t5, shape.t5_length, quantize, &mut layout, &mut jobs)?;
+        let clip = Clip::plan(&config.clip, shape.branches(), &mut layout, &mut jobs)?;
+        let t5 = T5::plan(&config.t5, shape.t5_length, shape.branches(), quantize, &mut layout, &mut jobs)?;
         let flux = Flux::plan(
             &config.flux,
             shape.t5_length,
             image_tokens,
             shape.steps,
+            shape.branches(),
             quantize,
             &mut layout,
             &mut jobs,
@@ -291,8 +302,8 @@ impl HostLayout {
             at
         };
         HostLayout {
-            clip: take(plan.clip.x.num_bytes()),
-            t5: take(plan.t5.x.num_bytes()),
+            clip: take(plan.shape.branches() * plan.clip.x.num_bytes()),
+            t5: take(plan.shape.branches() * plan.t5.x.num_bytes()),
             sinusoids: take(plan.shape.steps * SINUSOID_WIDTH * 4),
             guidance: take(SINUSOID_WIDTH * 4),
             latents: take(plan.flux.buffers.latents.num_bytes()),
@@ -328,7 +339,7 @@ pub fn human_bytes(bytes: u64) -> String {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Shape { width, height, steps, t5_length } = self.shape;
+        let Shape { width, height, steps, t5_length, .. } = self.shape;
         writeln!(f, "{width} x {height}, {steps} steps, {t5_length} T5 tokens, weights {}", self.quantize)?;
         writeln!(f)?;
         writeln!(f, "{:<22} {:>14} {:>14}   alive", "region", "offset", "bytes")?;

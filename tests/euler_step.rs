@@ -15,13 +15,24 @@ fn equals_the_formula_bit_for_bit() {
         let velocity = bench.upload(&v);
         let latents_bf16 = bench.alloc::<bf16>(count);
         let dt = -0.3f32;
-        EulerStep { latents: &latents, velocity: &velocity, latents_bf16: &latents_bf16, dt }
-            .launch(&bench.device, COMPUTE)
-            .unwrap();
+        let step = EulerStep {
+            latents: &latents,
+            velocity: &velocity,
+            negative: None,
+            latents_bf16: &latents_bf16,
+            dt,
+        };
+        step.launch(&bench.device, COMPUTE).unwrap();
         let want: Vec<f32> = x.iter().zip(&v).map(|(x, v)| x + dt * v).collect();
         assert_eq!(bench.download(&latents), want);
         let rounded: Vec<bf16> = want.iter().map(|w| bf16::from_f32(*w)).collect();
         assert_eq!(bench.download(&latents_bf16), rounded);
+
+        let n = rng.f32s(count, 2.0);
+        let negative = bench.upload(&n);
+        EulerStep { negative: Some((&negative, 2.5)), ..step }.launch(&bench.device, COMPUTE).unwrap();
+        let want: Vec<f32> = (0..count).map(|i| want[i] + dt * (n[i] + 2.5 * (v[i] - n[i]))).collect();
+        assert_eq!(bench.download(&latents), want);
     }
 }
 
@@ -29,6 +40,7 @@ fn equals_the_formula_bit_for_bit() {
 fn refuses_views_of_different_lengths() {
     let bench = Bench::new(emulator());
     let (latents, velocity, short) = (bench.alloc::<f32>(8), bench.alloc::<f32>(8), bench.alloc::<bf16>(7));
-    let step = EulerStep { latents: &latents, velocity: &velocity, latents_bf16: &short, dt: -1.0 };
+    let step =
+        EulerStep { latents: &latents, velocity: &velocity, negative: None, latents_bf16: &short, dt: -1.0 };
     assert!(matches!(step.launch(&bench.device, COMPUTE), Err(schnell::Error::Input(_))));
 }

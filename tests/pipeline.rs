@@ -12,7 +12,7 @@ use schnell::pipeline::{BindOptions, Model, Noise, Pipeline, Progress, Request};
 use schnell::plan::{Plan, Shape};
 
 /// 64 image tokens and 256 text tokens: at least 4 CTAs for every hot kernel.
-const SHAPE: Shape = Shape { width: 128, height: 128, steps: 2, t5_length: 256 };
+const SHAPE: Shape = Shape { width: 128, height: 128, steps: 2, t5_length: 256, true_cfg: false };
 
 fn demo() -> (tempfile::TempDir, Model) {
     let dir = tempfile::tempdir().unwrap();

@@ -71,8 +71,14 @@ fn euler_step(lab: &Lab) -> Result<Vec<Output>> {
     let n = 4097;
     let (latents, velocity) = (lab.f32s(1, n, 3.0)?, lab.f32s(2, n, 2.0)?);
     let latents_bf16 = lab.alloc::<bf16>(n)?;
-    EulerStep { latents: &latents, velocity: &velocity, latents_bf16: &latents_bf16, dt: -0.25 }
-        .launch(lab.device(), COMPUTE)?;
+    EulerStep {
+        latents: &latents,
+        velocity: &velocity,
+        negative: None,
+        latents_bf16: &latents_bf16,
+        dt: -0.25,
+    }
+    .launch(lab.device(), COMPUTE)?;
     Ok(vec![lab.bits("latents", &latents)?, lab.bits("latents_bf16", &latents_bf16)?])
 }
 

@@ -24,6 +24,8 @@ pub struct EulerStep<'a> {
     pub latents: &'a View<f32>,
     /// The network's output.
     pub velocity: &'a View<f32>,
+    /// True CFG: the negative prompt's output, and the scale `s` in `negative + s (velocity - negative)`.
+    pub negative: Option<(&'a View<f32>, f32)>,
     /// The next step's input.
     pub latents_bf16: &'a View<bf16>,
     /// Negative.
@@ -39,16 +41,20 @@ impl EulerStep<'_> {
         let count = self.latents.len();
         check_len("euler_step", "velocity", self.velocity, count)?;
         check_len("euler_step", "latents_bf16", self.latents_bf16, count)?;
+        if let Some((negative, _)) = self.negative {
+            check_len("euler_step", "negative", negative, count)?;
+        }
         let params = abi::euler_step_params {
             latents: self.latents.address(),
             velocity: self.velocity.address(),
+            negative: self.negative.map_or(0, |(view, _)| view.address()),
             latents_bf16: self.latents_bf16.address(),
             count: count as i64,
             dt: self.dt,
-            reserved: 0,
+            true_cfg_scale: self.negative.map_or(1.0, |(_, scale)| scale),
         };
         let grid = [count.div_ceil(abi::EULER_STEP_THREADS as usize) as u32, 1, 1];
-        // SAFETY: params is this entry's generated type; all three views cover `count` elements, beyond which no
+        // SAFETY: params is this entry's generated type; every view covers `count` elements, beyond which no
         // thread reaches.
         unsafe { device.launch(stream, &EULER_STEP, grid, &params) }
     }

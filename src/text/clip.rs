@@ -28,7 +28,7 @@ pub struct Clip {
     qkv: Slot<bf16>,
     attended: Slot<bf16>,
     ff: Slot<bf16>,
-    /// f32 `[width]`.
+    /// f32 `[branches, width]`.
     pub pooled: Slot<f32>,
 }
 
@@ -43,11 +43,16 @@ struct Layer {
 }
 
 impl Clip {
-    /// Plans weights and buffers.
+    /// Plans weights and buffers; `branches` is 1, or 2 with a negative prompt.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for widths that the kernels cannot take.
-    pub fn plan(config: &ClipConfig, layout: &mut Layout, jobs: &mut Vec<Job>) -> Result<Clip> {
+    pub fn plan(
+        config: &ClipConfig,
+        branches: usize,
+        layout: &mut Layout,
+        jobs: &mut Vec<Job>,
+    ) -> Result<Clip> {
         let (width, tokens) = (config.width, config.positions);
         if config.head_dim() % 8 != 0 || width % 8 != 0 || config.head_dim() > 64 {
             return Err(Error::Unsupported(format!(
@@ -84,15 +89,20 @@ impl Clip {
             qkv: layout.region("clip.qkv", tokens * 3 * width, here),
             attended: layout.region("clip.attended", tokens * width, here),
             ff: layout.region("clip.ff", tokens * config.ff.next_multiple_of(8), here),
-            pooled: layout.region("clip.pooled", width, Lifetime::span(Phase::Clip, Phase::Modulation)),
+            pooled: layout.region(
+                "clip.pooled",
+                branches * width,
+                Lifetime::span(Phase::Clip, Phase::Modulation),
+            ),
         })
     }
 
-    /// Enqueues the encoder on what lies in `x`; the vector at token `pooled_index` becomes `pooled`.
+    /// Enqueues the encoder on what lies in `x`; the vector at token `pooled_index` becomes row `branch` of
+    /// `pooled`.
     ///
     /// # Errors
     /// Those of the launches.
-    pub fn run(&self, run: &Run<'_>, pooled_index: usize) -> Result<()> {
+    pub fn run(&self, run: &Run<'_>, branch: usize, pooled_index: usize) -> Result<()> {
         let (width, tokens) = (self.config.width, self.config.positions);
         let (heads, head_dim) = (self.config.heads, self.config.head_dim());
         let ff_pitch = self.config.ff.next_multiple_of(8);
@@ -135,7 +145,15 @@ impl Clip {
             run.gemm(&[Product::new(ff, &layer.fc2, width, Activation::None, add)])?;
         }
         let row = x.slice(pooled_index * width, width)?;
-        self.norm(run, &self.final_norm, &row, 1, FloatOut::F32(&run.view(&self.pooled)?))
+        self.norm(run, &self.final_norm, &row, 1, FloatOut::F32(&self.pooled(run, branch)?))
+    }
+
+    /// The vector of a branch, f32 `[width]`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when there is no such branch.
+    pub fn pooled(&self, run: &Run<'_>, branch: usize) -> Result<crate::device::View<f32>> {
+        run.view(&self.pooled)?.slice(branch * self.config.width, self.config.width)
     }
 
     fn norm(

@@ -33,7 +33,7 @@ pub struct T5 {
     qkv: Slot<bf16>,
     attended: Slot<bf16>,
     ff: Slot<bf16>,
-    /// bf16 `[tokens, width]`.
+    /// bf16 `[branches, tokens, width]`.
     pub context: Slot<bf16>,
     nf4_bytes: u64,
 }
@@ -50,13 +50,14 @@ struct Layer {
 }
 
 impl T5 {
-    /// Plans weights and buffers for prompts of `tokens` tokens.
+    /// Plans weights and buffers for prompts of `tokens` tokens; `branches` is 1, or 2 with a negative prompt.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for widths that the kernels cannot take.
     pub fn plan(
         config: &T5Config,
         tokens: usize,
+        branches: usize,
         quantize: Quantize,
         layout: &mut Layout,
         jobs: &mut Vec<Job>,
@@ -105,7 +106,11 @@ impl T5 {
             qkv: layout.region("t5.qkv", tokens * 3 * inner, here),
             attended: layout.region("t5.attended", tokens * inner, here),
             ff: layout.region("t5.ff", tokens * ff.next_multiple_of(8), here),
-            context: layout.region("t5.context", tokens * width, Lifetime::span(Phase::T5, Phase::Steps)),
+            context: layout.region(
+                "t5.context",
+                branches * tokens * width,
+                Lifetime::span(Phase::T5, Phase::Steps),
+            ),
             nf4_bytes,
         })
     }
@@ -133,11 +138,11 @@ impl T5 {
         Ok(table)
     }
 
-    /// Enqueues the encoder on what lies in `x`; the result is `context`.
+    /// Enqueues the encoder on what lies in `x`; the result is part `branch` of `context`.
     ///
     /// # Errors
     /// Those of the launches.
-    pub fn run(&self, run: &Run<'_>) -> Result<()> {
+    pub fn run(&self, run: &Run<'_>, branch: usize) -> Result<()> {
         let (width, inner, tokens) = (self.config.width, self.config.inner(), self.tokens);
         let (heads, head_dim) = (self.config.heads, self.config.head_dim);
         let ff_pitch = self.config.ff.next_multiple_of(8);
@@ -177,7 +182,16 @@ impl T5 {
             run.gemm(&[Product::new(h_tokens, &layer.wi_1, ff_pitch, none, Epilogue::MulBf16(&ff, &ff))])?;
             run.gemm(&[Product::new(ff_tokens, &layer.wo, width, none, add)])?;
         }
-        self.norm(run, &self.final_norm, &run.view(&self.context)?)
+        self.norm(run, &self.final_norm, &self.context(run, branch)?)
+    }
+
+    /// The vectors of a branch, bf16 `[tokens, width]`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when there is no such branch.
+    pub fn context(&self, run: &Run<'_>, branch: usize) -> Result<crate::device::View<bf16>> {
+        let len = self.tokens * self.config.width;
+        run.view(&self.context)?.slice(branch * len, len)
     }
 
     fn norm(&self, run: &Run<'_>, weight: &Slot<f32>, out: &crate::device::View<bf16>) -> Result<()> {

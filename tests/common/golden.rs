@@ -45,7 +45,7 @@ impl Golden {
     /// `<case>.<stage>` as f32 (ids too).
     pub fn tensor(&self, case: &str, stage: &str) -> Vec<f32> {
         let info = self.tensors.get(&format!("{case}.{stage}")).unwrap();
-        if stage.starts_with("tokens") {
+        if stage.contains("tokens") {
             let mut bytes = vec![0; info.bytes as usize];
             info.read_at(0, &mut bytes).unwrap();
             return bytes.chunks(4).map(|b| i32::from_le_bytes(b.try_into().unwrap()) as f32).collect();
@@ -72,7 +72,13 @@ impl Golden {
 
     pub fn shape(case: &Value) -> Shape {
         let n = |key: &str| case[key].as_u64().unwrap() as usize;
-        Shape { width: n("width"), height: n("height"), steps: n("steps"), t5_length: n("t5_length") }
+        Shape {
+            width: n("width"),
+            height: n("height"),
+            steps: n("steps"),
+            t5_length: n("t5_length"),
+            true_cfg: case["true_cfg_scale"].is_number(),
+        }
     }
 
     pub fn bind(&self, case: &Value, device: &Device) -> Pipeline {
@@ -86,6 +92,8 @@ impl Golden {
         let prompt = case["prompt"].as_str().unwrap();
         Request {
             prompt_2: case["prompt_2"].as_str().map(str::to_string),
+            negative_prompt: case["negative_prompt"].as_str().unwrap_or_default().to_string(),
+            true_cfg_scale: case["true_cfg_scale"].as_f64().unwrap_or(1.0) as f32,
             allow_empty_prompt: prompt.is_empty(),
             noise: Noise::Seeded(NoiseKind::F32),
             timesteps: if case["timesteps"] == "bf16" { TimeRounding::Bf16 } else { TimeRounding::Exact },

@@ -58,6 +58,10 @@ CASES = {
             prompt_2="Two prompts: the second is longer than sixteen T5 tokens, so it's cut before its end.",
         ),
         Case("a-four-steps", "DON'T stop! 3.14 <b>x</b>", 64, 64, steps=4, seed=7, t5_length=16),
+        Case(
+            "a-true-cfg", "a red cat on a hill", 64, 64, steps=2, seed=5, t5_length=16,
+            negative_prompt="blue dog, blurry", true_cfg_scale=2.5,
+        ),
     ],
     "b": [
         Case("b-base", "a tiny golden dragon", 64, 64, steps=1, seed=3, t5_length=16),
@@ -104,7 +108,7 @@ def short(value: float) -> float:
 
 
 def same_inputs(case: Case, other: Case) -> bool:
-    fields = ("prompt", "prompt_2", "width", "height", "steps", "seed", "t5_length")
+    fields = ("prompt", "prompt_2", "negative_prompt", "true_cfg_scale", "width", "height", "steps", "seed", "t5_length")
     return all(getattr(case, f) == getattr(other, f) for f in fields)
 
 

@@ -173,8 +173,13 @@ const STAGE_LIMIT: f64 = 2e-2;
 
 fn compare_images(dir: &std::path::Path, under_test: &mut UnderTest, rows: &mut Vec<Row>) -> Result<()> {
     let model = Model::open(dir)?;
-    let request = Request { dump: true, ..Request::new("a red circle on a blue background", 1) };
-    let shape = Shape { width: 128, height: 128, steps: 4, t5_length: 64 };
+    let request = Request {
+        dump: true,
+        negative_prompt: "a green square".to_string(),
+        true_cfg_scale: 2.0,
+        ..Request::new("a red circle on a blue background", 1)
+    };
+    let shape = Shape { width: 128, height: 128, steps: 4, t5_length: 64, true_cfg: true };
     let draw = |device: &Device| -> Result<(Output, Output)> {
         let plan = Plan::new(model.config(), shape, Quantize::Nf4)?;
         let mut pipeline = Pipeline::bind(&model, plan, device, BindOptions { dump: true }, &mut |_| {})?;

@@ -20,6 +20,12 @@ pub struct Args {
     /// A prompt of its own for T5 [default: the prompt]
     #[arg(long, value_name = "P")]
     prompt_2: Option<String>,
+    /// What to lead away from; takes effect with --true-cfg-scale above 1, and doubles the time
+    #[arg(long, value_name = "P")]
+    negative_prompt: Option<String>,
+    /// Strength of the negative prompt
+    #[arg(long, value_name = "S", default_value_t = 1.0)]
+    true_cfg_scale: f32,
     /// Accept an empty prompt
     #[arg(long)]
     allow_empty_prompt: bool,
@@ -77,19 +83,29 @@ pub fn run(args: &Args) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
         check_writable(&dir.join("sigmas.safetensors"))?;
     }
+    // As in diffusers; what it ignores silently is said aloud.
+    let true_cfg = args.negative_prompt.is_some() && args.true_cfg_scale > 1.0;
+    if args.negative_prompt.is_some() != (args.true_cfg_scale > 1.0) {
+        eprintln!("warning: --negative-prompt and a --true-cfg-scale above 1 take effect only together");
+    }
+    if !args.true_cfg_scale.is_finite() || !args.guidance.is_finite() {
+        return Err(Error::Input("--true-cfg-scale and --guidance take finite numbers".to_string()));
+    }
     let noise = parse_noise(&args.noise)?;
     if args.plan.is_demo() {
         eprintln!("{}", schnell::demo::NOTICE);
     }
     let dir = args.plan.model_dir()?;
     let model = Model::open(dir.path())?;
-    let plan = Plan::new(model.config(), args.plan.shape(), args.plan.quantize())?;
+    let plan = Plan::new(model.config(), args.plan.shape(true_cfg), args.plan.quantize())?;
     if let Some(budget) = args.plan.budget {
         plan.check_budget(budget)?;
     }
     let device = args.device.open(&plan)?;
     let request = Request {
         prompt_2: args.prompt_2.clone(),
+        negative_prompt: args.negative_prompt.clone().unwrap_or_default(),
+        true_cfg_scale: args.true_cfg_scale,
         allow_empty_prompt: args.allow_empty_prompt,
         noise,
         timesteps: match args.timesteps {

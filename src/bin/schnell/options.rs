@@ -47,13 +47,14 @@ impl PlanOptions {
         self.model == "demo"
     }
 
-    pub fn shape(&self) -> Shape {
+    pub fn shape(&self, true_cfg: bool) -> Shape {
         let side = if self.is_demo() { 128 } else { 1024 };
         Shape {
             width: self.width.unwrap_or(side),
             height: self.height.unwrap_or(side),
             steps: self.steps,
             t5_length: self.t5_length,
+            true_cfg,
         }
     }
 

@@ -11,12 +11,15 @@ use crate::options::PlanOptions;
 pub struct Args {
     #[command(flatten)]
     options: PlanOptions,
+    /// Plan for a negative prompt
+    #[arg(long)]
+    true_cfg: bool,
 }
 
 pub fn run(args: &Args) -> Result<()> {
     let dir = args.options.model_dir()?;
     let config = PipelineConfig::open(dir.path())?;
-    let plan = Plan::new(&config, args.options.shape(), args.options.quantize())?;
+    let plan = Plan::new(&config, args.options.shape(args.true_cfg), args.options.quantize())?;
     print!("{plan}");
     match args.options.budget {
         Some(budget) => plan.check_budget(budget),

@@ -23,6 +23,9 @@ class Case:
     seed: int
     t5_length: int
     prompt_2: str | None = None
+    # Both or neither: true CFG, a second pass whose stages are called "neg_...".
+    negative_prompt: str | None = None
+    true_cfg_scale: float | None = None
     # "plain": weights as stored. "nf4": Linear weights of transformer and T5 after an NF4 round trip.
     weights: str = "plain"
     # "exact": 1000 * sigma in f32. "bf16": rounded to bf16 first, as a bf16 reference pipeline does.
@@ -50,6 +53,8 @@ def run(pipe: FluxPipeline, case: Case) -> tuple[dict[str, torch.Tensor], Image.
     stages: dict[str, torch.Tensor] = {}
 
     def put(name, tensor):
+        if case.negative_prompt is not None and name in stages:
+            name = f"neg_{name}"  # the pipeline runs the prompt first everywhere
         assert name not in stages, name
         stages[name] = tensor.detach().clone()
 
@@ -94,6 +99,8 @@ def run(pipe: FluxPipeline, case: Case) -> tuple[dict[str, torch.Tensor], Image.
         image = pipe(
             prompt=case.prompt,
             prompt_2=case.prompt_2,
+            negative_prompt=case.negative_prompt,
+            true_cfg_scale=case.true_cfg_scale or 1.0,
             width=case.width,
             height=case.height,
             num_inference_steps=case.steps,
@@ -161,7 +168,7 @@ class Bf16Errors:
 
 def bf16_errors(pipe16: FluxPipeline, case: Case, golden: dict, golden_image: Image.Image) -> Bf16Errors:
     stages, image = run(pipe16, case)
-    skip = ("tokens_clip", "tokens_t5", "sigmas")
+    skip = ("tokens_clip", "tokens_t5", "neg_tokens_clip", "neg_tokens_t5", "sigmas")
     return Bf16Errors(
         whole={name: rel_l2(stages[name], golden[name]) for name in golden if name not in skip},
         alone={name: rel_l2(value, golden[name]) for name, value in stagewise(pipe16, case, golden).items()},
