@@ -22,6 +22,7 @@
 
 pub mod convert;
 pub mod generated;
+pub mod hub;
 pub mod inventory;
 pub mod nf4;
 pub mod safetensors;

@@ -6,13 +6,14 @@ use clap::{Args, ValueEnum};
 use schnell::device::{Device, EmulatorOptions};
 use schnell::nn::Quantize;
 use schnell::plan::{Plan, Shape};
+use schnell::weights::hub;
 use schnell::{Error, Result};
 
 /// What decides the plan.
 #[derive(Args)]
 pub struct PlanOptions {
-    /// Model folder in the diffusers layout, or `demo` for the bundled one
-    #[arg(long, value_name = "DIR|demo", default_value = "demo")]
+    /// Model folder in the diffusers layout, org/name of one in the Hugging Face cache, or `demo` for the bundled one
+    #[arg(long, value_name = "DIR|HF-ID|demo", default_value = "demo")]
     pub model: String,
     /// How Linear layers of the transformer and T5 are kept
     #[arg(long, value_enum, default_value_t = QuantizeOption::Nf4)]
@@ -72,7 +73,9 @@ impl PlanOptions {
             schnell::demo::write(dir.path())?;
             return Ok(ModelDir::Demo(dir));
         }
-        Ok(ModelDir::Given(PathBuf::from(&self.model)))
+        let folder = PathBuf::from(&self.model);
+        let is_id = self.model.split('/').count() == 2 && !self.model.starts_with(['.', '/']);
+        Ok(ModelDir::Given(if is_id && !folder.exists() { hub::snapshot(&self.model)? } else { folder }))
     }
 }
 

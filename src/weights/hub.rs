@@ -1,0 +1,56 @@
+//! Models that the Hugging Face tools have already downloaded: `org/name` to the snapshot's folder in their cache. Looks
+//! at the disk only.
+//!
+//! Layout of the cache: `models--org--name/refs/main` holds a commit, `snapshots/<commit>/` the files.
+
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// The folder of `id` (`org/name`) in the user's cache: `$HF_HUB_CACHE`, else `$HF_HOME/hub`, else
+/// `~/.cache/huggingface/hub`.
+///
+/// # Errors
+/// [`Error::Input`] when it is not there, saying how to get it.
+pub fn snapshot(id: &str) -> Result<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = set("HF_HUB_CACHE")
+        .or_else(|| Some(set("HF_HOME")?.join("hub")))
+        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("huggingface/hub")))
+        .or_else(|| Some(set("HOME")?.join(".cache/huggingface/hub")))
+        .unwrap_or_default();
+    snapshot_in(&cache, id)
+}
+
+fn snapshot_in(cache: &Path, id: &str) -> Result<PathBuf> {
+    let model = cache.join(format!("models--{}", id.replace('/', "--")));
+    let commit = std::fs::read_to_string(model.join("refs/main")).unwrap_or_default();
+    let folder = model.join("snapshots").join(commit.trim());
+    if commit.trim().is_empty() || !folder.is_dir() {
+        return Err(Error::Input(format!(
+            "{id} is neither a folder nor in the Hugging Face cache {}; download it with `hf download {id}`, or name a \
+             folder",
+            cache.display()
+        )));
+    }
+    Ok(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_snapshot_that_main_points_to_and_says_what_to_do_otherwise() {
+        let cache = tempfile::tempdir().unwrap();
+        let model = cache.path().join("models--org--name");
+        std::fs::create_dir_all(model.join("refs")).unwrap();
+        std::fs::create_dir_all(model.join("snapshots/abc")).unwrap();
+        let missing = snapshot_in(cache.path(), "org/name").unwrap_err().to_string();
+        assert!(missing.contains("hf download org/name"), "{missing}");
+        std::fs::write(model.join("refs/main"), "abc\n").unwrap();
+        assert_eq!(snapshot_in(cache.path(), "org/name").unwrap(), model.join("snapshots/abc"));
+        std::fs::write(model.join("refs/main"), "gone").unwrap();
+        assert!(snapshot_in(cache.path(), "org/name").is_err());
+    }
+}
