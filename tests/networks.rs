@@ -98,8 +98,8 @@ static A: LazyLock<Drawn> = LazyLock::new(|| golden_model("a", SHAPE_A, Quantize
 static B: LazyLock<Drawn> = LazyLock::new(|| golden_model("b", SHAPE_B, Quantize::None));
 static A_NF4: LazyLock<Drawn> = LazyLock::new(|| golden_model("a", SHAPE_A, Quantize::Nf4));
 static B_NF4: LazyLock<Drawn> = LazyLock::new(|| golden_model("b", SHAPE_B, Quantize::Nf4));
-const SHAPE_A: Shape = Shape { width: 96, height: 64, steps: 2, t5_length: 100 };
-const SHAPE_B: Shape = Shape { width: 64, height: 112, steps: 2, t5_length: 24 };
+const SHAPE_A: Shape = Shape { width: 96, height: 64, steps: 2, t5_length: 100, true_cfg: false };
+const SHAPE_B: Shape = Shape { width: 64, height: 112, steps: 2, t5_length: 24, true_cfg: false };
 
 fn golden_model(name: &str, shape: Shape, quantize: Quantize) -> Drawn {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
