@@ -221,7 +221,7 @@ impl Arena {
     /// # Errors
     /// [`Error::Capacity`] when the device has not that much left.
     pub fn bind(layout: &Layout, device: &Device) -> Result<Arena> {
-        let free = device.capability().free_bytes;
+        let free = device.free_bytes()?;
         if layout.total_bytes() as u64 > free {
             return Err(Error::Capacity {
                 what: format!("the arena on {}", device.capability().name),

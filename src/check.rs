@@ -104,8 +104,8 @@ impl Lab {
         &self,
         view: &View<T>,
     ) -> Result<Vec<T>> {
-        let host = self.device().allocate_host(view.num_bytes())?;
-        self.device().copy_to_host(StreamId::Compute, &host, 0, view)?;
+        let mut host = self.device().allocate_host(view.num_bytes())?;
+        self.device().copy_to_host(StreamId::Compute, &mut host, 0, view)?;
         self.device().synchronize(StreamId::Compute)?;
         Ok(bytemuck::cast_slice(&host.as_slice()[..view.num_bytes()]).to_vec())
     }

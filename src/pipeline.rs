@@ -351,16 +351,16 @@ impl Pipeline {
         dumps.push("noise", vec![1, self.image_tokens(), self.channels()], noise);
         dumps.push("sigmas", vec![sigmas.len()], sigmas.clone());
 
-        // What the borrow checker must see apart: the clock changes, everything else is read.
-        let mut clock = std::mem::take(&mut self.clock);
-        let result =
-            self.enqueue(&mut clock, &prompts, request.true_cfg_scale, &sigmas, &mut dumps, progress);
-        self.clock = clock;
-        if result.is_err() {
-            // The pinned buffer must not be written again while copies from it are pending. What failed is in `result`.
-            let _ = self.device.synchronize(Run::STREAM);
-        }
-        result?;
+        let generation = Generation {
+            device: &self.device,
+            plan: &self.plan,
+            arena: &self.arena,
+            host: &mut self.host,
+            at: self.host_layout,
+            dump_host: self.dump_host.as_mut(),
+            clock: &mut self.clock,
+        };
+        generation.run(&prompts, request.true_cfg_scale, &sigmas, &mut dumps, progress)?;
         let timings = self.clock.read(&self.device, tokenise_ms)?;
         let at = self.host_layout;
         let bytes = self.host.as_slice();
@@ -452,27 +452,39 @@ impl Pipeline {
         put(at.nonfinite, &[0; 4]);
         Ok(())
     }
+}
 
+/// The parts of a [`Pipeline`] that a run uses, borrowed apart.
+struct Generation<'a> {
+    device: &'a Device,
+    plan: &'a Plan,
+    arena: &'a Arena,
+    host: &'a mut HostBuffer,
+    at: HostLayout,
+    dump_host: Option<&'a mut HostBuffer>,
+    clock: &'a mut Clock,
+}
+
+impl Generation<'_> {
     /// The run: copies, launches and events; waits only to stay at most one stage ahead, and at the end.
-    fn enqueue(
-        &self,
-        clock: &mut Clock,
+    fn run(
+        mut self,
         prompts: &[Prompt],
         true_cfg_scale: f32,
         sigmas: &[f32],
         dumps: &mut Dumps,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<()> {
-        let (plan, at, device) = (&self.plan, self.host_layout, &self.device);
+        let (plan, at, device) = (self.plan, self.at, self.device);
         let buffers = &plan.flux.buffers;
-        let run = Run { device, arena: &self.arena };
-        clock.start(device)?;
+        let run = Run { device, arena: self.arena };
+        self.clock.start(device)?;
         let branches = plan.shape.branches();
         for (branch, prompt) in prompts.iter().enumerate() {
             self.send(&plan.clip.x, at.clip + branch * plan.clip.x.num_bytes())?;
             plan.clip.run(&run, branch, prompt.clip.pooled_index(plan.config.clip.pooling))?;
         }
-        clock.stage(device, "clip")?;
+        self.clock.stage(device, "clip")?;
         for (branch, prefix) in BRANCHES.iter().enumerate().take(branches) {
             let shape = vec![1, plan.config.clip.width];
             self.dump(dumps, &format!("{prefix}clip_pooled"), &plan.clip.pooled(&run, branch)?, shape)?;
@@ -482,7 +494,7 @@ impl Pipeline {
             self.send(&plan.t5.x, at.t5 + branch * plan.t5.x.num_bytes())?;
             plan.t5.run(&run, branch)?;
         }
-        clock.stage(device, "t5")?;
+        self.clock.stage(device, "t5")?;
         for (branch, prefix) in BRANCHES.iter().enumerate().take(branches) {
             let shape = vec![1, plan.shape.t5_length, plan.config.t5.width];
             self.dump(dumps, &format!("{prefix}t5_embeds"), &plan.t5.context(&run, branch)?, shape)?;
@@ -493,7 +505,7 @@ impl Pipeline {
         for branch in 0..branches {
             plan.flux.modulate(&run, branch, &plan.clip.pooled(&run, branch)?)?;
         }
-        clock.stage(device, "modulation")?;
+        self.clock.stage(device, "modulation")?;
 
         self.send(&buffers.latents, at.latents)?;
         self.send(&buffers.latents_bf16, at.latents_bf16)?;
@@ -501,7 +513,7 @@ impl Pipeline {
         let (latents, latents_bf16) = (run.view(&buffers.latents)?, run.view(&buffers.latents_bf16)?);
         let velocity = plan.flux.velocity_of(&run, 0)?;
         let negative = (branches > 1).then(|| plan.flux.velocity_of(&run, 1)).transpose()?;
-        let packed = vec![1, self.image_tokens(), self.channels()];
+        let packed = vec![1, plan.shape.image_tokens(&plan.config), plan.config.flux.in_channels];
         for step in 0..plan.shape.steps {
             progress(Progress::Step { index: step, total: plan.shape.steps });
             for branch in 0..branches {
@@ -515,8 +527,8 @@ impl Pipeline {
                 dt: sigmas[step + 1] - sigmas[step],
             }
             .launch(device, Run::STREAM)?;
-            clock.stage(device, format!("step {step}"))?;
-            clock.keep_pace(device)?;
+            self.clock.stage(device, format!("step {step}"))?;
+            self.clock.keep_pace(device)?;
             for (branch, prefix) in BRANCHES.iter().enumerate().take(branches) {
                 let velocity = plan.flux.velocity_of(&run, branch)?;
                 self.dump(dumps, &format!("{prefix}noise_pred_{step}"), &velocity, packed.clone())?;
@@ -528,10 +540,10 @@ impl Pipeline {
 
         progress(Progress::Decoding);
         plan.vae.run(&run, &latents)?;
-        clock.stage(device, "vae")?;
-        device.copy_to_host(Run::STREAM, &self.host, at.rgb, &run.view(&plan.vae.rgb)?)?;
-        device.copy_to_host(Run::STREAM, &self.host, at.nonfinite, &nonfinite)?;
-        clock.stage(device, "copy")?;
+        self.clock.stage(device, "vae")?;
+        device.copy_to_host(Run::STREAM, self.host, at.rgb, &run.view(&plan.vae.rgb)?)?;
+        device.copy_to_host(Run::STREAM, self.host, at.nonfinite, &nonfinite)?;
+        self.clock.stage(device, "copy")?;
         device.synchronize(Run::STREAM)?;
         let (height, width) = (plan.shape.height, plan.shape.width);
         if dumps.on {
@@ -544,11 +556,11 @@ impl Pipeline {
     }
 
     fn send<T>(&self, slot: &Slot<T>, at: usize) -> Result<()> {
-        self.device.copy_to_device(Run::STREAM, &self.arena.view(slot)?, &self.host, at)
+        self.device.copy_to_device(Run::STREAM, &self.arena.view(slot)?, self.host, at)
     }
 
     fn dump<T: ToF32>(
-        &self,
+        &mut self,
         dumps: &mut Dumps,
         stage: &str,
         view: &View<T>,
@@ -560,8 +572,8 @@ impl Pipeline {
         Ok(())
     }
 
-    fn read_back<T: ToF32>(&self, view: &View<T>) -> Result<Vec<f32>> {
-        let Some(host) = &self.dump_host else { return Ok(Vec::new()) };
+    fn read_back<T: ToF32>(&mut self, view: &View<T>) -> Result<Vec<f32>> {
+        let Some(host) = self.dump_host.as_deref_mut() else { return Ok(Vec::new()) };
         self.device.copy_to_host(Run::STREAM, host, 0, view)?;
         self.device.synchronize(Run::STREAM)?;
         Ok(T::to_f32s(&host.as_slice()[..view.num_bytes()]))

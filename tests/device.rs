@@ -30,7 +30,41 @@ fn views_refuse_what_leaves_them() {
     let view = memory.view::<u8>(0, 64).unwrap();
     assert!(view.slice(60, 5).is_err());
     assert!(view.slice(1, 6).unwrap().cast::<u32>().is_err());
-    let host = device.allocate_host(16).unwrap();
-    assert!(device.copy_to_host(schnell::device::StreamId::Copy, &host, 8, &view).is_err());
+    let mut host = device.allocate_host(16).unwrap();
+    assert!(device.copy_to_host(schnell::device::StreamId::Copy, &mut host, 8, &view).is_err());
     assert_eq!(device.num_allocations(), 1);
+}
+
+#[test]
+fn machines_do_not_take_each_others_memory_or_events() {
+    let stream = schnell::device::StreamId::Compute;
+    let [a, b] =
+        [0, 1].map(|_| Device::emulator(EmulatorOptions { threads: 1, ..EmulatorOptions::default() }));
+    let view = a.allocate(64).unwrap().view::<u8>(0, 64).unwrap();
+    let mut host = b.allocate_host(64).unwrap();
+    let event = a.create_event().unwrap();
+    assert!(a.copy_to_device(stream, &view, &host, 0).is_err());
+    assert!(b.copy_to_device(stream, &view, &host, 0).is_err());
+    assert!(b.copy_to_host(stream, &mut host, 0, &view).is_err());
+    assert!(b.fill(stream, &view, 0).is_err());
+    assert!(b.record(stream, &event).is_err() && b.wait(stream, &event).is_err());
+    assert!(a.fill(stream, &view, 0).is_ok() && a.record(stream, &event).is_ok());
+}
+
+#[test]
+fn looking_at_a_host_buffer_waits_for_its_copies() {
+    let stream = schnell::device::StreamId::Compute;
+    let device = Device::emulator(EmulatorOptions { threads: 1, ..EmulatorOptions::default() });
+    let view = device.allocate(64).unwrap().view::<u8>(0, 64).unwrap();
+    let mut host = device.allocate_host(64).unwrap();
+    device.fill(stream, &view, 7).unwrap();
+    device.copy_to_host(stream, &mut host, 0, &view).unwrap();
+    assert_eq!(host.as_slice(), [7; 64]);
+    // A source may be rewritten once it has been read: the copy enqueued before must see the old bytes.
+    host.as_mut_slice().fill(1);
+    device.copy_to_device(stream, &view, &host, 0).unwrap();
+    host.as_mut_slice().fill(2);
+    let mut back = device.allocate_host(64).unwrap();
+    device.copy_to_host(stream, &mut back, 0, &view).unwrap();
+    assert_eq!(back.as_slice(), [1; 64]);
 }

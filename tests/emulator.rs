@@ -87,7 +87,7 @@ fn lazy_async_copies_leave_nan_until_waited_for() {
 fn across_streams(device: Device, with_event: bool) -> u8 {
     let memory = device.allocate(16).unwrap();
     let view = memory.view::<u8>(0, 16).unwrap();
-    let host = device.allocate_host(16).unwrap();
+    let mut host = device.allocate_host(16).unwrap();
     device.fill(StreamId::Copy, &view, 1).unwrap();
     device.synchronize(StreamId::Copy).unwrap();
     device.fill(StreamId::Copy, &view, 2).unwrap();
@@ -96,7 +96,7 @@ fn across_streams(device: Device, with_event: bool) -> u8 {
         device.record(StreamId::Copy, &event).unwrap();
         device.wait(COMPUTE, &event).unwrap();
     }
-    device.copy_to_host(COMPUTE, &host, 0, &view).unwrap();
+    device.copy_to_host(COMPUTE, &mut host, 0, &view).unwrap();
     device.synchronize(COMPUTE).unwrap();
     host.as_slice()[0]
 }

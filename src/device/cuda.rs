@@ -131,7 +131,7 @@ impl Cuda {
             cuda.streams[i] = result::stream::create(result::stream::StreamKind::NonBlocking)
                 .map_err(|e| cuda.error("create a stream", e))?;
         }
-        cuda.capability.free_bytes = cuda.free_bytes();
+        cuda.capability.free_bytes = cuda.free_now();
         Ok(cuda)
     }
 
@@ -150,7 +150,7 @@ impl Cuda {
     }
 
     /// The context must be current.
-    fn free_bytes(&self) -> u64 {
+    fn free_now(&self) -> u64 {
         result::mem_get_info().map_or(0, |(free, _)| free as u64)
     }
 
@@ -158,7 +158,7 @@ impl Cuda {
         Error::Capacity {
             what: what.to_string(),
             needed_bytes: bytes as u64,
-            available_bytes: self.free_bytes(),
+            available_bytes: self.free_now(),
             advice: advice.to_string(),
         }
     }
@@ -277,6 +277,11 @@ impl Drop for Cuda {
 impl Machine for Cuda {
     fn capability(&self) -> &Capability {
         &self.capability
+    }
+
+    fn free_bytes(&self) -> Result<u64> {
+        self.enter()?;
+        Ok(self.free_now())
     }
 
     unsafe fn allocate(&self, bytes: usize) -> Result<u64> {

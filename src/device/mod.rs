@@ -10,8 +10,9 @@
 //! # Safety
 //! This module owns every handle and address:
 //! - A [`View`] holds its [`DeviceMemory`] alive; memory is freed only after both streams have drained.
-//! - A [`HostBuffer`] is alive as long as the queue needs it: copies keep nothing, so dropping one drains the streams.
-//! - Copies check both ranges; launches are `unsafe` and belong to the wrappers in [`crate::kernels`], which check
+//! - A [`HostBuffer`] is alive as long as the queue needs it: copies keep nothing, so dropping one drains the streams;
+//!   its bytes can be seen only when no copy is in flight.
+//! - Copies check both ranges and that both ends are this machine's; launches are `unsafe` and belong to the wrappers in [`crate::kernels`], which check
 //!   every view against the shapes they pass on.
 
 mod cuda;
@@ -20,7 +21,7 @@ pub mod emulator;
 use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::{Error, Result};
 pub use emulator::{AsyncCopies, EmulatorOptions, Order};
@@ -101,6 +102,8 @@ impl std::fmt::Debug for Kernel {
 /// the same machine, and `params` is the kernel's own params struct.
 pub(crate) trait Machine: Send + Sync {
     fn capability(&self) -> &Capability;
+    /// Device memory that is free now.
+    fn free_bytes(&self) -> Result<u64>;
     unsafe fn allocate(&self, bytes: usize) -> Result<u64>;
     unsafe fn free(&self, address: u64, bytes: usize);
     unsafe fn allocate_host(&self, bytes: usize) -> Result<*mut u8>;
@@ -172,6 +175,14 @@ impl Device {
         self.machine().capability()
     }
 
+    /// Device memory that is free now.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the driver refuses.
+    pub fn free_bytes(&self) -> Result<u64> {
+        self.machine().free_bytes()
+    }
+
     /// How many device allocations were ever made here; a pipeline makes one.
     pub fn num_allocations(&self) -> usize {
         self.inner.num_allocations.load(Ordering::Relaxed)
@@ -195,7 +206,8 @@ impl Device {
     pub fn allocate_host(&self, bytes: usize) -> Result<HostBuffer> {
         // SAFETY: `HostBuffer` owns the address and gives it back once.
         let address = unsafe { self.machine().allocate_host(bytes)? };
-        Ok(HostBuffer { device: self.clone(), address, bytes })
+        let used = [self.create_event()?, self.create_event()?];
+        Ok(HostBuffer { device: self.clone(), address, bytes, used, pending: Default::default() })
     }
 
     /// Makes a kernel ready to launch.
@@ -217,7 +229,8 @@ impl Device {
     /// Enqueues a copy of `dst.len()` elements from `src`, starting at byte `src_offset`.
     ///
     /// # Errors
-    /// [`Error::Input`] when the range leaves `src`; [`Error::Device`] when the driver refuses.
+    /// [`Error::Input`] when the range leaves `src` or either is another machine's; [`Error::Device`] when the driver
+    /// refuses.
     pub fn copy_to_device<T>(
         &self,
         stream: StreamId,
@@ -227,25 +240,48 @@ impl Device {
     ) -> Result<()> {
         let bytes = dst.num_bytes();
         src.check(src_offset, bytes)?;
-        // SAFETY: the view lies in live memory, the source range was checked, and dropping either drains the streams.
-        unsafe { self.machine().copy_to_device(stream, dst.address(), src.address.add(src_offset), bytes) }
+        self.check_own(&dst.memory.device)?;
+        self.check_own(&src.device)?;
+        // SAFETY: both ends are this machine's and were checked; the view lies in live memory, whose drop drains the
+        // streams; the host buffer's bytes cannot be written before the event that follows has been reached.
+        unsafe { self.machine().copy_to_device(stream, dst.address(), src.address.add(src_offset), bytes)? };
+        self.mark_used(stream, src)
     }
 
     /// Enqueues a copy of `src.len()` elements to `dst`, starting at byte `dst_offset`.
     ///
     /// # Errors
-    /// [`Error::Input`] when the range leaves `dst`; [`Error::Device`] when the driver refuses.
+    /// [`Error::Input`] when the range leaves `dst` or either is another machine's; [`Error::Device`] when the driver
+    /// refuses.
     pub fn copy_to_host<T>(
         &self,
         stream: StreamId,
-        dst: &HostBuffer,
+        dst: &mut HostBuffer,
         dst_offset: usize,
         src: &View<T>,
     ) -> Result<()> {
         let bytes = src.num_bytes();
         dst.check(dst_offset, bytes)?;
-        // SAFETY: as in `copy_to_device`.
-        unsafe { self.machine().copy_to_host(stream, dst.address.add(dst_offset), src.address(), bytes) }
+        self.check_own(&src.memory.device)?;
+        self.check_own(&dst.device)?;
+        // SAFETY: as in `copy_to_device`; nobody can look at the bytes before the event has been reached.
+        unsafe { self.machine().copy_to_host(stream, dst.address.add(dst_offset), src.address(), bytes)? };
+        self.mark_used(stream, dst)
+    }
+
+    /// Records that `host` is in use until `stream` has passed this point.
+    fn mark_used(&self, stream: StreamId, host: &HostBuffer) -> Result<()> {
+        host.pending[stream.index()].store(true, Ordering::Relaxed);
+        self.record(stream, &host.used[stream.index()])
+    }
+
+    /// Views, host buffers and events belong to the machine that made them.
+    fn check_own(&self, other: &Device) -> Result<()> {
+        if Arc::ptr_eq(&self.inner, &other.inner) {
+            return Ok(());
+        }
+        let (mine, theirs) = (&self.capability().name, &other.capability().name);
+        Err(Error::Input(format!("memory or an event of {theirs} was given to another machine, {mine}")))
     }
 
     /// Enqueues setting every byte of `dst` to `value`.
@@ -253,7 +289,8 @@ impl Device {
     /// # Errors
     /// [`Error::Device`] when the driver refuses.
     pub fn fill<T>(&self, stream: StreamId, dst: &View<T>, value: u8) -> Result<()> {
-        // SAFETY: the view lies in live memory.
+        self.check_own(&dst.memory.device)?;
+        // SAFETY: the view lies in live memory of this machine.
         unsafe { self.machine().fill(stream, dst.address(), value, dst.num_bytes()) }
     }
 
@@ -288,7 +325,8 @@ impl Device {
     /// # Errors
     /// [`Error::Device`] when the driver refuses.
     pub fn record(&self, stream: StreamId, event: &Event) -> Result<()> {
-        // SAFETY: the event is alive and of this machine (only this crate makes them).
+        self.check_own(&event.device)?;
+        // SAFETY: the event is alive and of this machine.
         unsafe { self.machine().record(stream, event.id) }
     }
 
@@ -297,6 +335,7 @@ impl Device {
     /// # Errors
     /// [`Error::Device`] when the driver refuses.
     pub fn wait(&self, stream: StreamId, event: &Event) -> Result<()> {
+        self.check_own(&event.device)?;
         // SAFETY: as in `record`.
         unsafe { self.machine().wait(stream, event.id) }
     }
@@ -306,6 +345,7 @@ impl Device {
     /// # Errors
     /// [`Error::Device`] with whatever failed on the way.
     pub fn synchronize_event(&self, event: &Event) -> Result<()> {
+        self.check_own(&event.device)?;
         // SAFETY: as in `record`.
         unsafe { self.machine().synchronize_event(event.id) }
     }
@@ -432,15 +472,19 @@ impl<T> View<T> {
 
 /// Pinned host memory that copies go through.
 ///
-/// While a copy is in flight its bytes are the device's; read or write them after the stream has passed it.
+/// While a copy is in flight its bytes are the device's: looking at them waits for it.
 #[derive(Debug)]
 pub struct HostBuffer {
     device: Device,
     address: *mut u8,
     bytes: usize,
+    /// Recorded behind the last copy on each stream.
+    used: [Event; StreamId::COUNT],
+    /// Whether that event has yet to be waited for.
+    pending: [AtomicBool; StreamId::COUNT],
 }
 
-// SAFETY: the buffer is plain memory with one owner; all access goes through `&self` or `&mut self` copies below.
+// SAFETY: the buffer is plain memory with one owner; all access goes through the borrows below.
 unsafe impl Send for HostBuffer {}
 
 impl HostBuffer {
@@ -459,15 +503,28 @@ impl HostBuffer {
         Ok(())
     }
 
-    /// All of it, to fill before a copy to the device.
+    /// Waits until no copy is in flight.
+    fn settle(&self) {
+        for (event, pending) in self.used.iter().zip(&self.pending) {
+            if pending.swap(false, Ordering::Relaxed) {
+                // A copy that failed is over, too; the failure is reported by whoever synchronises the stream.
+                let _ = self.device.synchronize_event(event);
+            }
+        }
+    }
+
+    /// All of it, to fill before a copy to the device; waits for copies in flight.
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        // SAFETY: `bytes` initialised (zeroed) bytes that this value owns.
+        self.settle();
+        // SAFETY: `bytes` initialised (zeroed) bytes that this value owns, and no copy is in flight; the `&mut` keeps
+        // new ones from being enqueued.
         unsafe { std::slice::from_raw_parts_mut(self.address, self.bytes) }
     }
 
-    /// All of it, to read after a copy from the device.
+    /// All of it, to read after a copy from the device; waits for copies in flight.
     pub fn as_slice(&self) -> &[u8] {
-        // SAFETY: as above.
+        self.settle();
+        // SAFETY: as above; while the `&` lives only copies that read the buffer can be enqueued.
         unsafe { std::slice::from_raw_parts(self.address, self.bytes) }
     }
 }
@@ -491,8 +548,9 @@ impl Event {
     /// Milliseconds of device time from `start` to this event; both must have been reached.
     ///
     /// # Errors
-    /// [`Error::Device`] when one has not.
+    /// [`Error::Device`] when one has not, [`Error::Input`] when they are of two machines.
     pub fn elapsed_ms_since(&self, start: &Event) -> Result<f32> {
+        self.device.check_own(&start.device)?;
         // SAFETY: both events are alive and of one machine.
         unsafe { self.device.machine().elapsed_ms(start.id, self.id) }
     }

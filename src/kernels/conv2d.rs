@@ -65,7 +65,12 @@ impl Conv2d<'_> {
         if self.kernel != 3 && self.kernel != 1 {
             return Err(refuse(NAME, format!("a kernel of {0} x {0}", self.kernel)));
         }
-        if self.height == 0 || self.width == 0 || self.channels == 0 || self.x_pitch < self.channels {
+        if self.height == 0
+            || self.width == 0
+            || self.channels == 0
+            || self.out_channels == 0
+            || self.x_pitch < self.channels
+        {
             return Err(refuse(NAME, format!("a map {} x {} x {}", self.height, self.width, self.channels)));
         }
         let zoom = 1 + self.upsample as usize;

@@ -132,7 +132,7 @@ pub fn upload(
 struct Stage {
     host: HostBuffer,
     device: Slot<u8>,
-    /// The pinned buffer may be written again.
+    /// The bytes have arrived in the device-side slot.
     copied: Event,
     /// The device-side slot may be written again.
     consumed: Event,
@@ -187,11 +187,11 @@ impl Uploader<'_> {
     ) -> Result<()> {
         let stage = &mut self.stages[self.next];
         self.next = (self.next + 1) % SLOTS;
-        self.device.synchronize_event(&stage.copied)?;
         let file_row_bytes = tensor.bytes / (tensor.elements() / row_len.max(1)).max(1) as u64;
         self.scratch.resize(count * file_row_bytes as usize, 0);
         tensor.read_at(row as u64 * file_row_bytes, &mut self.scratch)?;
         let bytes = count * staged;
+        // Waits until the buffer's last copy has left it.
         let host = &mut stage.host.as_mut_slice()[..bytes];
         match job.target {
             Target::F32 { .. } => convert::to_f32(tensor.dtype, &self.scratch, cast_slice_mut(host))?,
@@ -248,10 +248,9 @@ impl Uploader<'_> {
                 }
                 .launch(self.device, StreamId::Compute)?;
                 self.device.record(StreamId::Compute, &stage.consumed)?;
-                return Ok(());
             }
         }
-        self.device.record(copy, &stage.copied)
+        Ok(())
     }
 }
 

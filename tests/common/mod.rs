@@ -62,8 +62,8 @@ impl Bench {
     }
 
     pub fn download<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(&self, view: &View<T>) -> Vec<T> {
-        let host: HostBuffer = self.device.allocate_host(view.num_bytes().max(1)).unwrap();
-        self.device.copy_to_host(COMPUTE, &host, 0, view).unwrap();
+        let mut host: HostBuffer = self.device.allocate_host(view.num_bytes().max(1)).unwrap();
+        self.device.copy_to_host(COMPUTE, &mut host, 0, view).unwrap();
         self.device.synchronize(COMPUTE).unwrap();
         bytemuck::cast_slice(&host.as_slice()[..view.num_bytes()]).to_vec()
     }

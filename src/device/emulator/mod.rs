@@ -147,9 +147,9 @@ impl Emulator {
                 .collect();
             let stream = match self.options.order {
                 _ if runnable.is_empty() => {
-                    let operation = "wait for a stream".to_string();
                     let reason = "every stream waits for an event that nobody will record".to_string();
-                    return Err(Error::Device { device: self.capability.name.clone(), operation, reason });
+                    state.error = Some(("wait for a stream".to_string(), reason));
+                    break;
                 }
                 // As late as possible: other streams move only when the awaited one is stuck.
                 Order::InOrder if runnable.contains(&target.index()) => target.index(),
@@ -234,6 +234,10 @@ impl Machine for Emulator {
         &self.capability
     }
 
+    fn free_bytes(&self) -> Result<u64> {
+        Ok(host_memory_bytes())
+    }
+
     unsafe fn allocate(&self, bytes: usize) -> Result<u64> {
         let layout = layout(bytes)?;
         // SAFETY: the layout has a non-zero size.
@@ -246,6 +250,9 @@ impl Machine for Emulator {
                 advice: "free host memory or use a smaller image or model".to_string(),
             });
         }
+        // Fresh pages are zero, which hides reads of what was never written: NaN patterns do not.
+        // SAFETY: `bytes` bytes were just allocated.
+        unsafe { std::ptr::write_bytes(base, 0xff, bytes) };
         self.lock().memory.push((base as u64, bytes));
         Ok(base as u64)
     }
