@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
+use schnell::config::PipelineConfig;
 use schnell::device::Device;
 use schnell::pipeline::{BindOptions, Model, Noise, Pipeline, Progress, Request};
 use schnell::plan::{Plan, human_bytes};
@@ -65,7 +66,8 @@ enum TimestepsOption {
 
 pub fn run(args: &Args) -> Result<()> {
     // All that can be refused is refused before any work.
-    if !args.allow_empty_prompt && args.prompt.trim().is_empty() {
+    let prompts = [Some(&args.prompt), args.prompt_2.as_ref()];
+    if !args.allow_empty_prompt && prompts.into_iter().flatten().any(|prompt| prompt.trim().is_empty()) {
         return Err(Error::Input(
             "the prompt is empty; say what to draw, or pass --allow-empty-prompt".to_string(),
         ));
@@ -78,10 +80,6 @@ pub fn run(args: &Args) -> Result<()> {
     }
     for path in [Some(&args.output), args.timings.as_ref()].into_iter().flatten() {
         check_writable(path)?;
-    }
-    if let Some(dir) = &args.dump {
-        std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-        check_writable(&dir.join("sigmas.safetensors"))?;
     }
     // As in diffusers; what it ignores silently is said aloud.
     let true_cfg = args.negative_prompt.is_some() && args.true_cfg_scale > 1.0;
@@ -96,12 +94,21 @@ pub fn run(args: &Args) -> Result<()> {
         eprintln!("{}", schnell::demo::NOTICE);
     }
     let dir = args.plan.model_dir()?;
-    let model = Model::open(dir.path())?;
-    let plan = Plan::new(model.config(), args.plan.shape(true_cfg), args.plan.quantize())?;
+    // Config files say what cannot be; weights are opened, headers only, when it can.
+    let config = PipelineConfig::open(dir.path())?;
+    let plan = Plan::new(&config, args.plan.shape(true_cfg), args.plan.quantize())?;
+    if let Noise::Given(values) = &noise {
+        check_noise(values, &plan)?;
+    }
     if let Some(budget) = args.plan.budget {
         plan.check_budget(budget)?;
     }
     let device = args.device.open(&plan)?;
+    let model = Model::open(dir.path())?;
+    if let Some(dir) = &args.dump {
+        std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+        check_writable(&dir.join("sigmas.safetensors"))?;
+    }
     let request = Request {
         prompt_2: args.prompt_2.clone(),
         negative_prompt: args.negative_prompt.clone().unwrap_or_default(),
@@ -196,6 +203,18 @@ fn noise_from_file(path: &Path) -> Result<Noise> {
         }
         _ => Err(wrong("not exactly one tensor")),
     }
+}
+
+/// Refuses noise of another size before the weights load.
+fn check_noise(values: &[f32], plan: &Plan) -> Result<()> {
+    let (tokens, channels) = (plan.shape.image_tokens(&plan.config), plan.config.flux.in_channels);
+    if values.len() == tokens * channels {
+        return Ok(());
+    }
+    Err(Error::Input(format!(
+        "noise of {} values; this size takes {tokens} tokens x {channels} channels",
+        values.len()
+    )))
 }
 
 /// One line that changes: loading by bytes, then steps.
