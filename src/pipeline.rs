@@ -356,6 +356,10 @@ impl Pipeline {
         let result =
             self.enqueue(&mut clock, &prompts, request.true_cfg_scale, &sigmas, &mut dumps, progress);
         self.clock = clock;
+        if result.is_err() {
+            // The pinned buffer must not be written again while copies from it are pending. What failed is in `result`.
+            let _ = self.device.synchronize(Run::STREAM);
+        }
         result?;
         let timings = self.clock.read(&self.device, tokenise_ms)?;
         let at = self.host_layout;
