@@ -117,22 +117,32 @@ pub struct Buffers {
     wide: Slot<bf16>,
 }
 
+/// How much a [`Flux`] is planned for.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent {
+    /// T5 tokens.
+    pub text_tokens: usize,
+    /// Packed latents.
+    pub image_tokens: usize,
+    /// Denoising steps.
+    pub steps: usize,
+    /// 1, or 2 with a negative prompt.
+    pub branches: usize,
+}
+
 impl Flux {
-    /// Plans weights and buffers for `text_tokens` + `image_tokens` tokens and `steps` steps;
-    /// `branches` is 1, or 2 with a negative prompt.
+    /// Plans weights and buffers.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for widths that the kernels cannot take.
     pub fn plan(
         config: &FluxConfig,
-        text_tokens: usize,
-        image_tokens: usize,
-        steps: usize,
-        branches: usize,
+        extent: Extent,
         quantize: Quantize,
         layout: &mut Layout,
         jobs: &mut Vec<Job>,
     ) -> Result<Flux> {
+        let Extent { text_tokens, image_tokens, steps, branches } = extent;
         let (d, ff, head_dim) = (config.width(), config.ff(), config.head_dim);
         if head_dim % 8 != 0 || head_dim > 128 || config.in_channels % 8 != 0 {
             return Err(Error::Unsupported(format!(

@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::arena::{Layout, Lifetime, Phase, Slot};
 use crate::config::PipelineConfig;
-use crate::flux::{Flux, SINUSOID_WIDTH};
+use crate::flux::{Extent, Flux, SINUSOID_WIDTH};
 use crate::nn::Quantize;
 use crate::text::clip::Clip;
 use crate::text::t5::T5;
@@ -203,20 +203,16 @@ impl Plan {
     pub fn new(config: &PipelineConfig, shape: Shape, quantize: Quantize) -> Result<Plan> {
         shape.check(config)?;
         let (mut layout, mut jobs) = (Layout::default(), Vec::new());
-        let image_tokens = shape.image_tokens(config);
         let (height, width) = shape.token_grid(config);
         let clip = Clip::plan(&config.clip, shape.branches(), &mut layout, &mut jobs)?;
         let t5 = T5::plan(&config.t5, shape.t5_length, shape.branches(), quantize, &mut layout, &mut jobs)?;
-        let flux = Flux::plan(
-            &config.flux,
-            shape.t5_length,
-            image_tokens,
-            shape.steps,
-            shape.branches(),
-            quantize,
-            &mut layout,
-            &mut jobs,
-        )?;
+        let extent = Extent {
+            text_tokens: shape.t5_length,
+            image_tokens: shape.image_tokens(config),
+            steps: shape.steps,
+            branches: shape.branches(),
+        };
+        let flux = Flux::plan(&config.flux, extent, quantize, &mut layout, &mut jobs)?;
         let vae = Vae::plan(&config.vae, 2 * height, 2 * width, &mut layout, &mut jobs)?;
         let nonfinite = layout.region("nonfinite", 1, Lifetime::span(Phase::Steps, Phase::Decode));
         // Embedding tables stay on disk; no other tensor is larger than the ones that have jobs.

@@ -166,9 +166,8 @@ impl DeviceOption {
                     human_time(seconds)
                 )));
             }
-            if !reason.is_empty() {
-                eprintln!("no GPU{reason}: running on the emulator, about {}", human_time(seconds));
-            }
+            let no_gpu = if reason.is_empty() { String::new() } else { format!("no GPU{reason}: ") };
+            eprintln!("{no_gpu}running on the emulator, about {}", human_time(seconds));
             Ok(device)
         };
         match self {
