@@ -14,7 +14,11 @@ fn check(golden: &Golden, case: &Value) {
     let output = golden.generate(case, &emulator());
     let stages = case["tensors"].as_object().unwrap();
     for stage in stages.keys() {
-        let dump = output.dumps.iter().find(|d| d.stage == *stage).unwrap_or_else(|| panic!("no {stage}"));
+        assert!(output.dumps.iter().any(|d| d.stage == *stage), "no {stage}");
+    }
+    // In the pipeline's order, so that the first failure names the stage at fault.
+    for dump in output.dumps.iter().filter(|d| stages.contains_key(&d.stage)) {
+        let stage = &dump.stage;
         let shape: Vec<usize> =
             stages[stage]["shape"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect();
         assert_eq!(dump.shape, shape, "{name}.{stage}");
