@@ -28,7 +28,7 @@ pub struct Timings {
 }
 
 /// Events at the boundaries of stages, created before the run.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Clock {
     events: Vec<Event>,
     names: Vec<String>,

@@ -8,14 +8,14 @@ use half::bf16;
 
 use super::{Case, Lab, Output, case, random_bits};
 use crate::Result;
-use crate::device::StreamId;
+use crate::device::{StreamId, View};
 use crate::kernels::FloatOut;
 use crate::kernels::attention::{Attention, Heads, RelativeBias};
 use crate::kernels::bf16_gemm::{Bf16Gemm, Bf16Weight};
 use crate::kernels::conv2d::{self, Conv2d};
 use crate::kernels::count_nonfinite::CountNonfinite;
 use crate::kernels::euler_step::EulerStep;
-use crate::kernels::gemm::{Activation, Epilogue, Problem};
+use crate::kernels::gemm::{Activation, Epilogue, Problem, Segment};
 use crate::kernels::gemv::{Gemv, GemvActivation, GemvWeight};
 use crate::kernels::group_norm_silu::GroupNormSilu;
 use crate::kernels::head_norm_rope::HeadNormRope;
@@ -24,6 +24,7 @@ use crate::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
 use crate::kernels::nf4_quantize::{Nf4Layout, Nf4Quantize, Nf4Source};
 use crate::kernels::rms_norm::RmsNorm;
 use crate::kernels::to_rgb::ToRgb;
+use crate::kernels::unpack_latents::UnpackLatents;
 
 const COMPUTE: StreamId = StreamId::Compute;
 /// Allowed relative L2 error and largest error, of f32 and of bf16 outputs.
@@ -37,6 +38,9 @@ pub(super) fn cases() -> Vec<Case> {
         case("kernels", "to_rgb", to_rgb),
         case("kernels", "head_norm_rope", head_norm_rope),
         case("kernels", "group_norm_silu", group_norm_silu),
+        case("kernels", "unpack_latents", unpack_latents),
+        case("kernels", "nf4_gemm_heads", nf4_gemm_heads),
+        case("kernels", "bf16_gemm_epilogues", bf16_gemm_epilogues),
     ];
     for width in [256, 4096, 100] {
         cases.push(case("kernels", format!("norms_{width}"), move |lab| norms(lab, width)));
@@ -79,7 +83,122 @@ fn euler_step(lab: &Lab) -> Result<Vec<Output>> {
         dt: -0.25,
     }
     .launch(lab.device(), COMPUTE)?;
-    Ok(vec![lab.bits("latents", &latents)?, lab.bits("latents_bf16", &latents_bf16)?])
+    let guided = lab.f32s(3, n, 3.0)?;
+    let negative = lab.f32s(4, n, 2.0)?;
+    EulerStep {
+        latents: &guided,
+        velocity: &velocity,
+        negative: Some((&negative, 2.5)),
+        latents_bf16: &lab.alloc::<bf16>(n)?,
+        dt: -0.25,
+    }
+    .launch(lab.device(), COMPUTE)?;
+    Ok(vec![
+        lab.bits("latents", &latents)?,
+        lab.bits("latents_bf16", &latents_bf16)?,
+        // The difference of two velocities may be fused with what follows it.
+        lab.close("guided", &guided, F32.0, F32.1)?,
+    ])
+}
+
+fn unpack_latents(lab: &Lab) -> Result<Vec<Output>> {
+    let (height, width, channels) = (6, 10, 12);
+    let tokens = lab.f32s(1, height * width * channels, 1.0)?;
+    let out = lab.alloc::<bf16>(height * width * 16)?;
+    UnpackLatents {
+        tokens: &tokens,
+        height,
+        width,
+        channels,
+        scaling: 0.3611,
+        shift: 0.1159,
+        out: &out,
+        pitch: 16,
+    }
+    .launch(lab.device(), COMPUTE)?;
+    Ok(vec![lab.bits("latents", &out)?])
+}
+
+/// Two problems of different height in one launch, with norm and RoPE, a plain segment and an activated one.
+fn nf4_gemm_heads(lab: &Lab) -> Result<Vec<Output>> {
+    let (rows, k, heads) = ([150, 20], 128, 2);
+    let d = heads * 128;
+    let n = 2 * d + 136;
+    let layout = Nf4Layout::Fragments;
+    let codes = lab.upload(bytemuck::cast_slice::<u32, u8>(&random_bits(1, layout.codes_len(n, k) / 4)))?;
+    let absmax = lab.f32s(2, layout.absmax_len(n, k), 0.2)?;
+    let (norm, bias) = (lab.f32s(3, 128, 1.5)?, lab.f32s(4, n, 0.5)?);
+    let (cos, sin) = (lab.f32s(5, 150 * 64, 1.0)?, lab.f32s(6, 150 * 64, 1.0)?);
+    let x = [lab.bf16s(7, rows[0] * k, 1.0)?, lab.bf16s(8, rows[1] * k, 1.0)?];
+    let alloc = |width: usize| -> Result<[View<bf16>; 2]> {
+        Ok([lab.alloc(rows[0] * width)?, lab.alloc(rows[1] * width)?])
+    };
+    let (q, v, mlp) = (alloc(d)?, alloc(d)?, alloc(136)?);
+    let problems = [0, 1].map(|i| {
+        let none = Activation::None;
+        let head = Epilogue::NormRope { out: &q[i], weight: &norm };
+        let problem = Problem {
+            rope: Some((&cos, &sin)),
+            norm_eps: 1e-6,
+            segments: vec![
+                Segment { begin: 0, end: d, pitch: d, activation: none, epilogue: head },
+                Segment {
+                    begin: d,
+                    end: 2 * d,
+                    pitch: d,
+                    activation: none,
+                    epilogue: Epilogue::Store(&v[i]),
+                },
+                Segment {
+                    begin: 2 * d,
+                    end: n,
+                    pitch: 136,
+                    activation: Activation::GeluTanh,
+                    epilogue: Epilogue::Store(&mlp[i]),
+                },
+            ],
+            ..Problem::simple(&x[i], [rows[i], n, k], Some(&bias), none, Epilogue::Store(&v[i]))
+        };
+        (problem, Nf4Weight { codes: &codes, absmax: &absmax })
+    });
+    Nf4Gemm { problems: &problems }.launch(lab.device(), COMPUTE)?;
+    let mut outputs = Vec::new();
+    for (name, views) in [("norm and rope", &q), ("store", &v), ("gelu", &mlp)] {
+        for (view, side) in views.iter().zip(["first", "second"]) {
+            outputs.push(lab.close_bf16(&format!("{name}, {side}"), view, BF16.0, BF16.1)?);
+        }
+    }
+    Ok(outputs)
+}
+
+/// The epilogues and activations that no other case takes.
+fn bf16_gemm_epilogues(lab: &Lab) -> Result<Vec<Output>> {
+    let (m, n, k) = (131, 140, 100);
+    let x = lab.bf16s(1, m * 104, 1.0)?;
+    let values = lab.bf16s(2, n * 104, 0.2)?;
+    let (sum, product) = (lab.bf16s(3, m * n, 1.0)?, lab.bf16s(4, m * n, 1.0)?);
+    let activated = [lab.alloc::<f32>(m * n)?, lab.alloc::<f32>(m * n)?, lab.alloc::<f32>(m * n)?];
+    let none = Activation::None;
+    let runs = [
+        (none, Epilogue::AddBf16(&sum, &sum)),
+        (none, Epilogue::MulBf16(&product, &product)),
+        (Activation::QuickGelu, Epilogue::StoreF32(&activated[0])),
+        (Activation::GeluErf, Epilogue::StoreF32(&activated[1])),
+        (Activation::Silu, Epilogue::StoreF32(&activated[2])),
+    ];
+    for (activation, epilogue) in runs {
+        let problem = Problem { x_pitch: 104, ..Problem::simple(&x, [m, n, k], None, activation, epilogue) };
+        Bf16Gemm { problems: &[(problem, Bf16Weight { values: &values, pitch: 104 })] }
+            .launch(lab.device(), COMPUTE)?;
+    }
+    let mut outputs = vec![
+        lab.close_bf16("sum", &sum, BF16.0, BF16.1)?,
+        lab.close_bf16("product", &product, BF16.0, BF16.1)?,
+    ];
+    for (view, name) in activated.iter().zip(["quick_gelu", "gelu_erf", "silu"]) {
+        outputs.push(lab.close(name, view, F32.0, F32.1)?);
+    }
+    Ok(outputs)
 }
 
 fn count_nonfinite(lab: &Lab) -> Result<Vec<Output>> {

@@ -153,7 +153,7 @@ impl Device {
         Device::new(Box::new(emulator::Emulator::new(options)))
     }
 
-    /// The GPU with this ordinal.
+    /// The GPU with this ordinal. Its primary context becomes the current one of every thread that uses the device.
     ///
     /// # Errors
     /// [`Error::Unsupported`] without a driver, with one that is too old, without such a GPU, below compute capability
