@@ -103,7 +103,7 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(budget) = args.plan.budget {
         plan.check_budget(budget)?;
     }
-    let device = args.device.open(&plan)?;
+    let (device, note) = args.device.open(&plan)?;
     let model = Model::open(dir.path())?;
     if let Some(dir) = &args.dump {
         std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
@@ -123,6 +123,9 @@ pub fn run(args: &Args) -> Result<()> {
         dump: args.dump.is_some(),
         ..Request::new(&args.prompt, args.seed)
     };
+    if let Some(note) = note {
+        eprintln!("{note}");
+    }
     draw(args, &model, plan, &device, &request)
 }
 

@@ -149,8 +149,9 @@ const EMULATOR_GFLOPS_PER_THREAD: f64 = 5.0;
 const EMULATOR_LIMIT_S: f64 = 20.0 * 60.0;
 
 impl DeviceOption {
-    /// Opens the device, and refuses the emulator for work that it would not finish.
-    pub fn open(self, plan: &Plan) -> Result<Device> {
+    /// Opens the device, and refuses the emulator for work that it would not finish. Also what the user should know
+    /// about the choice.
+    pub fn open(self, plan: &Plan) -> Result<(Device, Option<String>)> {
         let emulator = |why: Option<Error>| {
             let device = Device::emulator(EmulatorOptions::default());
             let threads = device.capability().threads;
@@ -167,14 +168,14 @@ impl DeviceOption {
                 )));
             }
             let no_gpu = if reason.is_empty() { String::new() } else { format!("no GPU{reason}: ") };
-            eprintln!("{no_gpu}running on the emulator, about {}", human_time(seconds));
-            Ok(device)
+            let note = format!("{no_gpu}running on the emulator, about {}", human_time(seconds));
+            Ok((device, Some(note)))
         };
         match self {
-            DeviceOption::Cuda(ordinal) => Device::cuda(ordinal),
+            DeviceOption::Cuda(ordinal) => Ok((Device::cuda(ordinal)?, None)),
             DeviceOption::Emulator => emulator(None),
             DeviceOption::Auto => match Device::cuda(0) {
-                Ok(device) => Ok(device),
+                Ok(device) => Ok((device, None)),
                 Err(why @ Error::Unsupported(_)) => emulator(Some(why)),
                 Err(other) => Err(other),
             },
