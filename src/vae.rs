@@ -37,7 +37,6 @@ pub struct Vae {
     norm_out: Affine,
     conv_out: Conv,
     maps: [Slot<bf16>; 3],
-    qkv: Option<Slot<bf16>>,
     workspace: Slot<f32>,
     /// f32 NHWC `[height, width, 4]`, red, green, blue in [-1, 1] before clamping.
     pub image: Slot<f32>,
@@ -59,6 +58,8 @@ struct MidAttention {
     norm: Affine,
     qkv: Linear,
     out: Linear,
+    /// bf16 `[pixels, 3 top]`: what the projections yield.
+    buffer: Slot<bf16>,
 }
 
 #[derive(Debug)]
@@ -111,6 +112,7 @@ impl Vae {
                 "VAE attention {top} wide; the widest is {MAX_HEAD_DIM}"
             )));
         }
+        let here = Lifetime::only(Phase::Decode);
         let mut b = Builder::new(layout, jobs, Part::Vae, Quantize::None);
         let latent = config.latent_channels;
         let post_quant = config.use_post_quant_conv.then(|| b.conv("post_quant_conv", latent, latent, 1));
@@ -123,6 +125,7 @@ impl Vae {
                 norm: b.affine(&name("group_norm"), top),
                 qkv: b.linear(&[(&q, top), (&k, top), (&v, top)], top, true, Rows::Many),
                 out: b.linear(&[(&name("to_out.0"), top)], top, true, Rows::Many),
+                buffer: b.layout.region("vae.qkv", latent_height * latent_width * 3 * top, here),
             }
         });
         let mid = [first, resnet(&mut b, "decoder.mid_block.resnets.1", top, top)];
@@ -146,7 +149,6 @@ impl Vae {
         let norm_out = b.affine("decoder.conv_norm_out", channels);
         let conv_out = b.conv("decoder.conv_out", channels, config.out_channels, 3);
 
-        let here = Lifetime::only(Phase::Decode);
         let out_pixels = pixels(levels - 1);
         Ok(Vae {
             latent_height,
@@ -158,7 +160,6 @@ impl Vae {
             norm_out,
             conv_out,
             maps: [0, 1, 2].map(|i| layout.region(format!("vae.map{i}"), largest, here)),
-            qkv: attention.as_ref().map(|_| layout.region("vae.qkv", pixels(0) * 3 * top, here)),
             attention,
             workspace: layout.region(
                 "vae.statistics",
@@ -308,8 +309,7 @@ impl Vae {
         let (normed, attended) = ((map.buffer + 1) % 3, (map.buffer + 2) % 3);
         self.norm(run, &attention.norm, map, normed, false)?;
         let x = run.view(&self.maps[normed])?;
-        let Some(qkv) = &self.qkv else { return Ok(()) };
-        let qkv = run.view(qkv)?;
+        let qkv = run.view(&attention.buffer)?;
         let tokens = |view, pitch| Tokens { view, pitch, rows: pixels };
         let none = Activation::None;
         run.gemm(&[Product::new(tokens(&x, c), &attention.qkv, 3 * c, none, Epilogue::Store(&qkv))])?;

@@ -80,8 +80,7 @@ pub struct Staging {
 }
 
 impl Staging {
-    /// Plans staging for the largest of `jobs`, as far as the config knows them; `largest_bytes` is the size of the
-    /// largest tensor in f32.
+    /// Plans staging; `largest_bytes` is the size of the model's largest tensor in f32.
     pub fn plan(layout: &mut Layout, largest_bytes: usize) -> Staging {
         let slot_bytes = largest_bytes.min(STAGING_BYTES).next_multiple_of(crate::arena::ALIGNMENT);
         let slots = layout.region("load.staging", SLOTS * slot_bytes, Lifetime::only(Phase::Load));
