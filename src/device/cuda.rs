@@ -108,7 +108,6 @@ impl Cuda {
             num_sms: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             smem_per_cta_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
             total_bytes,
-            free_bytes: 0,
             is_emulator: false,
             threads: 0,
             driver: version(driver_version),
@@ -131,7 +130,6 @@ impl Cuda {
             cuda.streams[i] = result::stream::create(result::stream::StreamKind::NonBlocking)
                 .map_err(|e| cuda.error("create a stream", e))?;
         }
-        cuda.capability.free_bytes = cuda.free_now();
         Ok(cuda)
     }
 

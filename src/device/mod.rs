@@ -39,8 +39,6 @@ pub struct Capability {
     pub smem_per_cta_bytes: u32,
     /// Device memory in all.
     pub total_bytes: u64,
-    /// Device memory free when the device was opened.
-    pub free_bytes: u64,
     /// Whether this is the emulator.
     pub is_emulator: bool,
     /// OS threads that the emulator runs CTAs on (0 on a GPU).

@@ -116,7 +116,6 @@ impl Emulator {
             num_sms: 16,
             smem_per_cta_bytes: 99 << 10,
             total_bytes: host_memory_bytes(),
-            free_bytes: host_memory_bytes(),
             is_emulator: true,
             threads,
             driver: "none".to_string(),
@@ -246,7 +245,7 @@ impl Machine for Emulator {
             return Err(Error::Capacity {
                 what: "the device allocation".to_string(),
                 needed_bytes: bytes as u64,
-                available_bytes: self.capability.free_bytes,
+                available_bytes: host_memory_bytes(),
                 advice: "free host memory or use a smaller image or model".to_string(),
             });
         }
