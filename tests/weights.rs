@@ -9,7 +9,7 @@ use schnell::config::{FluxConfig, PipelineConfig};
 use schnell::weights::convert::{to_bf16, to_f32};
 use schnell::weights::nf4::{self, Nf4};
 use schnell::weights::{
-    Component, Dtype, Needed, Part, SafeTensors, Source, TensorInfo, inventory, parameters,
+    Component, Dtype, Needed, Part, SafeTensors, Source, TensorInfo, bitsandbytes, inventory, parameters,
 };
 use serde_json::{Value, json};
 
@@ -360,11 +360,14 @@ fn what_is_wrong_is_named_and_counted() {
     expect_weights_error(shape, &["diffusion_pytorch_model.safetensors", target, "[8, 9]", "[8, 8]"]);
     let dtype = change_one(|tensors, i| tensors[i].2 = Dtype::U8);
     expect_weights_error(dtype, &[target, "U8", "BF16"]);
-    let quantised = change_one(|tensors, i| {
+    fn halve(tensors: &mut Stored, i: usize, beside: &str) {
         tensors[i] = (tensors[i].0.clone(), vec![32, 1], Dtype::U8);
-        tensors.push((format!("{}.quant_map", tensors[i].0), vec![16], Dtype::F32));
-    });
-    assert!(matches!(&quantised, Err(Error::Unsupported(what)) if what.contains(target)), "{quantised:?}");
+        tensors.push((format!("{}.{beside}", tensors[i].0), vec![16], Dtype::F32));
+    }
+    let fp4 = change_one(|tensors, i| halve(tensors, i, "quant_state.bitsandbytes__fp4"));
+    assert!(matches!(&fp4, Err(Error::Unsupported(what)) if what.contains(target) && what.contains("FP4")), "{fp4:?}");
+    let bare = change_one(|tensors, i| halve(tensors, i, "quant_map"));
+    expect_weights_error(bare, &[target, "without quant_state.bitsandbytes__nf4"]);
 
     // The first of several, with the number of the others; a missing folder counts once.
     let dir = folder(|part, tensors| {
@@ -375,6 +378,45 @@ fn what_is_wrong_is_named_and_counted() {
     expect_weights_error(Source::open(dir.path(), &tiny()), &["text_encoder", "and 2 more such problems"]);
     fs::remove_dir_all(dir.path().join("vae")).unwrap();
     expect_weights_error(Source::open(dir.path(), &tiny()), &["and 3 more such problems"]);
+}
+
+// ---- tensors that bitsandbytes quantised ----------------------------------------------------------------
+
+#[test]
+fn quantised_tensors_read_as_bitsandbytes_dequantises_them() {
+    let golden = Component::open("tests/golden".as_ref(), "nf4_linears").unwrap();
+    for name in ["plain", "nested"] {
+        let stored = golden.get(&format!("{name}.weight")).unwrap();
+        let tensor = bitsandbytes::open(&golden, stored).unwrap().expect("it is quantised");
+        assert_eq!((tensor.dtype, &tensor.shape[..]), (Dtype::F32, &[192, 128][..]));
+        let values = tensor.read_f32().unwrap();
+        let expected = golden.get(&format!("{name}.dequantised")).unwrap();
+        let rounded: Vec<u8> = values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect();
+        let mut bytes = vec![0; expected.bytes as usize];
+        expected.read_at(0, &mut bytes).unwrap();
+        assert!(rounded == bytes, "{name}: other bf16 values than bitsandbytes'");
+
+        // Quantising what was read gives back what was stored.
+        let again = nf4::quantize(&values);
+        let mut codes = vec![0; stored.bytes as usize];
+        stored.read_at(0, &mut codes).unwrap();
+        assert!(again.packed == codes, "{name}: other codes");
+        if name == "plain" {
+            assert_eq!(again.absmax, golden.get("plain.weight.absmax").unwrap().read_f32().unwrap());
+        }
+
+        // Any stretch of it, also one that begins and ends inside a byte and a block.
+        for (first, count) in [(0, 1), (1, 1), (63, 2), (127, 1), (5000, 333), (192 * 128 - 1, 1)] {
+            let mut bytes = vec![0; 4 * count];
+            tensor.read_at(4 * first as u64, &mut bytes).unwrap();
+            let mut part = vec![0.0; count];
+            to_f32(Dtype::F32, &bytes, &mut part).unwrap();
+            assert_eq!(part, values[first..first + count], "{name} {first}..+{count}");
+        }
+        assert!(matches!(tensor.read_at(2, &mut [0; 4]), Err(Error::Input(_))));
+        expect_weights_error(tensor.read_at(4 * 192 * 128, &mut [0; 4]), &["weight"]);
+        assert!(bitsandbytes::open(&golden, expected).unwrap().is_none(), "bf16 is no 4-bit tensor");
+    }
 }
 
 // ---- conversions -----------------------------------------------------------------------------------------

@@ -17,9 +17,10 @@
 //! ```
 //!
 //! Files are read by `pread`, never mapped: a mapped file that shrinks kills the process, and pages of a mapping
-//! count as ours. Left out so far: checkpoints that come already quantised (refused by name), single-file
-//! layouts.
+//! count as ours. Checkpoints that come already quantised by [`bitsandbytes`] read as what they mean. Left out so far:
+//! single-file layouts.
 
+pub mod bitsandbytes;
 pub mod convert;
 pub mod generated;
 pub mod hub;
@@ -163,13 +164,8 @@ fn find(component: &Component, needed: &Needed) -> Result<TensorInfo> {
             format!("tensor {} is missing: expected {:?}", names.join(" or "), needed.shape),
         ));
     };
-    if component.get(&format!("{}.quant_map", info.name)).is_some() {
-        return Err(Error::Unsupported(format!(
-            "{}: tensor {} is already quantised by bitsandbytes: use the original F32, BF16 or F16 weights",
-            info.file.path().display(),
-            info.name
-        )));
-    }
+    let dequantised = bitsandbytes::open(component, info)?;
+    let info = dequantised.as_ref().unwrap_or(info);
     if !matches!(info.dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16) {
         return Err(Error::weights(
             info.file.path(),

@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use super::bitsandbytes::Quantised;
 use crate::{Error, Result};
 
 pub use ::safetensors::Dtype;
@@ -54,6 +55,8 @@ pub struct TensorInfo {
     pub offset: u64,
     /// How many bytes it has.
     pub bytes: u64,
+    /// Set for a tensor that the file holds in 4 bits: it reads as f32, and `offset` is where its codes are.
+    pub quantised: Option<Arc<Quantised>>,
 }
 
 impl TensorInfo {
@@ -73,7 +76,8 @@ impl TensorInfo {
     /// Fills `buf` with the tensor's bytes from `start` on, little-endian as stored. Any thread may call it.
     ///
     /// # Errors
-    /// [`Error::Weights`] when the tensor ends before `buf` is full, [`Error::Io`] when reading fails.
+    /// [`Error::Weights`] when the tensor ends before `buf` is full, [`Error::Io`] when reading fails,
+    /// [`Error::Input`] for part of a value of a quantised tensor.
     pub fn read_at(&self, start: u64, buf: &mut [u8]) -> Result<()> {
         if start.checked_add(buf.len() as u64).is_none_or(|end| end > self.bytes) {
             return Err(Error::weights(
@@ -85,6 +89,12 @@ impl TensorInfo {
                     self.bytes
                 ),
             ));
+        }
+        if let Some(quantised) = &self.quantised {
+            if !start.is_multiple_of(4) || !buf.len().is_multiple_of(4) {
+                return Err(Error::Input(format!("tensor {}: f32 values are read whole", self.name)));
+            }
+            return quantised.read((start / 4) as usize, buf);
         }
         self.file.file.read_exact_at(buf, self.offset + start).map_err(Error::io("read", &self.file.path))
     }
@@ -161,6 +171,7 @@ impl SafeTensors {
                     file: file.clone(),
                     offset: 8 + header_bytes + begin as u64,
                     bytes: (end - begin) as u64,
+                    quantised: None,
                 };
                 (name, tensor)
             })

@@ -1,0 +1,160 @@
+//! Tensors that a checkpoint already holds in 4 bits, as bitsandbytes stores them.
+//!
+//! A Linear's `P.weight` is then `U8 [elements / 2, 1]`, two codes a byte, and beside it lie
+//!
+//! | name | what |
+//! |---|---|
+//! | `P.weight.absmax` | F32, one per quant block; U8 when absmax is itself quantised ("nested", "double quant") |
+//! | `P.weight.quant_map` | F32 `[16]`, the code book |
+//! | `P.weight.nested_absmax`, `P.weight.nested_quant_map` | F32, one per 256 absmax; F32 `[256]` |
+//! | `P.weight.quant_state.bitsandbytes__nf4` | U8, JSON: shape, block size, nested offset |
+//!
+//! Such a tensor reads as what its numbers mean, f32 `[out, in]`. Whoever wants NF4 quantises that again, which gives the
+//! same codes and absmax back, bit for bit: every block holds a code of magnitude 1, so its largest magnitude is its
+//! absmax, and every other value lies within rounding of its own code, far from any threshold.
+//!
+//! Source: bitsandbytes 0.50, `QuantState.as_dict`.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::nf4::{BLOCK, CODE_BOOK};
+use super::{Component, Dtype, TensorInfo};
+use crate::{Error, Result};
+
+/// What turns codes into values: absmax of every quant block, where it lies in the file.
+#[derive(Debug)]
+pub struct Quantised {
+    codes: TensorInfo,
+    absmax: TensorInfo,
+    nested: Option<Nested>,
+}
+
+/// absmax of a block is `book[code] * absmax[block / blocksize] + offset`.
+#[derive(Debug)]
+struct Nested {
+    absmax: Vec<f32>,
+    book: Vec<f32>,
+    block: usize,
+    offset: f32,
+}
+
+#[derive(Deserialize)]
+struct QuantState {
+    blocksize: usize,
+    shape: Vec<usize>,
+    nested_blocksize: Option<usize>,
+    nested_offset: Option<f32>,
+}
+
+/// `info` as an f32 tensor when bitsandbytes has quantised it; `None` when it has not.
+///
+/// # Errors
+/// [`Error::Unsupported`] for FP4, 8-bit, and other block sizes or code books; [`Error::Weights`] when parts are missing
+/// or do not fit together.
+pub fn open(component: &Component, info: &TensorInfo) -> Result<Option<TensorInfo>> {
+    let part = |suffix: &str| component.get(&format!("{}.{suffix}", info.name));
+    let unsupported =
+        |what: String| Error::Unsupported(format!("{}: tensor {}: {what}", info.file.path().display(), info.name));
+    let wrong = |what: String| Error::weights(info.file.path(), format!("tensor {}: {what}", info.name));
+    if info.name.strip_suffix("weight").is_some_and(|stem| component.get(&format!("{stem}SCB")).is_some()) {
+        return Err(unsupported("8-bit bitsandbytes weights are not supported: use NF4 or 16-bit ones".to_string()));
+    }
+    if part("quant_state.bitsandbytes__fp4").is_some() {
+        return Err(unsupported("FP4 weights are not supported: use NF4 or 16-bit ones".to_string()));
+    }
+    if part("quant_map").is_none() {
+        return Ok(None);
+    }
+    let needed = |suffix: &str, dtypes: &[Dtype]| -> Result<TensorInfo> {
+        let found = part(suffix).ok_or_else(|| wrong(format!("quantised, but without {suffix}")))?;
+        if !dtypes.contains(&found.dtype) {
+            return Err(wrong(format!("{suffix} has dtype {}: expected {dtypes:?}", found.dtype)));
+        }
+        Ok(found.clone())
+    };
+    let mut json = Vec::new();
+    let state = needed("quant_state.bitsandbytes__nf4", &[Dtype::U8])?;
+    json.resize(state.bytes as usize, 0);
+    state.read_at(0, &mut json)?;
+    let state: QuantState =
+        serde_json::from_slice(&json).map_err(|e| wrong(format!("malformed quant_state: {e}")))?;
+    if state.blocksize != BLOCK {
+        return Err(unsupported(format!("quantised in blocks of {}: only {BLOCK} is supported", state.blocksize)));
+    }
+    if needed("quant_map", &[Dtype::F32])?.read_f32()? != CODE_BOOK {
+        return Err(unsupported("quantised with another code book than NF4's".to_string()));
+    }
+
+    let elements = state.shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
+    let Some(elements) = elements.filter(|&n| n > 0 && n.div_ceil(2) as u64 == info.bytes && info.dtype == Dtype::U8) else {
+        return Err(wrong(format!(
+            "{} {:?} does not hold the 4-bit codes of {:?}",
+            info.dtype, info.shape, state.shape
+        )));
+    };
+    let blocks = elements.div_ceil(BLOCK);
+    let absmax = needed("absmax", &[Dtype::F32, Dtype::U8])?;
+    let count = |tensor: &TensorInfo, expected: usize, what: &str| match tensor.elements() {
+        n if n == expected => Ok(()),
+        n => Err(wrong(format!("{n} {what}: expected {expected}"))),
+    };
+    count(&absmax, blocks, "absmax")?;
+    let nested = if absmax.dtype == Dtype::U8 {
+        let (Some(block @ 1..), Some(offset)) = (state.nested_blocksize, state.nested_offset) else {
+            return Err(wrong("absmax is quantised, but quant_state has no nested_blocksize or nested_offset".to_string()));
+        };
+        let of_absmax = needed("nested_absmax", &[Dtype::F32])?;
+        count(&of_absmax, blocks.div_ceil(block), "nested_absmax")?;
+        let book = needed("nested_quant_map", &[Dtype::F32])?;
+        count(&book, 256, "values in nested_quant_map")?;
+        Some(Nested { absmax: of_absmax.read_f32()?, book: book.read_f32()?, block, offset })
+    } else {
+        None
+    };
+    let quantised = Quantised { codes: info.clone(), absmax, nested };
+    Ok(Some(TensorInfo {
+        dtype: Dtype::F32,
+        bytes: 4 * elements as u64,
+        shape: state.shape,
+        quantised: Some(Arc::new(quantised)),
+        ..info.clone()
+    }))
+}
+
+impl Quantised {
+    /// Elements `first..` as little-endian f32, as many as `out` holds.
+    pub(super) fn read(&self, first: usize, out: &mut [u8]) -> Result<()> {
+        let count = out.len() / 4;
+        if count == 0 {
+            return Ok(());
+        }
+        let last = first + count - 1;
+        let mut codes = vec![0; last / 2 - first / 2 + 1];
+        self.codes.read_at((first / 2) as u64, &mut codes)?;
+        let absmax = self.absmax(first / BLOCK, last / BLOCK + 1)?;
+        for (i, out) in (first..).zip(out.as_chunks_mut::<4>().0) {
+            let byte = codes[i / 2 - first / 2];
+            let code = if i % 2 == 0 { byte >> 4 } else { byte & 15 };
+            *out = (CODE_BOOK[code as usize] * absmax[i / BLOCK - first / BLOCK]).to_le_bytes();
+        }
+        Ok(())
+    }
+
+    /// absmax of blocks `first..end`.
+    fn absmax(&self, first: usize, end: usize) -> Result<Vec<f32>> {
+        let mut bytes = vec![0; (end - first) * self.absmax.dtype.bitsize() / 8];
+        self.absmax.read_at((first * self.absmax.dtype.bitsize() / 8) as u64, &mut bytes)?;
+        Ok(match &self.nested {
+            None => bytes.as_chunks::<4>().0.iter().map(|&quad| f32::from_le_bytes(quad)).collect(),
+            Some(nested) => (first..end)
+                .zip(bytes)
+                .map(|(block, code)| {
+                    // bitsandbytes rounds the product before it adds the offset.
+                    nested.book[code as usize] * nested.absmax[block / nested.block] + nested.offset
+                })
+                .collect(),
+        })
+    }
+}
