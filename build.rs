@@ -1,13 +1,16 @@
 //! Compiles `kernels/*.cu` twice: with the host's C++ compiler for the emulator (always), and with nvcc into one
 //! fatbin per file (where nvcc is found). Never touches the network.
+//!
+//! `SCHNELL_SANITIZE=address` or `thread` instruments the emulator's kernels (see scripts/sanitize).
 
 #[path = "build/nvcc.rs"]
 mod nvcc;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 fn main() {
     println!("cargo::rerun-if-changed=kernels");
+    println!("cargo::rerun-if-env-changed=SCHNELL_SANITIZE");
     let kernels = kernel_sources();
     compile_for_the_emulator(&kernels);
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
@@ -26,6 +29,36 @@ fn kernel_sources() -> Vec<PathBuf> {
 }
 
 fn compile_for_the_emulator(kernels: &[PathBuf]) {
+    // The runtime's side is never instrumented.
+    host_compiler().file("kernels/emulator.cpp").compile("schnell_emulator");
+
+    let mut build = host_compiler();
+    build.flag("-x").flag("c++").files(kernels);
+    let sanitize = std::env::var("SCHNELL_SANITIZE").unwrap_or_default();
+    let (flags, libraries): (&[&str], &[&str]) = match sanitize.as_str() {
+        "" => (&[], &[]),
+        // Bounds also inside a struct, of which shared memory consists; the first error ends the process.
+        "address" => (
+            &["-fsanitize=address,undefined", "-fsanitize=bounds-strict", "-fno-sanitize-recover=all"],
+            &["-lasan", "-lubsan"],
+        ),
+        "thread" => (&["-fsanitize=thread"], &["-ltsan"]),
+        other => panic!("SCHNELL_SANITIZE is {other:?}: expected address or thread"),
+    };
+    if !flags.is_empty() {
+        build.opt_level(1).flag("-g").flag("-fno-omit-frame-pointer");
+        for flag in flags {
+            build.flag(flag);
+        }
+        println!("cargo::rustc-link-arg=-Wl,--no-as-needed");
+        for library in libraries {
+            println!("cargo::rustc-link-arg={library}");
+        }
+    }
+    build.compile("schnell_kernels");
+}
+
+fn host_compiler() -> cc::Build {
     let mut build = cc::Build::new();
     build
         .cpp(true)
@@ -38,9 +71,6 @@ fn compile_for_the_emulator(kernels: &[PathBuf]) {
         .flag("-fno-strict-aliasing")
         .flag("-fno-exceptions")
         .flag("-fno-rtti")
-        .flag("-Wno-unknown-pragmas")
-        .file(Path::new("kernels/emulator.cpp"));
-    build.flag("-x").flag("c++");
-    build.files(kernels);
-    build.compile("schnell_kernels");
+        .flag("-Wno-unknown-pragmas");
+    build
 }

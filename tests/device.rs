@@ -2,6 +2,7 @@
 
 use schnell::Error;
 use schnell::device::{Device, EmulatorOptions};
+use schnell::kernels::count_nonfinite::CountNonfinite;
 
 /// Without a driver, a GPU or kernels there is one typed error, which says what is missing; with all three, a GPU.
 #[test]
@@ -49,6 +50,16 @@ fn machines_do_not_take_each_others_memory_or_events() {
     assert!(b.fill(stream, &view, 0).is_err());
     assert!(b.record(stream, &event).is_err() && b.wait(stream, &event).is_err());
     assert!(a.fill(stream, &view, 0).is_ok() && a.record(stream, &event).is_ok());
+    // Nor in a launch, whichever of its views it is.
+    let floats = |device: &Device| device.allocate(64).unwrap().view::<f32>(0, 16).unwrap();
+    let counter = |device: &Device| device.allocate(4).unwrap().view::<u32>(0, 1).unwrap();
+    for (x, count, device, fits) in
+        [(&a, &a, &a, true), (&b, &a, &a, false), (&a, &b, &a, false), (&a, &a, &b, false)]
+    {
+        let (x, counter) = (floats(x), counter(count));
+        let launched = CountNonfinite { x: &x, counter: &counter }.launch(device, stream);
+        assert_eq!(launched.is_ok(), fits, "{launched:?}");
+    }
 }
 
 #[test]

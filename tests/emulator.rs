@@ -63,7 +63,7 @@ fn an_early_exit_names_the_barrier() {
 fn wild_async_copies_name_thread_and_place() {
     let place_of = |entry| place(entry, "cp_async<16>");
     let far = place_of("probe_fault_far_source");
-    complaint(Fault::FarSource, &["CTA [", "thread 5 ", &far, "outside device memory"]);
+    complaint(Fault::FarSource, &["CTA [", "thread 5 ", &far, "outside the memory of this launch"]);
     let target = place_of("probe_fault_far_target");
     complaint(Fault::FarTarget, &["CTA [", "thread 6", &target, "outside shared memory"]);
     let misaligned = place_of("probe_fault_misaligned");

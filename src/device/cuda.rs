@@ -21,7 +21,7 @@ use std::sync::{Mutex, MutexGuard};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 
-use super::{Capability, EventId, Kernel, Machine, StreamId};
+use super::{Capability, EventId, Kernel, Machine, Span, StreamId};
 use crate::{Error, Result};
 
 /// The nvcc that compiled the kernels, as the driver counts: 13000 for 13.0; 0 without nvcc.
@@ -372,6 +372,7 @@ impl Machine for Cuda {
         grid: [u32; 3],
         params: *const c_void,
         params_bytes: usize,
+        _footprint: &[Span],
     ) -> Result<()> {
         self.enter()?;
         let function = self.function(kernel)?;

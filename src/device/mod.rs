@@ -118,6 +118,7 @@ pub(crate) trait Machine: Send + Sync {
         grid: [u32; 3],
         params: *const c_void,
         params_bytes: usize,
+        footprint: &[Span],
     ) -> Result<()>;
     fn create_event(&self) -> Result<EventId>;
     unsafe fn destroy_event(&self, event: EventId);
@@ -295,15 +296,17 @@ impl Device {
     /// Enqueues a launch.
     ///
     /// # Safety
-    /// `P` is the kernel's generated params struct and every address in it covers what the kernel touches for `grid`,
-    /// until the stream has passed the launch.
+    /// `P` is the kernel's generated params struct, every address in it comes from `footprint`, and the views there cover
+    /// what the kernel touches for `grid`, until the stream has passed the launch.
     pub(crate) unsafe fn launch<P: Copy>(
         &self,
         stream: StreamId,
         kernel: &'static Kernel,
         grid: [u32; 3],
         params: &P,
+        footprint: &Footprint<'_>,
     ) -> Result<()> {
+        self.check_own(footprint.device)?;
         if grid.contains(&0) {
             return Ok(());
         }
@@ -315,7 +318,7 @@ impl Device {
         }
         let pointer = std::ptr::from_ref(params).cast::<c_void>();
         // SAFETY: the caller's promise; the machine copies the params before it returns.
-        unsafe { self.machine().launch(stream, kernel, grid, pointer, size_of::<P>()) }
+        unsafe { self.machine().launch(stream, kernel, grid, pointer, size_of::<P>(), &footprint.spans) }
     }
 
     /// Enqueues recording `event`.
@@ -361,6 +364,40 @@ impl Device {
             // A failure was, or will be, reported by the call that waits for the result.
             let _ = self.machine().synchronize(stream);
         }
+    }
+}
+
+/// Some device memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    pub address: u64,
+    pub bytes: usize,
+}
+
+/// The device memory that one launch may touch. Whoever fills a params struct takes its addresses from here: so a kernel
+/// never gets another machine's memory, and the emulator knows what is out of bounds.
+#[derive(Debug)]
+pub(crate) struct Footprint<'a> {
+    device: &'a Device,
+    spans: Vec<Span>,
+}
+
+impl<'a> Footprint<'a> {
+    /// Nothing yet, on `device`.
+    pub fn new(device: &'a Device) -> Self {
+        Footprint { device, spans: Vec::with_capacity(8) }
+    }
+
+    /// The address of `view`, which the launch may touch from now on.
+    pub fn add<T>(&mut self, view: &View<T>) -> Result<u64> {
+        self.device.check_own(&view.memory.device)?;
+        self.spans.push(Span { address: view.address(), bytes: view.num_bytes() });
+        Ok(view.address())
+    }
+
+    /// As [`Footprint::add`]; null for nothing.
+    pub fn add_optional<T>(&mut self, view: Option<&View<T>>) -> Result<u64> {
+        view.map_or(Ok(0), |view| self.add(view))
     }
 }
 

@@ -6,7 +6,7 @@ use super::gemm::check_aligned;
 use super::{check_len, kernel, refuse, to_i32};
 use crate::Result;
 use crate::abi;
-use crate::device::{Device, Kernel, StreamId, View};
+use crate::device::{Device, Footprint, Kernel, StreamId, View};
 
 kernel!(
     /// Heads up to 64 wide: the text encoders.
@@ -128,12 +128,13 @@ impl Attention<'_> {
             }
             check_len(NAME, "bias", bias.view, self.heads * (2 * bias.len - 1))?;
         }
+        let mut footprint = Footprint::new(device);
         let params = abi::attention_params {
-            q: self.q.view.address(),
-            k: self.k.view.address(),
-            v: self.v.view.address(),
-            out: self.out.view.address(),
-            bias: self.bias.map_or(0, |b| b.view.address()),
+            q: footprint.add(self.q.view)?,
+            k: footprint.add(self.k.view)?,
+            v: footprint.add(self.v.view)?,
+            out: footprint.add(self.out.view)?,
+            bias: footprint.add_optional(self.bias.map(|b| b.view))?,
             q_pitch: self.q.pitch as i64,
             k_pitch: self.k.pitch as i64,
             v_pitch: self.v.pitch as i64,
@@ -152,6 +153,6 @@ impl Attention<'_> {
         let grid = [self.q_len.div_ceil(abi::ATTENTION_BLOCK_Q as usize) as u32, self.heads as u32, 1];
         // SAFETY: params is this entry's generated type; every operand was checked for its extent, and the grid covers
         // exactly the queries and heads.
-        unsafe { device.launch(stream, kernel, grid, &params) }
+        unsafe { device.launch(stream, kernel, grid, &params, &footprint) }
     }
 }

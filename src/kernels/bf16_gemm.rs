@@ -6,7 +6,7 @@ use super::gemm::{Problem, check_aligned, grid};
 use super::{check_len, kernel, refuse};
 use crate::Result;
 use crate::abi;
-use crate::device::{Device, StreamId, View};
+use crate::device::{Device, Footprint, StreamId, View};
 
 kernel!(
     /// 4 warps per 128 columns x 128 rows.
@@ -57,17 +57,18 @@ impl Bf16Gemm<'_> {
         if self.problems.is_empty() || self.problems.len() > abi::GEMM_MAX_PROBLEMS as usize {
             return Err(refuse(NAME, format!("{} problems in one launch", self.problems.len())));
         }
+        let mut footprint = Footprint::new(device);
         let mut params = abi::bf16_gemm_params::default();
         for ((problem, weight), out) in self.problems.iter().zip(&mut params.problem) {
             problem.check_tokens(NAME)?;
-            *out = problem.params(NAME)?;
+            *out = problem.params(NAME, &mut footprint)?;
             weight.check(NAME, problem.n, problem.k)?;
-            out.w = weight.values.address();
+            out.w = footprint.add(weight.values)?;
             out.w_pitch = weight.pitch as i64;
         }
         let grid = grid(self.problems.iter().map(|(problem, _)| problem));
         // SAFETY: params is this entry's generated type; `Problem::params` and `Bf16Weight::check` cover every address
         // for its m, n and k, and the grid has one z per problem filled in.
-        unsafe { device.launch(stream, &BF16_GEMM, grid, &params) }
+        unsafe { device.launch(stream, &BF16_GEMM, grid, &params, &footprint) }
     }
 }

@@ -7,7 +7,7 @@ use super::gemm::{Activation, Epilogue, Problem, Segment, grid};
 use super::{check_len, kernel, refuse, to_i32};
 use crate::Result;
 use crate::abi;
-use crate::device::{Device, StreamId, View};
+use crate::device::{Device, Footprint, StreamId, View};
 
 kernel!(
     /// 4 warps per 128 output channels x 128 output pixels.
@@ -95,8 +95,9 @@ impl Conv2d<'_> {
                 epilogue: self.epilogue,
             }],
         };
-        let mut gemm = problem.params(NAME)?;
-        gemm.w = self.weight.address();
+        let mut footprint = Footprint::new(device);
+        let mut gemm = problem.params(NAME, &mut footprint)?;
+        gemm.w = footprint.add(self.weight)?;
         gemm.w_pitch = k as i64;
         let params = abi::conv2d_params {
             gemm,
@@ -109,6 +110,6 @@ impl Conv2d<'_> {
         };
         // SAFETY: params is this entry's generated type; x, weight, bias and destination were checked for the extents
         // that the loader and the epilogue reach.
-        unsafe { device.launch(stream, &CONV2D, grid(std::iter::once(&problem)), &params) }
+        unsafe { device.launch(stream, &CONV2D, grid(std::iter::once(&problem)), &params, &footprint) }
     }
 }

@@ -3,7 +3,7 @@
 use super::{check_len, kernel, to_i32};
 use crate::Result;
 use crate::abi;
-use crate::device::{Device, StreamId, View};
+use crate::device::{Device, Footprint, StreamId, View};
 
 kernel!(
     /// Sixteen elements per thread.
@@ -33,15 +33,16 @@ impl CountNonfinite<'_> {
     /// [`crate::Error::Input`] when `counter` is empty.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
         check_len(NAME, "counter", self.counter, 1)?;
+        let mut footprint = Footprint::new(device);
         let params = abi::count_nonfinite_params {
-            x: self.x.address(),
-            counter: self.counter.address(),
+            x: footprint.add(self.x)?,
+            counter: footprint.add(self.counter)?,
             count: self.x.len() as i64,
         };
         let per_cta = (abi::COUNT_NONFINITE_THREADS * abi::COUNT_NONFINITE_PER_THREAD) as usize;
         let grid = [to_i32(NAME, "the grid", self.x.len().div_ceil(per_cta))? as u32, 1, 1];
         // SAFETY: params is this entry's generated type; no thread reaches beyond `x.len()` elements, and only the one
         // counter is written.
-        unsafe { device.launch(stream, &COUNT_NONFINITE, grid, &params) }
+        unsafe { device.launch(stream, &COUNT_NONFINITE, grid, &params, &footprint) }
     }
 }

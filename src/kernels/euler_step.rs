@@ -5,7 +5,7 @@ use half::bf16;
 use super::{check_len, kernel};
 use crate::Result;
 use crate::abi;
-use crate::device::{Device, StreamId, View};
+use crate::device::{Device, Footprint, StreamId, View};
 
 kernel!(
     /// One thread per element.
@@ -44,11 +44,12 @@ impl EulerStep<'_> {
         if let Some((negative, _)) = self.negative {
             check_len("euler_step", "negative", negative, count)?;
         }
+        let mut footprint = Footprint::new(device);
         let params = abi::euler_step_params {
-            latents: self.latents.address(),
-            velocity: self.velocity.address(),
-            negative: self.negative.map_or(0, |(view, _)| view.address()),
-            latents_bf16: self.latents_bf16.address(),
+            latents: footprint.add(self.latents)?,
+            velocity: footprint.add(self.velocity)?,
+            negative: footprint.add_optional(self.negative.map(|(view, _)| view))?,
+            latents_bf16: footprint.add(self.latents_bf16)?,
             count: count as i64,
             dt: self.dt,
             true_cfg_scale: self.negative.map_or(1.0, |(_, scale)| scale),
@@ -56,6 +57,6 @@ impl EulerStep<'_> {
         let grid = [count.div_ceil(abi::EULER_STEP_THREADS as usize) as u32, 1, 1];
         // SAFETY: params is this entry's generated type; every view covers `count` elements, beyond which no
         // thread reaches.
-        unsafe { device.launch(stream, &EULER_STEP, grid, &params) }
+        unsafe { device.launch(stream, &EULER_STEP, grid, &params, &footprint) }
     }
 }

@@ -5,7 +5,7 @@ use half::bf16;
 
 use super::{check_len, refuse, to_i32};
 use crate::abi;
-use crate::device::View;
+use crate::device::{Footprint, View};
 use crate::{Error, Result};
 
 /// Columns of one FLUX head and of one CTA tile.
@@ -126,7 +126,7 @@ impl<'a> Problem<'a> {
     }
 
     /// Checks every view but `x` against the shapes; `w`, `absmax` and `w_pitch` are the caller's.
-    pub(super) fn params(&self, kernel: &str) -> Result<abi::gemm_problem> {
+    pub(super) fn params(&self, kernel: &str, footprint: &mut Footprint<'_>) -> Result<abi::gemm_problem> {
         if self.m == 0 || self.n == 0 || self.k == 0 {
             return Err(refuse(kernel, format!("empty product {} x {} x {}", self.m, self.n, self.k)));
         }
@@ -141,8 +141,8 @@ impl<'a> Problem<'a> {
             return Err(refuse(kernel, format!("{} segments", self.segments.len())));
         }
         let mut params = abi::gemm_problem {
-            x: self.x.address(),
-            bias: self.bias.map_or(0, View::address),
+            x: footprint.add(self.x)?,
+            bias: footprint.add_optional(self.bias)?,
             x_pitch: self.x_pitch as i64,
             m: to_i32(kernel, "m", self.m)?,
             n: to_i32(kernel, "n", self.n)?,
@@ -160,7 +160,7 @@ impl<'a> Problem<'a> {
                 ));
             }
             covered = segment.end;
-            *out = self.segment_params(kernel, segment)?;
+            *out = self.segment_params(kernel, segment, footprint)?;
         }
         if covered != self.n {
             return Err(refuse(kernel, format!("segments cover {covered} of {} columns", self.n)));
@@ -170,12 +170,17 @@ impl<'a> Problem<'a> {
             check_len(kernel, "rope sin", sin, self.m * HEAD_WIDTH / 2)?;
             check_aligned(kernel, "rope cos", cos.address())?;
             check_aligned(kernel, "rope sin", sin.address())?;
-            (params.rope_cos, params.rope_sin) = (cos.address(), sin.address());
+            (params.rope_cos, params.rope_sin) = (footprint.add(cos)?, footprint.add(sin)?);
         }
         Ok(params)
     }
 
-    fn segment_params(&self, kernel: &str, s: &Segment<'_>) -> Result<abi::gemm_segment> {
+    fn segment_params(
+        &self,
+        kernel: &str,
+        s: &Segment<'_>,
+        footprint: &mut Footprint<'_>,
+    ) -> Result<abi::gemm_segment> {
         let columns = s.end.saturating_sub(s.begin);
         if columns == 0 || s.begin % 8 != 0 || (s.end % 8 != 0 && s.end != self.n) || s.pitch < columns {
             return Err(refuse(kernel, format!("segment {}..{} with pitch {}", s.begin, s.end, s.pitch)));
@@ -184,25 +189,29 @@ impl<'a> Problem<'a> {
         let (kind, out, aux) = match s.epilogue {
             Epilogue::Store(out) => {
                 check_len(kernel, "out", out, extent)?;
-                (abi::GEMM_STORE_BF16, out.address(), 0)
+                (abi::GEMM_STORE_BF16, footprint.add(out)?, 0)
             }
             Epilogue::StoreF32(out) => {
                 check_len(kernel, "out", out, extent)?;
-                (abi::GEMM_STORE_F32, out.address(), 0)
+                (abi::GEMM_STORE_F32, footprint.add(out)?, 0)
             }
             Epilogue::Add(out, gate) => {
                 check_len(kernel, "out", out, extent)?;
                 if let Some(gate) = gate {
                     check_len(kernel, "gate", gate, columns)?;
                 }
-                (abi::GEMM_ADD_F32, out.address(), gate.map_or(0, View::address))
+                (abi::GEMM_ADD_F32, footprint.add(out)?, footprint.add_optional(gate)?)
             }
             Epilogue::AddBf16(out, other) | Epilogue::MulBf16(out, other) => {
                 check_len(kernel, "out", out, extent)?;
                 check_len(kernel, "other operand", other, extent)?;
                 check_aligned(kernel, "other operand", other.address())?;
                 let add = matches!(s.epilogue, Epilogue::AddBf16(..));
-                (if add { abi::GEMM_ADD_BF16 } else { abi::GEMM_MUL_BF16 }, out.address(), other.address())
+                (
+                    if add { abi::GEMM_ADD_BF16 } else { abi::GEMM_MUL_BF16 },
+                    footprint.add(out)?,
+                    footprint.add(other)?,
+                )
             }
             Epilogue::NormRope { out, weight } => {
                 if s.begin % HEAD_WIDTH != 0
@@ -218,7 +227,7 @@ impl<'a> Problem<'a> {
                 check_len(kernel, "out", out, extent)?;
                 check_len(kernel, "norm weight", weight, HEAD_WIDTH)?;
                 check_aligned(kernel, "norm weight", weight.address())?;
-                (abi::GEMM_NORM_ROPE, out.address(), weight.address())
+                (abi::GEMM_NORM_ROPE, footprint.add(out)?, footprint.add(weight)?)
             }
         };
         check_aligned(kernel, "out", out)?;

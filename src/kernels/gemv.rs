@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::{all_aligned, check_len, check_pitch, kernel, matrix_len, refuse, to_i32};
 use crate::abi;
-use crate::device::{Device, Kernel, StreamId, View};
+use crate::device::{Device, Footprint, Kernel, StreamId, View};
 use crate::{Error, Result};
 
 kernel!(
@@ -122,7 +122,7 @@ pub struct Gemv<'a> {
 const NAME: &str = "gemv";
 
 impl Gemv<'_> {
-    fn check(&self) -> Result<abi::gemv_params> {
+    fn check<'d>(&self, device: &'d Device) -> Result<(abi::gemv_params, Footprint<'d>)> {
         let (m, n, k) = (self.m, self.n, self.k);
         if m == 0 || m > abi::GEMV_MAX_M as usize {
             return Err(refuse(NAME, format!("m = {m} is not in 1..={}", abi::GEMV_MAX_M)));
@@ -143,11 +143,12 @@ impl Gemv<'_> {
             }
             check_len(NAME, "add", add.rows, matrix_len(m, add.pitch, n))?;
         }
+        let mut footprint = Footprint::new(device);
         let mut params = abi::gemv_params {
-            x: self.x.address(),
-            bias: self.bias.map_or(0, View::address),
-            add: self.add.map_or(0, |add| add.rows.address()),
-            out: self.out.address(),
+            x: footprint.add(self.x)?,
+            bias: footprint.add_optional(self.bias)?,
+            add: footprint.add_optional(self.add.map(|add| add.rows))?,
+            out: footprint.add(self.out)?,
             pitch: self.pitch as i64,
             add_pitch: self.add.map_or(0, |add| add.pitch as i64),
             out_pitch: self.out_pitch as i64,
@@ -164,7 +165,7 @@ impl Gemv<'_> {
             GemvWeight::Bf16 { weight, pitch } => {
                 check_pitch(NAME, "weight.pitch", pitch, k)?;
                 check_len(NAME, "weight", weight, matrix_len(n, pitch, k))?;
-                params.weight = weight.address();
+                params.weight = footprint.add(weight)?;
                 params.weight_pitch = pitch as i64;
                 params.weight_vectors = i32::from(pitch % 8 == 0 && all_aligned(&[weight.address()], 16));
             }
@@ -177,11 +178,11 @@ impl Gemv<'_> {
                 }
                 check_len(NAME, "codes", codes, n.saturating_mul(k / 2))?;
                 check_len(NAME, "absmax", absmax, n.saturating_mul(k / 64))?;
-                params.codes = codes.address();
-                params.absmax = absmax.address();
+                params.codes = footprint.add(codes)?;
+                params.absmax = footprint.add(absmax)?;
             }
         }
-        Ok(params)
+        Ok((params, footprint))
     }
 
     /// The entry for this weight and number of rows.
@@ -204,11 +205,11 @@ impl Gemv<'_> {
     /// [`Error::Input`] when a view is shorter than its shape, a pitch is less than its row, `k` is 0, or NF4 codes are
     /// not 16-byte aligned; [`Error::Unsupported`] for more rows than 8, or NF4 with `k` no multiple of 64.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
-        let params = self.check()?;
+        let (params, footprint) = self.check(device)?;
         let grid = [self.n.div_ceil(abi::GEMV_ROWS as usize) as u32, 1, 1];
         // SAFETY: params is this entry's generated type; all views cover `m`, `n` and `k` at their pitches (checked
         // above), beyond which no lane reaches; the vector flags say what is aligned; `select` returns an entry for at
         // least `m` rows and for this kind of weight.
-        unsafe { device.launch(stream, self.select(), grid, &params) }
+        unsafe { device.launch(stream, self.select(), grid, &params, &footprint) }
     }
 }

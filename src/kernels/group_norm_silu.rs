@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::{all_aligned, check_len, check_pitch, kernel, matrix_len, refuse, to_i32};
 use crate::abi;
-use crate::device::{Device, StreamId, View};
+use crate::device::{Device, Footprint, StreamId, View};
 use crate::{Error, Result};
 
 kernel!(
@@ -81,7 +81,7 @@ impl GroupNormSilu<'_> {
         2 * groups * (num_chunks(pixels) + 1)
     }
 
-    fn check(&self) -> Result<abi::group_norm_silu_params> {
+    fn check<'d>(&self, device: &'d Device) -> Result<(abi::group_norm_silu_params, Footprint<'d>)> {
         let most = abi::GROUP_NORM_SILU_MAX_CHANNELS as usize;
         if self.channels == 0 || self.channels > most {
             return Err(refuse(NAME, format!("channels = {} is not in 1..={most}", self.channels)));
@@ -100,13 +100,15 @@ impl GroupNormSilu<'_> {
         check_len(NAME, "bias", self.bias, self.channels)?;
         check_len(NAME, "workspace", self.workspace, Self::workspace_len(self.pixels, self.groups))?;
         let num_chunks = num_chunks(self.pixels);
-        Ok(abi::group_norm_silu_params {
-            x: self.x.address(),
-            weight: self.weight.address(),
-            bias: self.bias.address(),
-            out: self.out.address(),
-            partials: self.workspace.address(),
-            statistics: self.workspace.address() + (2 * self.groups * num_chunks * size_of::<f32>()) as u64,
+        let mut footprint = Footprint::new(device);
+        let partials = footprint.add(self.workspace)?;
+        let params = abi::group_norm_silu_params {
+            x: footprint.add(self.x)?,
+            weight: footprint.add(self.weight)?,
+            bias: footprint.add(self.bias)?,
+            out: footprint.add(self.out)?,
+            partials,
+            statistics: partials + (2 * self.groups * num_chunks * size_of::<f32>()) as u64,
             pixels: self.pixels as i64,
             pitch: self.pitch as i64,
             out_pitch: self.out_pitch as i64,
@@ -116,7 +118,8 @@ impl GroupNormSilu<'_> {
             silu: i32::from(self.silu),
             eps: self.eps,
             reserved: 0,
-        })
+        };
+        Ok((params, footprint))
     }
 
     /// Enqueues the three launches.
@@ -125,7 +128,7 @@ impl GroupNormSilu<'_> {
     /// [`Error::Input`] when a view is shorter than its shape, a pitch is less than `channels`, or `groups` does not
     /// divide `channels`; [`Error::Unsupported`] for too many channels.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
-        let params = self.check()?;
+        let (params, footprint) = self.check(device)?;
         if self.pixels == 0 {
             return Ok(());
         }
@@ -140,9 +143,9 @@ impl GroupNormSilu<'_> {
         // their pitches and the workspace both statistics (checked above); the vector entries get rows that are
         // aligned for them; the launches are ordered by the stream.
         unsafe {
-            device.launch(stream, partials, chunks, &params)?;
-            device.launch(stream, &GROUP_NORM_FINISH, groups, &params)?;
-            device.launch(stream, apply, chunks, &params)
+            device.launch(stream, partials, chunks, &params, &footprint)?;
+            device.launch(stream, &GROUP_NORM_FINISH, groups, &params, &footprint)?;
+            device.launch(stream, apply, chunks, &params, &footprint)
         }
     }
 }

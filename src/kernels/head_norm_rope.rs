@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::{all_aligned, check_len, check_pitch, kernel, matrix_len, refuse, to_i32};
 use crate::abi;
-use crate::device::{Device, StreamId, View};
+use crate::device::{Device, Footprint, StreamId, View};
 use crate::{Error, Result};
 
 kernel!(
@@ -47,7 +47,7 @@ pub struct HeadNormRope<'a> {
 const NAME: &str = "head_norm_rope";
 
 impl HeadNormRope<'_> {
-    fn check(&self) -> Result<abi::head_norm_rope_params> {
+    fn check<'d>(&self, device: &'d Device) -> Result<(abi::head_norm_rope_params, Footprint<'d>)> {
         let width = self.heads.saturating_mul(self.head_dim);
         let (widest, num_pairs) = (abi::HEAD_NORM_ROPE_MAX_HEAD_DIM as usize, self.head_dim / 2);
         if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) || self.head_dim > widest {
@@ -65,18 +65,20 @@ impl HeadNormRope<'_> {
         check_len(NAME, "weight", self.weight, self.head_dim)?;
         check_len(NAME, "cos", self.cos, table_len)?;
         check_len(NAME, "sin", self.sin, table_len)?;
-        Ok(abi::head_norm_rope_params {
-            x: self.x.address(),
-            weight: self.weight.address(),
-            cos: self.cos.address(),
-            sin: self.sin.address(),
+        let mut footprint = Footprint::new(device);
+        let params = abi::head_norm_rope_params {
+            x: footprint.add(self.x)?,
+            weight: footprint.add(self.weight)?,
+            cos: footprint.add(self.cos)?,
+            sin: footprint.add(self.sin)?,
             pitch: self.pitch as i64,
             rope_row: self.rope_row as i64,
             rows: to_i32(NAME, "rows", self.rows)?,
             heads: to_i32(NAME, "heads", self.heads)?,
             head_dim: self.head_dim as i32,
             eps: self.eps,
-        })
+        };
+        Ok((params, footprint))
     }
 
     /// Enqueues norm and rotation.
@@ -85,11 +87,11 @@ impl HeadNormRope<'_> {
     /// [`Error::Input`] when a view is shorter than its shape, `pitch` is odd or less than a row, or `x` is not 4-byte
     /// aligned; [`Error::Unsupported`] for a `head_dim` that is odd or too wide.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
-        let params = self.check()?;
+        let (params, footprint) = self.check(device)?;
         let ctas = (self.rows * self.heads).div_ceil(abi::HEAD_NORM_ROPE_HEADS as usize);
         let grid = [to_i32(NAME, "the grid", ctas)? as u32, 1, 1];
         // SAFETY: params is this entry's generated type; `x` covers `rows` rows of whole heads at their pitch, the
         // tables cover rows `rope_row..rope_row + rows` (checked above), beyond which no lane reaches.
-        unsafe { device.launch(stream, &HEAD_NORM_ROPE, grid, &params) }
+        unsafe { device.launch(stream, &HEAD_NORM_ROPE, grid, &params, &footprint) }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{FloatOut, all_aligned, check_len, check_pitch, kernel, matrix_len, to_i32};
 use crate::abi;
-use crate::device::{Device, Kernel, StreamId, View};
+use crate::device::{Device, Footprint, Kernel, StreamId, View};
 use crate::{Error, Result};
 
 kernel!(
@@ -55,7 +55,7 @@ pub struct LayerNormMod<'a> {
 const NAME: &str = "layer_norm_mod";
 
 impl LayerNormMod<'_> {
-    fn check(&self) -> Result<abi::layer_norm_mod_params> {
+    fn check<'d>(&self, device: &'d Device) -> Result<(abi::layer_norm_mod_params, Footprint<'d>)> {
         if self.width == 0 {
             return Err(Error::Input(format!("{NAME}: rows of no elements have no mean")));
         }
@@ -65,11 +65,12 @@ impl LayerNormMod<'_> {
         check_len(NAME, "scale", self.scale, self.width)?;
         check_len(NAME, "shift", self.shift, self.width)?;
         self.out.check_len(NAME, matrix_len(self.rows, self.out_pitch, self.width))?;
-        let (out_bf16, out_f32) = self.out.addresses();
-        Ok(abi::layer_norm_mod_params {
-            x: self.x.address(),
-            scale: self.scale.address(),
-            shift: self.shift.address(),
+        let mut footprint = Footprint::new(device);
+        let (out_bf16, out_f32) = self.out.addresses(&mut footprint)?;
+        let params = abi::layer_norm_mod_params {
+            x: footprint.add(self.x)?,
+            scale: footprint.add(self.scale)?,
+            shift: footprint.add(self.shift)?,
             out_bf16,
             out_f32,
             pitch: self.pitch as i64,
@@ -78,7 +79,8 @@ impl LayerNormMod<'_> {
             width: to_i32(NAME, "width", self.width)?,
             scale_offset: self.scale_offset,
             eps: self.eps,
-        })
+        };
+        Ok((params, footprint))
     }
 
     /// The entry for this width and alignment.
@@ -100,11 +102,11 @@ impl LayerNormMod<'_> {
     /// # Errors
     /// [`Error::Input`] when a view is shorter than its shape, a pitch is less than `width`, or `width` is 0.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
-        let params = self.check()?;
+        let (params, footprint) = self.check(device)?;
         let grid = [self.rows.div_ceil(abi::LAYER_NORM_MOD_ROWS as usize) as u32, 1, 1];
         // SAFETY: params is this entry's generated type; the views cover `rows` rows at their pitches and `width`
         // columns (checked above), beyond which no lane reaches; `select` picks a vector entry only for rows that are
         // aligned for it.
-        unsafe { device.launch(stream, self.select(), grid, &params) }
+        unsafe { device.launch(stream, self.select(), grid, &params, &footprint) }
     }
 }

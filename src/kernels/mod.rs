@@ -28,7 +28,7 @@ pub mod unpack_latents;
 
 use half::bf16;
 
-use crate::device::{Kernel, View};
+use crate::device::{Footprint, Kernel, View};
 use crate::{Error, Result};
 
 /// Every entry point that is compiled for a GPU: `tests/resources.rs` keeps a line per entry and architecture.
@@ -157,11 +157,11 @@ impl FloatOut<'_> {
     }
 
     /// The addresses of the bf16 and of the f32 output; the one that is not meant is null.
-    fn addresses(&self) -> (u64, u64) {
-        match self {
-            FloatOut::Bf16(view) => (view.address(), 0),
-            FloatOut::F32(view) => (0, view.address()),
-        }
+    fn addresses(&self, footprint: &mut Footprint<'_>) -> Result<(u64, u64)> {
+        Ok(match self {
+            FloatOut::Bf16(view) => (footprint.add(view)?, 0),
+            FloatOut::F32(view) => (0, footprint.add(view)?),
+        })
     }
 
     /// Whether rows of whole float4 (or of as many bf16) can be stored at this pitch.

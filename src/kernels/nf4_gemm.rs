@@ -4,7 +4,7 @@ use super::gemm::{Problem, check_aligned, grid};
 use super::{check_len, kernel, refuse};
 use crate::Result;
 use crate::abi;
-use crate::device::{Device, StreamId, View};
+use crate::device::{Device, Footprint, StreamId, View};
 
 kernel!(
     /// 4 warps per 128 columns x 128 rows.
@@ -42,6 +42,7 @@ impl Nf4Gemm<'_> {
         if self.problems.is_empty() || self.problems.len() > abi::GEMM_MAX_PROBLEMS as usize {
             return Err(refuse(NAME, format!("{} problems in one launch", self.problems.len())));
         }
+        let mut footprint = Footprint::new(device);
         let mut params = abi::nf4_gemm_params::default();
         for ((problem, weight), out) in self.problems.iter().zip(&mut params.problem) {
             if problem.k % abi::GEMM_BLOCK_K as usize != 0 {
@@ -53,13 +54,13 @@ impl Nf4Gemm<'_> {
             check_aligned(NAME, "codes", weight.codes.address())?;
             check_aligned(NAME, "absmax", weight.absmax.address())?;
             problem.check_tokens(NAME)?;
-            *out = problem.params(NAME)?;
-            out.w = weight.codes.address();
-            out.absmax = weight.absmax.address();
+            *out = problem.params(NAME, &mut footprint)?;
+            out.w = footprint.add(weight.codes)?;
+            out.absmax = footprint.add(weight.absmax)?;
         }
         let grid = grid(self.problems.iter().map(|(problem, _)| problem));
         // SAFETY: params is this entry's generated type; `Problem::params` and the checks above cover every address
         // for its m, n and k, and the grid has one z per problem filled in.
-        unsafe { device.launch(stream, &NF4_GEMM, grid, &params) }
+        unsafe { device.launch(stream, &NF4_GEMM, grid, &params, &footprint) }
     }
 }

@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::{check_len, check_pitch, kernel, matrix_len, refuse, to_i32};
 use crate::abi;
-use crate::device::{Device, StreamId, View};
+use crate::device::{Device, Footprint, StreamId, View};
 use crate::{Error, Result};
 
 kernel!(
@@ -102,7 +102,7 @@ pub struct Nf4Quantize<'a> {
 const NAME: &str = "nf4_quantize";
 
 impl Nf4Quantize<'_> {
-    fn check(&self) -> Result<abi::nf4_quantize_params> {
+    fn check<'d>(&self, device: &'d Device) -> Result<(abi::nf4_quantize_params, Footprint<'d>)> {
         if self.k == 0 || !self.k.is_multiple_of(NF4_BLOCK) {
             return Err(refuse(NAME, format!("k = {} is no positive multiple of 64", self.k)));
         }
@@ -114,17 +114,22 @@ impl Nf4Quantize<'_> {
         }
         check_pitch(NAME, "pitch", self.pitch, self.k)?;
         let needed = matrix_len(self.rows, self.pitch, self.k);
+        let mut footprint = Footprint::new(device);
         let (src_f32, src_bf16) = match self.src {
-            Nf4Source::F32(src) => check_len(NAME, "src", src, needed).map(|()| (src.address(), 0))?,
-            Nf4Source::Bf16(src) => check_len(NAME, "src", src, needed).map(|()| (0, src.address()))?,
+            Nf4Source::F32(src) => {
+                check_len(NAME, "src", src, needed).and_then(|()| Ok((footprint.add(src)?, 0)))?
+            }
+            Nf4Source::Bf16(src) => {
+                check_len(NAME, "src", src, needed).and_then(|()| Ok((0, footprint.add(src)?)))?
+            }
         };
         check_len(NAME, "codes", self.codes, self.layout.codes_len(self.n, self.k))?;
         check_len(NAME, "absmax", self.absmax, self.layout.absmax_len(self.n, self.k))?;
-        Ok(abi::nf4_quantize_params {
+        let params = abi::nf4_quantize_params {
             src_f32,
             src_bf16,
-            codes: self.codes.address(),
-            absmax: self.absmax.address(),
+            codes: footprint.add(self.codes)?,
+            absmax: footprint.add(self.absmax)?,
             rows: self.rows as i64,
             pitch: self.pitch as i64,
             k: self.k as i64,
@@ -132,7 +137,8 @@ impl Nf4Quantize<'_> {
             padded_rows: self.layout.padded_rows(self.n) as i64,
             fragments: i32::from(self.layout == Nf4Layout::Fragments),
             reserved: 0,
-        })
+        };
+        Ok((params, footprint))
     }
 
     /// Enqueues the quantisation.
@@ -141,11 +147,11 @@ impl Nf4Quantize<'_> {
     /// [`Error::Input`] when a view is shorter than its shape, `pitch` is less than `k`, or the rows leave the
     /// destination; [`Error::Unsupported`] when `k` is no multiple of 64.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
-        let params = self.check()?;
+        let (params, footprint) = self.check(device)?;
         let ctas = (self.rows * (self.k / NF4_BLOCK)).div_ceil(abi::NF4_QUANTIZE_BLOCKS as usize);
         let grid = [to_i32(NAME, "the grid", ctas)? as u32, 1, 1];
         // SAFETY: params is this entry's generated type; `src` covers `rows` rows at its pitch, the destinations all
         // rows of the layout, of which first_row .. first_row + rows are written (checked above).
-        unsafe { device.launch(stream, &NF4_QUANTIZE, grid, &params) }
+        unsafe { device.launch(stream, &NF4_QUANTIZE, grid, &params, &footprint) }
     }
 }

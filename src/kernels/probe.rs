@@ -5,7 +5,7 @@
 
 use super::{check_len, kernel, to_i32};
 use crate::abi;
-use crate::device::{Device, Kernel, StreamId, View};
+use crate::device::{Device, Footprint, Kernel, StreamId, View};
 use crate::{Error, Result};
 
 const THREADS: usize = abi::PROBE_THREADS as usize;
@@ -161,22 +161,30 @@ impl Part {
         check_len(kernel.name, "input", input, self.num_inputs().unwrap_or(0))?;
         check_len(kernel.name, "output", output, self.num_outputs(input.len()))?;
         let grid = self.grid(input.len());
+        let mut footprint = Footprint::new(device);
         if self == Part::Echo {
-            let half = output.address() + 4 * abi::PROBE_ECHO_WORDS as u64 / 2;
-            let params = abi::probe_echo_params { first_words: output.address(), last_words: half, ..echo() };
+            let first_words = footprint.add(output)?;
+            let last_words = first_words + 4 * abi::PROBE_ECHO_WORDS as u64 / 2;
+            let params = abi::probe_echo_params { first_words, last_words, ..echo() };
             // SAFETY: params is this entry's generated type; the kernel writes PROBE_ECHO_WORDS words, checked above.
-            return unsafe { device.launch(stream, kernel, grid, &params) };
+            return unsafe { device.launch(stream, kernel, grid, &params, &footprint) };
         }
+        let params = params(input, output, grid[1], &mut footprint)?;
         // SAFETY: the kernel reads `num_inputs` and writes `num_outputs` words, both checked above; `input` is a whole
         // number of 16-byte vectors from a 256-byte aligned allocation wherever cp.async reads it.
-        unsafe { device.launch(stream, kernel, grid, &params(input, output, grid[1])?) }
+        unsafe { device.launch(stream, kernel, grid, &params, &footprint) }
     }
 }
 
-fn params(input: &View<u32>, output: &View<u32>, num_ctas_y: u32) -> Result<abi::probe_params> {
+fn params(
+    input: &View<u32>,
+    output: &View<u32>,
+    num_ctas_y: u32,
+    footprint: &mut Footprint<'_>,
+) -> Result<abi::probe_params> {
     Ok(abi::probe_params {
-        input: input.address(),
-        output: output.address(),
+        input: footprint.add(input)?,
+        output: footprint.add(output)?,
         num_input_words: to_i32("probe", "input words", input.len())?,
         num_ctas_y: num_ctas_y as i32,
     })
@@ -243,8 +251,10 @@ impl Fault {
         };
         check_len(kernel.name, "input", input, THREADS + 4)?;
         check_len(kernel.name, "output", output, THREADS.max(1 + num_ctas as usize))?;
+        let mut footprint = Footprint::new(device);
+        let params = params(input, output, 1, &mut footprint)?;
         // SAFETY: plain loads and stores stay within the words checked above; the wild addresses go to primitives only,
         // which the emulator checks before it touches them.
-        unsafe { device.launch(StreamId::Compute, kernel, [num_ctas, 1, 1], &params(input, output, 1)?) }
+        unsafe { device.launch(StreamId::Compute, kernel, [num_ctas, 1, 1], &params, &footprint) }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{FloatOut, all_aligned, check_len, check_pitch, kernel, matrix_len, to_i32};
 use crate::abi;
-use crate::device::{Device, Kernel, StreamId, View};
+use crate::device::{Device, Footprint, Kernel, StreamId, View};
 use crate::{Error, Result};
 
 kernel!(
@@ -47,7 +47,7 @@ pub struct RmsNorm<'a> {
 const NAME: &str = "rms_norm";
 
 impl RmsNorm<'_> {
-    fn check(&self) -> Result<abi::rms_norm_params> {
+    fn check<'d>(&self, device: &'d Device) -> Result<(abi::rms_norm_params, Footprint<'d>)> {
         if self.width == 0 {
             return Err(Error::Input(format!("{NAME}: rows of no elements have no mean")));
         }
@@ -56,10 +56,11 @@ impl RmsNorm<'_> {
         check_len(NAME, "x", self.x, matrix_len(self.rows, self.pitch, self.width))?;
         check_len(NAME, "weight", self.weight, self.width)?;
         self.out.check_len(NAME, matrix_len(self.rows, self.out_pitch, self.width))?;
-        let (out_bf16, out_f32) = self.out.addresses();
-        Ok(abi::rms_norm_params {
-            x: self.x.address(),
-            weight: self.weight.address(),
+        let mut footprint = Footprint::new(device);
+        let (out_bf16, out_f32) = self.out.addresses(&mut footprint)?;
+        let params = abi::rms_norm_params {
+            x: footprint.add(self.x)?,
+            weight: footprint.add(self.weight)?,
             out_bf16,
             out_f32,
             pitch: self.pitch as i64,
@@ -68,7 +69,8 @@ impl RmsNorm<'_> {
             width: to_i32(NAME, "width", self.width)?,
             eps: self.eps,
             reserved: 0,
-        })
+        };
+        Ok((params, footprint))
     }
 
     /// The entry for this width and alignment.
@@ -89,11 +91,11 @@ impl RmsNorm<'_> {
     /// # Errors
     /// [`Error::Input`] when a view is shorter than its shape, a pitch is less than `width`, or `width` is 0.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
-        let params = self.check()?;
+        let (params, footprint) = self.check(device)?;
         let grid = [self.rows.div_ceil(abi::RMS_NORM_ROWS as usize) as u32, 1, 1];
         // SAFETY: params is this entry's generated type; the views cover `rows` rows at their pitches and `width`
         // columns (checked above), beyond which no lane reaches; `select` picks a vector entry only for rows that are
         // aligned for it.
-        unsafe { device.launch(stream, self.select(), grid, &params) }
+        unsafe { device.launch(stream, self.select(), grid, &params, &footprint) }
     }
 }

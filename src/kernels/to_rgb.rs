@@ -3,7 +3,7 @@
 use super::{check_len, check_pitch, kernel, matrix_len, to_i32};
 use crate::Result;
 use crate::abi;
-use crate::device::{Device, StreamId, View};
+use crate::device::{Device, Footprint, StreamId, View};
 
 kernel!(
     /// One thread per byte.
@@ -39,9 +39,10 @@ impl ToRgb<'_> {
         check_pitch(NAME, "pitch", self.pitch, 3)?;
         check_len(NAME, "x", self.x, matrix_len(self.pixels, self.pitch, 3))?;
         check_len(NAME, "out", self.out, self.pixels.saturating_mul(3))?;
+        let mut footprint = Footprint::new(device);
         let params = abi::to_rgb_params {
-            x: self.x.address(),
-            out: self.out.address(),
+            x: footprint.add(self.x)?,
+            out: footprint.add(self.out)?,
             pixels: self.pixels as i64,
             pitch: self.pitch as i64,
         };
@@ -49,6 +50,6 @@ impl ToRgb<'_> {
         let grid = [to_i32(NAME, "the grid", ctas)? as u32, 1, 1];
         // SAFETY: params is this entry's generated type; `x` and `out` cover `pixels` pixels (checked above), beyond
         // which no thread reaches.
-        unsafe { device.launch(stream, &TO_RGB, grid, &params) }
+        unsafe { device.launch(stream, &TO_RGB, grid, &params, &footprint) }
     }
 }

@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::{all_aligned, check_len, check_pitch, kernel, refuse, to_i32};
 use crate::abi;
-use crate::device::{Device, StreamId, View};
+use crate::device::{Device, Footprint, StreamId, View};
 use crate::{Error, Result};
 
 kernel!(
@@ -62,9 +62,10 @@ impl UnpackLatents<'_> {
         let elements = pixels.saturating_mul(self.pitch);
         check_len(NAME, "tokens", self.tokens, pixels.saturating_mul(self.channels))?;
         check_len(NAME, "out", self.out, elements)?;
+        let mut footprint = Footprint::new(device);
         let params = abi::unpack_latents_params {
-            tokens: self.tokens.address(),
-            out: self.out.address(),
+            tokens: footprint.add(self.tokens)?,
+            out: footprint.add(self.out)?,
             num_pairs: (elements / 2) as i64,
             width: to_i32(NAME, "width", self.width)?,
             channels: to_i32(NAME, "4 x channels", self.channels.saturating_mul(4))? / 4,
@@ -77,6 +78,6 @@ impl UnpackLatents<'_> {
         let grid = [to_i32(NAME, "the grid", ctas)? as u32, 1, 1];
         // SAFETY: params is this entry's generated type; `tokens` and `out` cover the whole map (checked above), beyond
         // which no thread reaches.
-        unsafe { device.launch(stream, &UNPACK_LATENTS, grid, &params) }
+        unsafe { device.launch(stream, &UNPACK_LATENTS, grid, &params, &footprint) }
     }
 }

@@ -14,6 +14,7 @@
 
 mod pool;
 mod runtime;
+mod sanitizer;
 mod tile;
 
 use std::alloc::Layout;
@@ -22,9 +23,10 @@ use std::ffi::c_void;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
-use super::{Capability, EventId, Kernel, Machine, StreamId};
+use super::{Capability, EventId, Kernel, Machine, Span, StreamId};
 use crate::{Error, Result};
 use pool::Pool;
+use sanitizer::SANITIZER;
 
 /// In which order the threads of a CTA, the CTAs of a grid and the streams of a device take turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -65,7 +67,7 @@ pub struct EmulatorOptions {
 const ALIGNMENT: usize = 1024;
 
 enum Op {
-    Launch { kernel: &'static Kernel, grid: [u32; 3], params: Vec<u64> },
+    Launch { kernel: &'static Kernel, grid: [u32; 3], params: Vec<u64>, footprint: Vec<Span> },
     CopyToDevice { dst: u64, src: usize, bytes: usize },
     CopyToHost { dst: usize, src: u64, bytes: usize },
     Fill { dst: u64, value: u8, bytes: usize },
@@ -176,20 +178,25 @@ impl Emulator {
 
     fn carry_out(&self, state: &mut State, op: Op) {
         match op {
-            Op::Launch { kernel, grid, params } => {
+            Op::Launch { kernel, grid, params, footprint } => {
                 state.launches += 1;
                 let launch = runtime::Launch {
                     entry: kernel.emulated,
                     params: params.as_ptr().cast::<c_void>(),
+                    name: kernel.name,
                     grid,
                     threads: kernel.threads,
                     smem_bytes: kernel.smem_bytes,
-                    memory: &state.memory,
+                    footprint: &footprint,
                     order: self.options.order,
                     async_copies: self.options.async_copies,
                     seed: self.options.seed.wrapping_add(state.launches << 32),
+                    emulator_seed: self.options.seed,
                 };
-                if let Err(reason) = self.pool.run(&launch) {
+                guard(&state.memory, &footprint);
+                let result = self.pool.run(&launch);
+                unguard(&state.memory);
+                if let Err(reason) = result {
                     let seed = self.options.seed;
                     state.error =
                         Some((format!("kernel {}", kernel.name), format!("{reason} (seed {seed})")));
@@ -210,6 +217,27 @@ impl Emulator {
                 state.events[event].time = Some(Instant::now());
             }
             Op::Wait { .. } => {}
+        }
+    }
+}
+
+/// Under AddressSanitizer, makes everything but the launch's own memory out of bounds: gaps of the arena, and regions
+/// that are not alive.
+fn guard(memory: &[(u64, usize)], footprint: &[Span]) {
+    if let Some(address) = &SANITIZER.address {
+        for &(base, bytes) in memory {
+            address.poison(base as *const u8, bytes);
+        }
+        for span in footprint {
+            address.unpoison(span.address as *const u8, span.bytes);
+        }
+    }
+}
+
+fn unguard(memory: &[(u64, usize)]) {
+    if let Some(address) = &SANITIZER.address {
+        for &(base, bytes) in memory {
+            address.unpoison(base as *const u8, bytes);
         }
     }
 }
@@ -308,13 +336,14 @@ impl Machine for Emulator {
         grid: [u32; 3],
         params: *const c_void,
         params_bytes: usize,
+        footprint: &[Span],
     ) -> Result<()> {
         let mut copy = vec![0u64; params_bytes.div_ceil(8)];
         // SAFETY: `params` points to `params_bytes` bytes, and the copy is at least as large.
         unsafe {
             std::ptr::copy_nonoverlapping(params.cast::<u8>(), copy.as_mut_ptr().cast::<u8>(), params_bytes)
         };
-        self.push(stream, Op::Launch { kernel, grid, params: copy })
+        self.push(stream, Op::Launch { kernel, grid, params: copy, footprint: footprint.to_vec() })
     }
 
     fn create_event(&self) -> Result<EventId> {

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
-use super::Order;
 use super::runtime::{Cta, Launch, Rng};
+use super::{Order, sanitizer};
 
 /// A launch on its way through the workers.
 struct Task {
@@ -75,6 +75,7 @@ impl Pool {
             failed: AtomicBool::new(false),
             error: Mutex::new(None),
         });
+        sanitizer::release(Arc::as_ptr(&task));
         let mut board = lock(&self.shared.board);
         board.generation += 1;
         board.busy = self.workers.len();
@@ -85,6 +86,7 @@ impl Pool {
         }
         board.task = None;
         drop(board);
+        sanitizer::acquire(Arc::as_ptr(&task));
         match lock(&task.error).take() {
             Some((_, what)) => Err(what),
             None => Ok(()),
@@ -125,7 +127,9 @@ fn work(shared: &Shared) {
                 board = shared.work.wait(board).unwrap_or_else(|e| e.into_inner());
             }
         };
+        sanitizer::acquire(Arc::as_ptr(&task));
         run_some(&mut cta, &task);
+        sanitizer::release(Arc::as_ptr(&task));
         drop(task);
         let mut board = lock(&shared.board);
         board.busy -= 1;

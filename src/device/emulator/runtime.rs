@@ -15,11 +15,12 @@
 
 use std::ffi::{CStr, c_char, c_void};
 
-use corosensei::stack::DefaultStack;
+use corosensei::stack::{DefaultStack, Stack as _};
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 
+use super::sanitizer::{self, Fiber, SANITIZER, Stack};
 use super::tile;
-use super::{AsyncCopies, Order};
+use super::{AsyncCopies, Order, Span};
 
 const WARP: usize = 32;
 /// Kernels keep fragments and accumulators in locals: a few KiB. The guard page catches what grows past this.
@@ -67,7 +68,17 @@ pub(super) struct Thread {
     state: State,
     copies: Vec<PendingCopy>,
     copy_group: u32,
+    /// For the sanitizers: this thread, the engine that makes its copies, and its stack.
+    fiber: Fiber,
+    engine: Fiber,
+    stack: Stack,
+    /// Names of the orderings that issue and completion of copies make.
+    copies_issued: u8,
+    copies_done: [u8; COPY_GROUPS],
 }
+
+/// Groups of copies that are told apart for ThreadSanitizer; more are never in flight.
+const COPY_GROUPS: usize = 16;
 
 #[derive(Clone, Copy, PartialEq)]
 enum State {
@@ -111,6 +122,9 @@ struct Warp {
     collective: Collective,
     site: Site,
     operands: [Operands; WARP],
+    /// Names of the orderings that one `sync_warp` and the next make.
+    synced: [u8; 2],
+    num_synced: usize,
 }
 
 /// A cp.async that has been issued and not carried out.
@@ -142,14 +156,18 @@ impl PendingCopy {
 pub(super) struct Launch<'a> {
     pub entry: unsafe extern "C" fn(*const c_void),
     pub params: *const c_void,
+    pub name: &'static str,
     pub grid: [u32; 3],
     pub threads: u32,
     pub smem_bytes: u32,
-    /// Device memory: `(base, bytes)` of each live allocation.
-    pub memory: &'a [(u64, usize)],
+    /// The device memory that the launch may touch.
+    pub footprint: &'a [Span],
     pub order: Order,
     pub async_copies: AsyncCopies,
+    /// Of this launch.
     pub seed: u64,
+    /// The emulator's, which replays it.
+    pub emulator_seed: u64,
 }
 
 /// The runtime of one worker: the fibers and shared memory that it uses for CTA after CTA.
@@ -160,13 +178,21 @@ pub(super) struct Cta {
     warps: Vec<Warp>,
     smem: Vec<u128>,
     smem_bytes: usize,
-    memory: Vec<(u64, usize)>,
+    footprint: Vec<Span>,
     barrier_arrived: u32,
     live: u32,
     order: Order,
     async_copies: AsyncCopies,
     rng: Rng,
     error: Option<String>,
+    kernel: &'static str,
+    seed: u64,
+    /// For the sanitizers: the worker itself and its stack, and the name of what orders one CTA after the other.
+    worker: Fiber,
+    worker_stack: Stack,
+    boundary: u8,
+    synced: [u8; 2],
+    num_synced: usize,
 }
 
 /// splitmix64: small, seedable, good enough to shuffle schedules.
@@ -196,13 +222,20 @@ impl Cta {
             warps: Vec::new(),
             smem: Vec::new(),
             smem_bytes: 0,
-            memory: Vec::new(),
+            footprint: Vec::new(),
             barrier_arrived: 0,
             live: 0,
             order: Order::InOrder,
             async_copies: AsyncCopies::Eager,
             rng: Rng(0),
             error: None,
+            kernel: "",
+            seed: 0,
+            worker: Fiber::NONE,
+            worker_stack: Stack::UNKNOWN,
+            boundary: 0,
+            synced: [0; 2],
+            num_synced: 0,
         })
     }
 
@@ -249,7 +282,29 @@ impl Cta {
             self.error = Some(format!("deadlock: {}", self.who_waits_where()));
             return Err(self.abandon());
         }
+        sanitizer::acquire(&raw const self.boundary);
+        self.open_shared_memory();
+        // SAFETY: sets a thread-local of this OS thread.
+        unsafe { schnell_emu_set_self(std::ptr::null_mut()) };
         Ok(())
+    }
+
+    /// Lets nobody touch the bytes around the CTA's shared memory.
+    fn fence_shared_memory(&self) {
+        if let Some(address) = &SANITIZER.address {
+            let (start, bytes) = (self.smem.as_ptr().cast::<u8>(), self.smem.len() * size_of::<u128>());
+            let inner = self.index.smem as *const u8;
+            // SAFETY: both ends lie in, or one past, the buffer.
+            let after = unsafe { inner.add(self.smem_bytes) };
+            address.poison(start, inner as usize - start as usize);
+            address.poison(after, start as usize + bytes - after as usize);
+        }
+    }
+
+    fn open_shared_memory(&self) {
+        if let Some(address) = &SANITIZER.address {
+            address.unpoison(self.smem.as_ptr().cast(), self.smem.len() * size_of::<u128>());
+        }
     }
 
     fn prepare(&mut self, launch: &Launch<'_>, cta: [u32; 3]) {
@@ -258,8 +313,8 @@ impl Cta {
         self.order = launch.order;
         self.async_copies = launch.async_copies;
         self.rng = Rng(launch.seed ^ (cta[0] as u64) << 40 ^ (cta[1] as u64) << 20 ^ cta[2] as u64);
-        self.memory.clear();
-        self.memory.extend_from_slice(launch.memory);
+        self.footprint.clear();
+        self.footprint.extend_from_slice(launch.footprint);
         self.smem_bytes = launch.smem_bytes as usize;
         // 1024-byte alignment needs slack; filled with NaN patterns so that nothing relies on zeroed memory.
         let words = self.smem_bytes.div_ceil(16) + 64;
@@ -271,10 +326,17 @@ impl Cta {
             num_ctas: launch.grid,
             smem: (base + (base.wrapping_neg() & 1023)) as *mut c_void,
         };
+        self.fence_shared_memory();
+        self.kernel = launch.name;
+        self.seed = launch.emulator_seed;
+        self.num_synced = 0;
+        self.worker = Fiber::current();
+        sanitizer::release(&raw const self.boundary);
         let this: *mut Cta = self;
         while self.fibers.len() < threads {
             let thread = self.fibers.len() as u32;
-            self.fibers.push(new_fiber());
+            let (coroutine, stack) = new_fiber();
+            self.fibers.push(coroutine);
             self.threads.push(Thread {
                 index: std::ptr::null(),
                 thread,
@@ -283,6 +345,11 @@ impl Cta {
                 state: State::Idle,
                 copies: Vec::with_capacity(64),
                 copy_group: 0,
+                fiber: Fiber::create(),
+                engine: Fiber::NONE,
+                stack,
+                copies_issued: 0,
+                copies_done: [0; COPY_GROUPS],
             });
         }
         for thread in &mut self.threads[..threads] {
@@ -301,6 +368,8 @@ impl Cta {
             collective: Collective::SyncWarp,
             site: Site::NOWHERE,
             operands: [nothing; WARP],
+            synced: [0; 2],
+            num_synced: 0,
         }));
         self.barrier_arrived = 0;
         self.live = threads as u32;
@@ -315,10 +384,14 @@ impl Cta {
         // SAFETY: sets a thread-local of this OS thread, which is the one that resumes the fiber.
         unsafe { schnell_emu_set_self(thread.cast()) };
         let fiber = &raw mut self.fibers[at];
+        SANITIZER.leave(&mut self.worker_stack, &self.threads[at].stack);
+        self.threads[at].fiber.switch_to();
         // SAFETY: `self.fibers` is not touched while a fiber runs (it grows only in `prepare`); the raw pointer keeps
         // the borrow checker from assuming that the fiber cannot reach `self`, which it does through `Thread::cta`.
         let result = unsafe { (*fiber).resume(job) };
         debug_assert!(matches!(result, CoroutineResult::Yield(())));
+        self.worker.switch_to();
+        SANITIZER.arrive(&self.worker_stack, &mut Stack::UNKNOWN.clone());
         if self.threads[at].state == State::Finished {
             self.finish(warp, lane);
         }
@@ -378,6 +451,17 @@ impl Cta {
             // pointers in `warps` are reset before the next CTA.
             unsafe { fiber.force_reset() };
         }
+        self.open_shared_memory();
+        for thread in &mut self.threads {
+            // Frames that never returned have left their redzones on the stack.
+            if let Some(address) = &SANITIZER.address {
+                address.unpoison(thread.stack.bottom.cast(), thread.stack.bytes);
+            }
+            thread.fiber.destroy();
+            thread.engine.destroy();
+        }
+        // SAFETY: sets a thread-local of this OS thread.
+        unsafe { schnell_emu_set_self(std::ptr::null_mut()) };
         self.fibers.clear();
         self.threads.clear();
         let what = self.error.take().unwrap_or_default();
@@ -389,27 +473,59 @@ impl Cta {
         p >= base && p + bytes <= base + self.smem_bytes
     }
 
-    fn memory_holds(&self, p: *const u8, bytes: usize) -> bool {
+    fn footprint_holds(&self, p: *const u8, bytes: usize) -> bool {
         let p = p as u64;
-        self.memory.iter().any(|&(base, len)| p >= base && p + bytes as u64 <= base + len as u64)
+        self.footprint.iter().any(|s| p >= s.address && p + bytes as u64 <= s.address + s.bytes as u64)
     }
 }
 
-fn new_fiber() -> Coroutine<Job, (), (), DefaultStack> {
+impl Drop for Cta {
+    fn drop(&mut self) {
+        for thread in &mut self.threads {
+            thread.fiber.destroy();
+            thread.engine.destroy();
+        }
+    }
+}
+
+fn new_fiber() -> (Coroutine<Job, (), (), DefaultStack>, Stack) {
     let stack = DefaultStack::new(STACK_BYTES).expect("a fiber stack of 64 KiB");
-    Coroutine::with_stack(stack, |yielder: &Yielder<Job, ()>, mut job: Job| {
+    let (top, bottom) = (stack.base().get(), stack.limit().get());
+    let extent = Stack { bottom: bottom as *const c_void, bytes: top - bottom, ..Stack::UNKNOWN };
+    let coroutine = Coroutine::with_stack(stack, |yielder: &Yielder<Job, ()>, mut job: Job| {
+        let mut left = Stack::UNKNOWN;
         loop {
-            // SAFETY: the scheduler set the thread-local to this fiber's thread just before resuming it, and `params`
-            // is this entry's own struct, alive until the launch returns.
+            // SAFETY: the scheduler set the thread-local to this fiber's thread just before resuming it (between CTAs the
+            // threads may have moved); `params` is this entry's own struct, alive until the launch returns.
             unsafe {
                 let thread = schnell_emu_get_self().cast::<Thread>();
+                SANITIZER.arrive(&left, &mut (*(*thread).cta).worker_stack);
                 (*thread).yielder = yielder;
+                sanitizer::acquire(&raw const (*(*thread).cta).boundary);
                 (job.entry)(job.params);
+                sanitizer::release(&raw const (*(*thread).cta).boundary);
                 (*thread).state = State::Finished;
+                left = (*thread).stack;
+                SANITIZER.leave(&mut left, &(*(*thread).cta).worker_stack);
             }
             job = yielder.suspend(());
         }
-    })
+    });
+    (coroutine, extent)
+}
+
+/// What runs on this OS thread, for a last message.
+pub(super) fn running() -> Option<String> {
+    // SAFETY: the thread-local is null unless one of this OS thread's fibers runs, whose thread and CTA are then alive.
+    unsafe {
+        let thread = schnell_emu_get_self().cast::<Thread>();
+        let thread = thread.as_ref()?;
+        let cta = &*thread.cta;
+        Some(format!(
+            "kernel {}, CTA {:?}, thread {} (seed {})",
+            cta.kernel, cta.index.cta, thread.thread, cta.seed
+        ))
+    }
 }
 
 // ------------------------------------------------------------------------------------------------ primitives
@@ -447,8 +563,12 @@ pub(super) fn install() {
 /// # Safety
 /// `thread` is the running fiber's own.
 unsafe fn give_way(thread: *mut Thread) {
-    // SAFETY: the yielder belongs to this fiber, which is the one running.
-    unsafe { (*(*thread).yielder).suspend(()) };
+    // SAFETY: the yielder belongs to this fiber, which is the one running; thread and CTA outlive it.
+    unsafe {
+        SANITIZER.leave(&mut (*thread).stack, &(*(*thread).cta).worker_stack);
+        (*(*thread).yielder).suspend(());
+        SANITIZER.arrive(&(*thread).stack, &mut (*(*thread).cta).worker_stack);
+    }
 }
 
 /// Records an error and never returns to the kernel: the scheduler abandons the fiber.
@@ -470,9 +590,12 @@ unsafe extern "C" fn sync_cta(thread: *mut Thread, site: *const Site) {
     // SAFETY: the kernel passes its own thread and a live site; one fiber runs at a time.
     unsafe {
         let cta = &mut *(*thread).cta;
+        let synced = &raw const cta.synced[cta.num_synced % 2];
+        sanitizer::release(synced);
         cta.barrier_arrived += 1;
         if cta.barrier_arrived == cta.live {
             cta.barrier_arrived = 0;
+            cta.num_synced += 1;
             let me = (*thread).thread as usize;
             for (w, warp) in cta.warps.iter_mut().enumerate() {
                 if warp.arrived != 0 {
@@ -483,10 +606,12 @@ unsafe extern "C" fn sync_cta(thread: *mut Thread, site: *const Site) {
                 warp.ready = warp.live;
             }
             cta.warps[me / WARP].ready &= !(1 << (me % WARP));
+            sanitizer::acquire(synced);
             return;
         }
         (*thread).state = State::AtCta(*site);
         give_way(thread);
+        sanitizer::acquire(synced);
     }
 }
 
@@ -538,7 +663,16 @@ const NO_OPERANDS: Operands =
 
 unsafe extern "C" fn sync_warp(thread: *mut Thread, site: *const Site) {
     // SAFETY: the kernel passes its own thread and a live site; the collective has no operands.
-    unsafe { rendezvous(thread, site, Collective::SyncWarp, NO_OPERANDS, |_, _| Ok(())) }
+    unsafe {
+        let warp = &raw mut (&mut (*(*thread).cta).warps)[(*thread).thread as usize / WARP];
+        let synced = &raw const (*warp).synced[(*warp).num_synced % 2];
+        sanitizer::release(synced);
+        rendezvous(thread, site, Collective::SyncWarp, NO_OPERANDS, |_, _| {
+            (*warp).num_synced += 1;
+            Ok(())
+        });
+        sanitizer::acquire(synced);
+    }
 }
 
 unsafe extern "C" fn shfl_xor(thread: *mut Thread, value: *mut u32, mask: u32, site: *const Site) {
@@ -583,14 +717,15 @@ unsafe extern "C" fn cp_async(
                 format!("cp.async writes {bytes} bytes at {dst:p}, outside shared memory"),
             );
         }
-        if valid_bytes > 0 && !cta.memory_holds(src, valid_bytes as usize) {
+        if valid_bytes > 0 && !cta.footprint_holds(src, valid_bytes as usize) {
             return fail(
                 thread,
                 *site,
-                format!("cp.async reads {valid_bytes} bytes at {src:p}, outside device memory"),
+                format!("cp.async reads {valid_bytes} bytes at {src:p}, outside the memory of this launch"),
             );
         }
         let copy = PendingCopy { dst, src, bytes, valid_bytes, group: (*thread).copy_group };
+        note_copy(&mut *thread, &copy);
         let eager = match cta.async_copies {
             AsyncCopies::Eager => true,
             AsyncCopies::Lazy => false,
@@ -607,6 +742,23 @@ unsafe extern "C" fn cp_async(
     }
 }
 
+/// Tells ThreadSanitizer of a copy as one that the thread's engine makes, at any time after its issue.
+fn note_copy(thread: &mut Thread, copy: &PendingCopy) {
+    if !thread.fiber.exists() {
+        return;
+    }
+    if !thread.engine.exists() {
+        thread.engine = Fiber::create();
+    }
+    sanitizer::release(&raw const thread.copies_issued);
+    thread.engine.switch_to();
+    sanitizer::acquire(&raw const thread.copies_issued);
+    sanitizer::reads(copy.src, copy.valid_bytes as usize);
+    sanitizer::writes(copy.dst, copy.bytes as usize);
+    sanitizer::release(&raw const thread.copies_done[copy.group as usize % COPY_GROUPS]);
+    thread.fiber.switch_to();
+}
+
 unsafe extern "C" fn cp_async_commit(thread: *mut Thread) {
     // SAFETY: the kernel passes its own thread.
     unsafe { (*thread).copy_group += 1 };
@@ -617,6 +769,9 @@ unsafe extern "C" fn cp_async_wait(thread: *mut Thread, pending: u32, _site: *co
     let thread = unsafe { &mut *thread };
     // The `pending` most recent committed groups may stay in flight; copies not yet committed stay too.
     let group = thread.copy_group;
+    for due in (0..group.saturating_sub(pending)).rev().take(COPY_GROUPS) {
+        sanitizer::acquire(&raw const thread.copies_done[due as usize % COPY_GROUPS]);
+    }
     thread.copies.retain(|copy| {
         let due = copy.group < group && group - copy.group > pending;
         if due {
@@ -639,6 +794,9 @@ unsafe extern "C" fn ldmatrix(
     // SAFETY: `frag` holds 4 words and `rows` one pointer per tile, both locals of the calling lane; every row
     // address is checked before it is read.
     unsafe {
+        for tile in 0..tiles as usize {
+            sanitizer::reads(*rows.add(tile), 16);
+        }
         rendezvous(thread, site, collective, operands, |cta, lanes| {
             for tile in 0..tiles as usize {
                 let row_of = |lane: usize| *lanes[lane].a.cast::<*const u8>().add(tile);
