@@ -39,7 +39,13 @@ pub struct PipelineConfig {
     pub vae: VaeConfig,
     /// `scheduler/scheduler_config.json`
     pub scheduler: SchedulerConfig,
+    /// The T5 length to use unless told otherwise, padding included: 256 for schnell, less where
+    /// `tokenizer_2/tokenizer_config.json` allows less (`model_max_length`).
+    pub t5_length: usize,
 }
+
+/// T5 tokens that schnell was trained with.
+const SCHNELL_T5_TOKENS: usize = 256;
 
 /// The transformer, diffusers' `FluxTransformer2DModel`.
 #[derive(Debug, Clone, PartialEq)]
@@ -227,6 +233,7 @@ impl PipelineConfig {
             t5: T5Config::read(&dir.join("text_encoder_2/config.json"))?,
             vae: VaeConfig::read(&dir.join("vae/config.json"))?,
             scheduler: SchedulerConfig::read(&dir.join("scheduler/scheduler_config.json"))?,
+            t5_length: t5_length(&dir.join("tokenizer_2/tokenizer_config.json"))?,
         };
         config.check_agreement(dir)?;
         Ok(config)
@@ -290,6 +297,7 @@ impl PipelineConfig {
                 max_tokens: 4096,
                 train_timesteps: 1000,
             },
+            t5_length: SCHNELL_T5_TOKENS,
         }
     }
 
@@ -728,6 +736,25 @@ impl SchedulerConfig {
             )));
         }
         Ok(config)
+    }
+}
+
+#[derive(Deserialize)]
+struct TokenizerFile {
+    // transformers writes 10^30 for "no limit".
+    model_max_length: Option<f64>,
+}
+
+/// See [`PipelineConfig::t5_length`]. Planning needs no tokenizer, so that the file may be absent.
+fn t5_length(path: &Path) -> Result<usize> {
+    if !path.exists() {
+        return Ok(SCHNELL_T5_TOKENS);
+    }
+    let raw: TokenizerFile = read_json(path)?;
+    match raw.model_max_length {
+        None => Ok(SCHNELL_T5_TOKENS),
+        Some(length) if length >= 1.0 => Ok((length as usize).min(SCHNELL_T5_TOKENS)),
+        Some(length) => Err(Fields(path).wrong(format!("model_max_length is {length}: expected 1 or more"))),
     }
 }
 

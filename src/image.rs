@@ -1,6 +1,7 @@
 //! From the VAE's numbers to a picture file.
 //!
-//! [`to_rgb8`] is the plain version of what the kernel does at the end of a generation; [`write_png`] saves it.
+//! [`to_rgb8`] is the plain version of what the kernel does at the end of a generation; [`contact_sheet`] puts pictures
+//! side by side; [`write_png`] saves one, whole or not at all ([`write_whole`]).
 
 use std::path::Path;
 
@@ -13,12 +14,15 @@ pub fn to_rgb8(values: &[f32]) -> Vec<u8> {
     values.iter().map(|x| (255.0 * (0.5 * x + 0.5).clamp(0.0, 1.0)).round_ties_even() as u8).collect()
 }
 
-/// Writes an 8-bit RGB picture, `rgb` being `[height, width, 3]`, with `notes` (keyword, text) kept in the file.
+/// A keyword and a text that a PNG file carries beside its pixels (an iTXt chunk).
+pub type Note = (&'static str, String);
+
+/// Writes an 8-bit RGB picture, `rgb` being `[height, width, 3]`, with `notes` kept in the file.
 ///
 /// # Errors
 /// [`Error::Input`] when `rgb` has another length or a size is 0 or a keyword is not 1 to 79 Latin-1 characters;
 /// [`Error::Io`] when the file cannot be written.
-pub fn write_png(path: &Path, width: u32, height: u32, rgb: &[u8], notes: &[(&str, &str)]) -> Result<()> {
+pub fn write_png(path: &Path, width: u32, height: u32, rgb: &[u8], notes: &[Note]) -> Result<()> {
     let expected = u128::from(width) * u128::from(height) * 3;
     if expected == 0 || rgb.len() as u128 != expected {
         return Err(Error::Input(format!(
@@ -29,6 +33,56 @@ pub fn write_png(path: &Path, width: u32, height: u32, rgb: &[u8], notes: &[(&st
     let bytes = encode(width, height, rgb, notes)
         .map_err(|e| Error::Input(format!("{} cannot be encoded: {e}", path.display())))?;
     write_whole(path, &bytes)
+}
+
+/// White pixels between the pictures of a contact sheet. models/demo/evaluate.py cuts sheets up and must know it, too.
+const SHEET_GAP: usize = 4;
+/// Sheets of more pixels than this are refused; 16 x 16 pictures of 1024 x 1024 fit.
+const MAX_SHEET_PIXELS: usize = 1 << 29;
+
+/// Width and height of a contact sheet of `count` pictures of `width` x `height` in rows of `columns`.
+///
+/// # Errors
+/// [`Error::Input`] when there would be nothing on it, or more than half a billion pixels.
+pub fn sheet_size(columns: usize, count: usize, width: usize, height: usize) -> Result<(usize, usize)> {
+    let side =
+        |num: usize, size: usize| num.checked_mul(size.checked_add(SHEET_GAP)?)?.checked_sub(SHEET_GAP);
+    let empty = [columns, count, width, height].contains(&0);
+    let sides = side(columns, width).zip(side(count.div_ceil(columns.max(1)), height));
+    sides
+        .filter(|&(w, h)| !empty && w.checked_mul(h).is_some_and(|pixels| pixels <= MAX_SHEET_PIXELS))
+        .ok_or_else(|| {
+            Error::Input(format!(
+                "a contact sheet of {count} pictures of {width} x {height} in {columns} columns; expected some, and \
+                 at most {MAX_SHEET_PIXELS} pixels in all"
+            ))
+        })
+}
+
+/// Pictures of one size (u8 `[height, width, 3]`) in rows of `columns`, white between them and where the last row ends
+/// early. Returns the sheet's width, height and pixels.
+///
+/// # Errors
+/// Those of [`sheet_size`]; [`Error::Input`] when a picture has another length.
+pub fn contact_sheet(
+    columns: usize,
+    width: usize,
+    height: usize,
+    pictures: &[&[u8]],
+) -> Result<(usize, usize, Vec<u8>)> {
+    let (sheet_width, sheet_height) = sheet_size(columns, pictures.len(), width, height)?;
+    if pictures.iter().any(|rgb| rgb.len() != 3 * width * height) {
+        return Err(Error::Input(format!("a picture for a contact sheet is not {width} x {height}")));
+    }
+    let mut sheet = vec![255; 3 * sheet_width * sheet_height];
+    for (i, rgb) in pictures.iter().enumerate() {
+        let (left, top) = ((i % columns) * (width + SHEET_GAP), (i / columns) * (height + SHEET_GAP));
+        for (y, row) in rgb.chunks(3 * width).enumerate() {
+            let at = 3 * ((top + y) * sheet_width + left);
+            sheet[at..at + row.len()].copy_from_slice(row);
+        }
+    }
+    Ok((sheet_width, sheet_height, sheet))
 }
 
 /// Writes a file under another name first, then renames it: whoever looks sees the old file, or all of the new one.
@@ -46,19 +100,14 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
-fn encode(
-    width: u32,
-    height: u32,
-    rgb: &[u8],
-    notes: &[(&str, &str)],
-) -> Result<Vec<u8>, png::EncodingError> {
+fn encode(width: u32, height: u32, rgb: &[u8], notes: &[Note]) -> Result<Vec<u8>, png::EncodingError> {
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, width, height);
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
     for (keyword, text) in notes {
         // iTXt, since prompts are Unicode.
-        encoder.add_itxt_chunk(keyword.to_string(), text.to_string())?;
+        encoder.add_itxt_chunk(keyword.to_string(), text.clone())?;
     }
     let mut writer = encoder.write_header()?;
     writer.write_image_data(rgb)?;
@@ -82,7 +131,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.png");
         let rgb: Vec<u8> = (0..5 * 4 * 3).map(|i| (i * 4) as u8).collect();
-        write_png(&path, 5, 4, &rgb, &[("prompt", "山 café")]).unwrap();
+        write_png(&path, 5, 4, &rgb, &[("prompt", "山 café".to_string())]).unwrap();
         let decoder = png::Decoder::new(std::io::Cursor::new(std::fs::read(&path).unwrap()));
         let mut reader = decoder.read_info().unwrap();
         let mut pixels = vec![0; rgb.len()];
@@ -94,13 +143,33 @@ mod tests {
     }
 
     #[test]
+    fn sheets_hold_their_pictures_in_reading_order() {
+        let pictures: Vec<Vec<u8>> = (0..3).map(|i| vec![i; 3 * 2 * 5]).collect();
+        let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
+        let (width, height, rgb) = contact_sheet(2, 2, 5, &pictures).unwrap();
+        assert_eq!((width, height, rgb.len()), (2 + 4 + 2, 5 + 4 + 5, 3 * 8 * 14));
+        let at = |x: usize, y: usize| rgb[3 * (y * width + x)];
+        assert_eq!([at(0, 0), at(1, 4), at(6, 0), at(7, 4), at(0, 9), at(1, 13)], [0, 0, 1, 1, 2, 2]);
+        // The gaps, and the cell that stays empty.
+        assert_eq!([at(2, 0), at(5, 2), at(0, 5), at(7, 8), at(6, 9), at(7, 13)], [255; 6]);
+        for (columns, width, height) in
+            [(0, 2, 5), (2, 3, 5), (2, 0, 5), (2, 2, 0), (usize::MAX, 2, 5), (1, 1 << 60, 5)]
+        {
+            let refused = contact_sheet(columns, width, height, &pictures);
+            assert!(matches!(refused, Err(Error::Input(_))), "{columns} {width} {height}");
+        }
+        assert!(matches!(contact_sheet(2, 2, 5, &[]), Err(Error::Input(_))));
+        assert!(sheet_size(16, 256, 1024, 1024).is_ok() && sheet_size(16, 256, 8192, 8192).is_err());
+    }
+
+    #[test]
     fn bad_pictures_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.png");
         for (width, height, bytes) in [(0, 4, 0), (4, 4, 47), (u32::MAX, u32::MAX, 3)] {
             assert!(matches!(write_png(&path, width, height, &vec![0; bytes], &[]), Err(Error::Input(_))));
         }
-        let note = [("", "no keyword")];
+        let note = [("", "no keyword".to_string())];
         assert!(matches!(write_png(&path, 1, 1, &[0; 3], &note), Err(Error::Input(_))));
         let nowhere = dir.path().join("no/x.png");
         assert!(matches!(write_png(&nowhere, 1, 1, &[0; 3], &[]), Err(Error::Io { .. })));

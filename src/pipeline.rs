@@ -25,6 +25,7 @@ use half::bf16;
 use crate::arena::{Arena, Slot};
 use crate::config::PipelineConfig;
 use crate::device::{Device, HostBuffer, StreamId, View};
+use crate::image::Note;
 use crate::kernels::count_nonfinite::CountNonfinite;
 use crate::kernels::euler_step::EulerStep;
 use crate::nn::Run;
@@ -71,6 +72,14 @@ impl Model {
     /// What the config files say.
     pub fn config(&self) -> &PipelineConfig {
         &self.config
+    }
+
+    /// Tells models apart: see [`Source::digest`].
+    ///
+    /// # Errors
+    /// [`Error::Io`] when a weight file cannot be read.
+    pub fn digest(&self) -> Result<String> {
+        self.source.digest()
     }
 }
 
@@ -136,7 +145,7 @@ pub struct BindOptions {
 /// What a pipeline is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// Bytes of weight files read, and all there are.
+    /// Bytes of weights read, and all there are; weights that the files hold in 4 bits count as the f32 they read as.
     Loading {
         /// So far.
         done: u64,
@@ -195,15 +204,18 @@ pub struct Output {
     pub timings: Timings,
     /// Empty unless asked for.
     pub dumps: Vec<Dump>,
+    /// What made the picture: prompts, seed and noise, steps and other settings, model digest, version; [`Output::save`]
+    /// writes them into the file.
+    pub notes: Vec<Note>,
 }
 
 impl Output {
-    /// Writes the picture as PNG.
+    /// Writes the picture as PNG, with its `notes`.
     ///
     /// # Errors
     /// [`Error::Io`] when the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
-        crate::image::write_png(path, self.width as u32, self.height as u32, &self.rgb, &[])
+        crate::image::write_png(path, self.width as u32, self.height as u32, &self.rgb, &self.notes)
     }
 }
 
@@ -218,6 +230,7 @@ pub struct Pipeline {
     dump_host: Option<HostBuffer>,
     clock: Clock,
     text: TextInput,
+    digest: String,
 }
 
 /// How the stages of the prompt and of the negative prompt are called in dumps.
@@ -279,6 +292,7 @@ impl Pipeline {
         upload(device, &arena, &plan.staging, &model.source, &plan.jobs, &mut |done, total| {
             progress(Progress::Loading { done, total });
         })?;
+        let digest = model.digest()?;
         let clip =
             |name: &str| model.source.tensor(Part::Clip, &format!("text_model.embeddings.{name}.weight"));
         let text = TextInput {
@@ -288,8 +302,17 @@ impl Pipeline {
             clip_positions: clip("position_embedding")?.read_f32()?,
             t5_embeddings: EmbeddingTable::new(model.source.tensor(Part::T5, "shared.weight")?),
         };
-        let mut pipeline =
-            Pipeline { device: device.clone(), plan, arena, host, host_layout, dump_host, clock, text };
+        let mut pipeline = Pipeline {
+            device: device.clone(),
+            plan,
+            arena,
+            host,
+            host_layout,
+            dump_host,
+            clock,
+            text,
+            digest,
+        };
         pipeline.upload_tables(&model.source)?;
         Ok(pipeline)
     }
@@ -381,7 +404,39 @@ impl Pipeline {
             t5_tokens_dropped: prompts[0].t5.dropped,
             timings,
             dumps: dumps.all,
+            notes: self.notes(request),
         })
+    }
+
+    /// What another run needs to draw the same picture (but for noise that was given).
+    fn notes(&self, request: &Request) -> Vec<Note> {
+        let mut notes = vec![("prompt", request.prompt.clone())];
+        notes.extend(request.prompt_2.clone().map(|text| ("prompt_2", text)));
+        if self.plan.shape.true_cfg {
+            notes.push(("negative_prompt", request.negative_prompt.clone()));
+            notes.push(("true_cfg_scale", request.true_cfg_scale.to_string()));
+        }
+        match &request.noise {
+            Noise::Seeded(kind) => {
+                notes.push(("seed", request.seed.to_string()));
+                notes.push(("noise", kind.to_string()));
+            }
+            Noise::Given(_) => notes.push(("noise", "given".to_string())),
+        }
+        if self.plan.config.flux.guidance {
+            notes.push(("guidance", request.guidance.to_string()));
+        }
+        if request.timesteps == TimeRounding::Bf16 {
+            notes.push(("timesteps", "bf16".to_string()));
+        }
+        notes.extend([
+            ("steps", self.plan.shape.steps.to_string()),
+            ("t5_length", self.plan.shape.t5_length.to_string()),
+            ("weights", self.plan.quantize.to_string()),
+            ("model", self.digest.clone()),
+            ("Software", concat!("schnell ", env!("CARGO_PKG_VERSION")).to_string()),
+        ]);
+        notes
     }
 
     fn image_tokens(&self) -> usize {

@@ -27,6 +27,24 @@ pub struct Timings {
     pub total_ms: f64,
 }
 
+impl Timings {
+    /// In a few words: `text 12 ms, 4 steps 900 ms, vae 300 ms`.
+    pub fn summary(&self) -> String {
+        let sum = |stages: &[&str]| -> f64 {
+            let matches = |s: &&StageTime| stages.iter().any(|name| s.stage.starts_with(name));
+            self.stages.iter().filter(matches).map(|s| s.ms).sum()
+        };
+        let steps = self.stages.iter().filter(|s| s.stage.starts_with("step")).count();
+        format!(
+            "text {:.0} ms, {steps} step{} {:.0} ms, vae {:.0} ms",
+            sum(&["tokenise", "clip", "t5"]),
+            if steps == 1 { "" } else { "s" },
+            sum(&["modulation", "step"]),
+            sum(&["vae", "copy"])
+        )
+    }
+}
+
 /// Events at the boundaries of stages, created before the run.
 #[derive(Debug)]
 pub(crate) struct Clock {
@@ -70,5 +88,26 @@ impl Clock {
             total_ms: stages.iter().map(|s| s.ms).sum(),
             stages,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_counts_every_stage_once() {
+        let timings = |names: &[&str]| Timings {
+            device: String::new(),
+            driver: String::new(),
+            stages: (0..)
+                .zip(names)
+                .map(|(i, s)| StageTime { stage: s.to_string(), ms: f64::from(1 << i) })
+                .collect(),
+            total_ms: 0.0,
+        };
+        let all = ["tokenise", "clip", "t5", "modulation", "step 0", "step 1", "vae", "copy"];
+        assert_eq!(timings(&all).summary(), "text 7 ms, 2 steps 56 ms, vae 192 ms");
+        assert_eq!(timings(&["tokenise", "step 0"]).summary(), "text 1 ms, 1 step 2 ms, vae 0 ms");
     }
 }

@@ -61,14 +61,18 @@ fn published() -> [Value; 6] {
     ]
 }
 
-fn open(files: &[Value; 6]) -> Result<PipelineConfig> {
+fn write(files: &[Value; 6]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for (name, value) in FILES.iter().zip(files) {
         let path = dir.path().join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, value.to_string()).unwrap();
     }
-    PipelineConfig::open(dir.path())
+    dir
+}
+
+fn open(files: &[Value; 6]) -> Result<PipelineConfig> {
+    PipelineConfig::open(write(files).path())
 }
 
 /// Opens the published files with `file`'s `field` set to `value`, or taken away by null.
@@ -92,6 +96,34 @@ const SCHEDULER: usize = 5;
 #[test]
 fn published_files_are_schnell() {
     assert_eq!(open(&published()).unwrap(), PipelineConfig::schnell());
+}
+
+#[test]
+fn the_t5_length_is_schnells_or_what_the_tokenizer_allows() {
+    assert_eq!(PipelineConfig::schnell().t5_length, 256);
+    let with = |length: Option<&str>| {
+        let dir = write(&published());
+        if let Some(length) = length {
+            fs::create_dir(dir.path().join("tokenizer_2")).unwrap();
+            let text = format!("{{\"model_max_length\": {length}}}");
+            fs::write(dir.path().join("tokenizer_2/tokenizer_config.json"), text).unwrap();
+        }
+        PipelineConfig::open(dir.path()).map(|config| config.t5_length)
+    };
+    let expected =
+        [(None, 256), (Some("512"), 256), (Some("256"), 256), (Some("24"), 24), (Some("null"), 256)];
+    for (length, tokens) in expected {
+        assert_eq!(with(length).unwrap(), tokens, "{length:?}");
+    }
+    // transformers' "no limit" is 10^30.
+    assert_eq!(with(Some("1000000000000000019884624838656")).unwrap(), 256);
+    for length in ["0", "-5"] {
+        let refused = with(Some(length));
+        assert!(
+            matches!(&refused, Err(Error::Weights { what, .. }) if what.contains("model_max_length")),
+            "{refused:?}"
+        );
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Weights: inventories counted, containers broken in every way, sources checked, NF4 and conversions to the bit.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -365,7 +366,10 @@ fn what_is_wrong_is_named_and_counted() {
         tensors.push((format!("{}.{beside}", tensors[i].0), vec![16], Dtype::F32));
     }
     let fp4 = change_one(|tensors, i| halve(tensors, i, "quant_state.bitsandbytes__fp4"));
-    assert!(matches!(&fp4, Err(Error::Unsupported(what)) if what.contains(target) && what.contains("FP4")), "{fp4:?}");
+    assert!(
+        matches!(&fp4, Err(Error::Unsupported(what)) if what.contains(target) && what.contains("FP4")),
+        "{fp4:?}"
+    );
     let bare = change_one(|tensors, i| halve(tensors, i, "quant_map"));
     expect_weights_error(bare, &[target, "without quant_state.bitsandbytes__nf4"]);
 
@@ -416,6 +420,98 @@ fn quantised_tensors_read_as_bitsandbytes_dequantises_them() {
         assert!(matches!(tensor.read_at(2, &mut [0; 4]), Err(Error::Input(_))));
         expect_weights_error(tensor.read_at(4 * 192 * 128, &mut [0; 4]), &["weight"]);
         assert!(bitsandbytes::open(&golden, expected).unwrap().is_none(), "bf16 is no 4-bit tensor");
+    }
+}
+
+/// A quantised 2 x 64 Linear with its parts, some of them replaced, opened.
+fn quantised(
+    change: &dyn Fn(&mut BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>),
+) -> schnell::Result<Option<TensorInfo>> {
+    let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let state = json!({"blocksize": 64, "quant_type": "nf4", "dtype": "float32", "shape": [2, 64],
+                       "nested_blocksize": 256, "nested_offset": 0.5});
+    let mut parts: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> = [
+        ("", Dtype::U8, vec![64, 1], vec![0x70; 64]),
+        (".absmax", Dtype::U8, vec![2], vec![3, 255]),
+        (".quant_map", Dtype::F32, vec![16], bytes(&nf4::CODE_BOOK)),
+        (".nested_absmax", Dtype::F32, vec![1], bytes(&[2.0])),
+        (".nested_quant_map", Dtype::F32, vec![256], bytes(&(0..256).map(|i| i as f32).collect::<Vec<_>>())),
+        (
+            ".quant_state.bitsandbytes__nf4",
+            Dtype::U8,
+            vec![state.to_string().len()],
+            state.to_string().into_bytes(),
+        ),
+    ]
+    .map(|(suffix, dtype, shape, bytes)| (format!("p.weight{suffix}"), (dtype, shape, bytes)))
+    .into();
+    change(&mut parts);
+    let views = parts.iter().map(|(name, (dtype, shape, bytes))| {
+        (name, safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+    });
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("m.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    let component = Component::open(dir.path(), "m").unwrap();
+    let opened = bitsandbytes::open(&component, component.get("p.weight").unwrap());
+    // The values of the sound one, while its file is there: code 7 is 0, code 0 is -1.
+    if let Ok(Some(tensor)) = &opened {
+        let absmax = [3.0 * 2.0 + 0.5, 255.0 * 2.0 + 0.5];
+        let expected: Vec<f32> = (0..128).map(|i| if i % 2 == 0 { 0.0 } else { -absmax[i / 64] }).collect();
+        assert_eq!(tensor.read_f32().unwrap(), expected);
+    }
+    opened
+}
+
+#[test]
+fn quantised_tensors_that_are_not_whole_are_refused() {
+    let opened = quantised(&|_| {});
+    assert_eq!(opened.unwrap().unwrap().shape, [2, 64]);
+    let state = |field: &'static str, value: Value| {
+        quantised(&move |parts| {
+            let (_, shape, bytes) = parts.get_mut("p.weight.quant_state.bitsandbytes__nf4").unwrap();
+            let mut json: Value = serde_json::from_slice(bytes).unwrap();
+            json[field] = value.clone();
+            *bytes = json.to_string().into_bytes();
+            *shape = vec![bytes.len()];
+        })
+    };
+    let part = |name: &'static str, dtype: Dtype, count: usize| {
+        quantised(&move |parts| {
+            let bytes = vec![0; count * dtype.bitsize() / 8];
+            parts.insert(format!("p.weight{name}"), (dtype, vec![count], bytes));
+        })
+    };
+    let without =
+        |name: &'static str| quantised(&move |parts| drop(parts.remove(&format!("p.weight{name}"))));
+
+    let unsupported = |refused: schnell::Result<Option<TensorInfo>>, word: &str| {
+        assert!(
+            matches!(&refused, Err(Error::Unsupported(what)) if what.contains(word)),
+            "{word}: {refused:?}"
+        );
+    };
+    unsupported(state("blocksize", json!(128)), "blocks of 128");
+    unsupported(part(".quant_map", Dtype::F32, 16), "code book");
+    unsupported(part(".quant_state.bitsandbytes__fp4", Dtype::U8, 1), "FP4");
+    unsupported(
+        quantised(&|parts| drop(parts.insert("p.SCB".to_string(), (Dtype::F32, vec![1], vec![0; 4])))),
+        "8-bit",
+    );
+    expect_weights_error(
+        state("shape", json!([2, 66])),
+        &["p.weight", "does not hold the 4-bit codes of [2, 66]"],
+    );
+    expect_weights_error(state("shape", json!([0])), &["does not hold"]);
+    expect_weights_error(state("shape", json!("two")), &["malformed quant_state"]);
+    expect_weights_error(state("nested_blocksize", json!(0)), &["nested_blocksize"]);
+    expect_weights_error(state("nested_offset", Value::Null), &["nested_offset"]);
+    expect_weights_error(part("", Dtype::F32, 16), &["does not hold the 4-bit codes"]);
+    expect_weights_error(part(".absmax", Dtype::U8, 3), &["3 absmax", "expected 2"]);
+    expect_weights_error(part(".absmax", Dtype::BF16, 2), &["absmax has dtype BF16"]);
+    expect_weights_error(part(".nested_absmax", Dtype::F32, 2), &["2 nested_absmax", "expected 1"]);
+    expect_weights_error(part(".nested_quant_map", Dtype::F32, 16), &["nested_quant_map", "expected 256"]);
+    for name in [".absmax", ".nested_absmax", ".nested_quant_map", ".quant_state.bitsandbytes__nf4"] {
+        expect_weights_error(without(name), &["p.weight", &format!("without {}", &name[1..])]);
     }
 }
 

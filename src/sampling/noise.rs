@@ -26,6 +26,30 @@ pub enum NoiseKind {
     Bf16Legacy,
 }
 
+/// Reads what [`std::fmt::Display`] writes.
+impl std::str::FromStr for NoiseKind {
+    type Err = crate::Error;
+
+    fn from_str(text: &str) -> crate::Result<Self> {
+        [NoiseKind::F32, NoiseKind::Bf16, NoiseKind::Bf16Legacy]
+            .into_iter()
+            .find(|kind| kind.to_string() == text)
+            .ok_or_else(|| {
+                crate::Error::Input(format!("`{text}` is no kind of noise: f32, bf16 or bf16-legacy"))
+            })
+    }
+}
+
+impl std::fmt::Display for NoiseKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            NoiseKind::F32 => "f32",
+            NoiseKind::Bf16 => "bf16",
+            NoiseKind::Bf16Legacy => "bf16-legacy",
+        })
+    }
+}
+
 /// Normal noise of `shape`, row-major, from a fresh generator. All kinds come as f32; the bf16 ones hold only
 /// values that bf16 has.
 pub fn noise(kind: NoiseKind, seed: u64, shape: &[usize]) -> Vec<f32> {

@@ -10,8 +10,9 @@
 //! | `P.weight.quant_state.bitsandbytes__nf4` | U8, JSON: shape, block size, nested offset |
 //!
 //! Such a tensor reads as what its numbers mean, f32 `[out, in]`. Whoever wants NF4 quantises that again, which gives the
-//! same codes and absmax back, bit for bit: every block holds a code of magnitude 1, so its largest magnitude is its
-//! absmax, and every other value lies within rounding of its own code, far from any threshold.
+//! same codes and absmax back, bit for bit, wherever bitsandbytes made them and absmax is positive and no subnormal: such a
+//! block holds a code of magnitude 1, so its largest magnitude is its absmax, and every other value lies within rounding of
+//! its own code, far from any threshold. A block of zeros stays one, whatever its codes.
 //!
 //! Source: bitsandbytes 0.50, `QuantState.as_dict`.
 
@@ -23,7 +24,7 @@ use super::nf4::{BLOCK, CODE_BOOK};
 use super::{Component, Dtype, TensorInfo};
 use crate::{Error, Result};
 
-/// What turns codes into values: absmax of every quant block, where it lies in the file.
+/// The stored parts of such a tensor.
 #[derive(Debug)]
 pub struct Quantised {
     codes: TensorInfo,
@@ -55,11 +56,14 @@ struct QuantState {
 /// or do not fit together.
 pub fn open(component: &Component, info: &TensorInfo) -> Result<Option<TensorInfo>> {
     let part = |suffix: &str| component.get(&format!("{}.{suffix}", info.name));
-    let unsupported =
-        |what: String| Error::Unsupported(format!("{}: tensor {}: {what}", info.file.path().display(), info.name));
+    let unsupported = |what: String| {
+        Error::Unsupported(format!("{}: tensor {}: {what}", info.file.path().display(), info.name))
+    };
     let wrong = |what: String| Error::weights(info.file.path(), format!("tensor {}: {what}", info.name));
     if info.name.strip_suffix("weight").is_some_and(|stem| component.get(&format!("{stem}SCB")).is_some()) {
-        return Err(unsupported("8-bit bitsandbytes weights are not supported: use NF4 or 16-bit ones".to_string()));
+        return Err(unsupported(
+            "8-bit bitsandbytes weights are not supported: use NF4 or 16-bit ones".to_string(),
+        ));
     }
     if part("quant_state.bitsandbytes__fp4").is_some() {
         return Err(unsupported("FP4 weights are not supported: use NF4 or 16-bit ones".to_string()));
@@ -81,14 +85,19 @@ pub fn open(component: &Component, info: &TensorInfo) -> Result<Option<TensorInf
     let state: QuantState =
         serde_json::from_slice(&json).map_err(|e| wrong(format!("malformed quant_state: {e}")))?;
     if state.blocksize != BLOCK {
-        return Err(unsupported(format!("quantised in blocks of {}: only {BLOCK} is supported", state.blocksize)));
+        return Err(unsupported(format!(
+            "quantised in blocks of {}: only {BLOCK} is supported",
+            state.blocksize
+        )));
     }
     if needed("quant_map", &[Dtype::F32])?.read_f32()? != CODE_BOOK {
         return Err(unsupported("quantised with another code book than NF4's".to_string()));
     }
 
     let elements = state.shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
-    let Some(elements) = elements.filter(|&n| n > 0 && n.div_ceil(2) as u64 == info.bytes && info.dtype == Dtype::U8) else {
+    let Some(elements) =
+        elements.filter(|&n| n > 0 && n.div_ceil(2) as u64 == info.bytes && info.dtype == Dtype::U8)
+    else {
         return Err(wrong(format!(
             "{} {:?} does not hold the 4-bit codes of {:?}",
             info.dtype, info.shape, state.shape
@@ -103,7 +112,10 @@ pub fn open(component: &Component, info: &TensorInfo) -> Result<Option<TensorInf
     count(&absmax, blocks, "absmax")?;
     let nested = if absmax.dtype == Dtype::U8 {
         let (Some(block @ 1..), Some(offset)) = (state.nested_blocksize, state.nested_offset) else {
-            return Err(wrong("absmax is quantised, but quant_state has no nested_blocksize or nested_offset".to_string()));
+            return Err(wrong(
+                "absmax is quantised, but quant_state has no positive nested_blocksize or no nested_offset"
+                    .to_string(),
+            ));
         };
         let of_absmax = needed("nested_absmax", &[Dtype::F32])?;
         count(&of_absmax, blocks.div_ceil(block), "nested_absmax")?;

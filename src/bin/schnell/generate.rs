@@ -1,14 +1,17 @@
 //! `schnell generate`: prompt in, PNG out.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use schnell::config::PipelineConfig;
 use schnell::device::Device;
-use schnell::pipeline::{BindOptions, Model, Noise, Pipeline, Progress, Request};
+use schnell::image::Note;
+use schnell::pipeline::{BindOptions, Model, Noise, Output, Pipeline, Progress, Request};
 use schnell::plan::{Plan, human_bytes};
 use schnell::sampling::{NoiseKind, TimeRounding};
+use schnell::timing::Timings;
 use schnell::weights::{Dtype, SafeTensors};
 use schnell::{Error, Result};
 
@@ -17,7 +20,15 @@ use crate::options::{DeviceOption, PlanOptions};
 #[derive(clap::Args)]
 pub struct Args {
     /// What to draw
-    prompt: String,
+    #[arg(required_unless_present = "prompts")]
+    prompt: Option<String>,
+    /// A file with one prompt per line, at most as many as --grid has cells; blank lines do not count
+    #[arg(long, value_name = "FILE", requires = "grid", conflicts_with_all = ["prompt", "prompt_2"])]
+    prompts: Option<PathBuf>,
+    /// Columns and rows of one contact sheet, such as 3x3: prompt after prompt, then the same with the next seed. Nothing
+    /// is written before the last picture is done
+    #[arg(long, value_name = "CxR", conflicts_with = "dump")]
+    grid: Option<Grid>,
     /// A prompt of its own for T5 [default: the prompt]
     #[arg(long, value_name = "P")]
     prompt_2: Option<String>,
@@ -50,7 +61,10 @@ pub struct Args {
     /// Where the picture goes
     #[arg(long, short, value_name = "FILE.png", default_value = "out.png")]
     output: PathBuf,
-    /// Write the time of every stage as JSON
+    /// Leave out of the PNG what made the picture: prompts, seed, steps and other settings, model digest, version
+    #[arg(long)]
+    no_metadata: bool,
+    /// Write the time of every stage as JSON; with --grid a list, picture by picture
     #[arg(long, value_name = "FILE.json")]
     timings: Option<PathBuf>,
     /// Write every stage's tensor as one safetensors file each
@@ -64,10 +78,36 @@ enum TimestepsOption {
     Bf16,
 }
 
+/// Columns and rows of a contact sheet.
+#[derive(Clone, Copy)]
+struct Grid {
+    columns: usize,
+    rows: usize,
+}
+
+impl Grid {
+    fn cells(self) -> usize {
+        self.columns * self.rows
+    }
+}
+
+impl std::str::FromStr for Grid {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let sizes = text.split_once('x').and_then(|(c, r)| Some((c.parse().ok()?, r.parse().ok()?)));
+        match sizes {
+            Some((columns @ 1..=16, rows @ 1..=16)) => Ok(Grid { columns, rows }),
+            _ => Err(format!("`{text}` is no grid; use COLUMNSxROWS, such as 3x3, 16x16 at most")),
+        }
+    }
+}
+
 pub fn run(args: &Args) -> Result<()> {
     // All that can be refused is refused before any work.
-    let prompts = [Some(&args.prompt), args.prompt_2.as_ref()];
-    if !args.allow_empty_prompt && prompts.into_iter().flatten().any(|prompt| prompt.trim().is_empty()) {
+    let prompts = prompts(args)?;
+    let texts = prompts.iter().chain(&args.prompt_2);
+    if !args.allow_empty_prompt && texts.into_iter().any(|prompt| prompt.trim().is_empty()) {
         return Err(Error::Input(
             "the prompt is empty; say what to draw, or pass --allow-empty-prompt".to_string(),
         ));
@@ -89,21 +129,31 @@ pub fn run(args: &Args) -> Result<()> {
     if !args.true_cfg_scale.is_finite() || !args.guidance.is_finite() {
         return Err(Error::Input("--true-cfg-scale and --guidance take finite numbers".to_string()));
     }
+    if args.grid.is_some() && args.noise.parse::<NoiseKind>().is_err() {
+        return Err(Error::Input(
+            "--grid makes its own noise from the seed; drop --noise FILE or --grid".to_string(),
+        ));
+    }
     let noise = parse_noise(&args.noise)?;
     if args.plan.is_demo() {
         eprintln!("{}", schnell::demo::NOTICE);
     }
     let dir = args.plan.model_dir()?;
-    // Config files say what cannot be; weights are opened, headers only, when it can.
+    // Config files say what cannot be; weights are opened, not yet read, when it can.
     let config = PipelineConfig::open(dir.path())?;
-    let plan = Plan::new(&config, args.plan.shape(true_cfg), args.plan.quantize())?;
+    let plan = Plan::new(&config, args.plan.shape(&config, true_cfg), args.plan.quantize())?;
     if let Noise::Given(values) = &noise {
         check_noise(values, &plan)?;
     }
     if let Some(budget) = args.plan.budget {
         plan.check_budget(budget)?;
     }
-    let (device, note) = args.device.open(&plan)?;
+    let cells = args.grid.map_or(1, Grid::cells);
+    if let Some(grid) = args.grid {
+        // Refused now rather than after everything has been drawn.
+        schnell::image::sheet_size(grid.columns, grid.cells(), plan.shape.width, plan.shape.height)?;
+    }
+    let (device, note) = args.device.open(&plan, cells)?;
     let model = Model::open(dir.path())?;
     if let Some(dir) = &args.dump {
         std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
@@ -121,48 +171,138 @@ pub fn run(args: &Args) -> Result<()> {
         },
         guidance: args.guidance,
         dump: args.dump.is_some(),
-        ..Request::new(&args.prompt, args.seed)
+        ..Request::new("", args.seed)
     };
+    // Prompt after prompt; when all had their turn, again with the next seed.
+    let requests: Vec<Request> = (0..cells)
+        .map(|cell| Request {
+            prompt: prompts[cell % prompts.len()].clone(),
+            seed: args.seed.wrapping_add((cell / prompts.len()) as u64),
+            ..request.clone()
+        })
+        .collect();
     if let Some(note) = note {
         eprintln!("{note}");
     }
-    draw(args, &model, plan, &device, &request)
+    draw(args, &model, plan, &device, &requests)
 }
 
-fn draw(args: &Args, model: &Model, plan: Plan, device: &Device, request: &Request) -> Result<()> {
+/// The one prompt, or those of the file.
+fn prompts(args: &Args) -> Result<Vec<String>> {
+    let Some(path) = &args.prompts else {
+        return Ok(args.prompt.iter().cloned().collect());
+    };
+    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let prompts: Vec<String> =
+        text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_string).collect();
+    let cells = args.grid.map_or(1, Grid::cells);
+    if prompts.is_empty() || prompts.len() > cells {
+        return Err(Error::Input(format!(
+            "{}: {} prompts for the {cells} pictures of --grid; expected 1 to {cells}, one per line",
+            path.display(),
+            prompts.len()
+        )));
+    }
+    Ok(prompts)
+}
+
+fn draw(args: &Args, model: &Model, plan: Plan, device: &Device, requests: &[Request]) -> Result<()> {
     let arena = plan.arena_bytes();
     let bar = Bars::default();
-    let options = BindOptions { dump: request.dump };
-    let mut pipeline = Pipeline::bind(model, plan, device, options, &mut |p| bar.show(p))?;
-    let output = pipeline.generate(request, &mut |p| bar.show(p))?;
+    let options = BindOptions { dump: args.dump.is_some() };
+    let mut pipeline = Pipeline::bind(model, plan, device, options, &mut |p| bar.show(p, ""))?;
+    let mut outputs = Vec::with_capacity(requests.len());
+    for (i, request) in requests.iter().enumerate() {
+        let which = match requests.len() {
+            1 => String::new(),
+            all => format!("{} of {all}: ", i + 1),
+        };
+        let mut output = pipeline.generate(request, &mut |p| bar.show(p, &which))?;
+        if args.no_metadata {
+            output.notes.clear();
+        }
+        outputs.push(output);
+    }
     bar.0.finish_and_clear();
+    let what = match args.grid {
+        None => save_one(args, &outputs[0])?,
+        Some(grid) => save_sheet(args, grid, &outputs)?,
+    };
+    let mut warned = HashSet::new();
+    for (request, output) in requests.iter().zip(&outputs).filter(|(r, _)| warned.insert(&r.prompt)) {
+        for (encoder, dropped) in [("CLIP", output.clip_tokens_dropped), ("T5", output.t5_tokens_dropped)] {
+            if dropped > 0 {
+                let start: String = request.prompt.chars().take(40).collect();
+                eprintln!(
+                    "warning: {encoder} did not see the last {dropped} tokens of the prompt `{start}...`"
+                );
+            }
+        }
+    }
+    eprintln!("{}: {what}, {} of device memory", args.output.display(), human_bytes(arena));
+    Ok(())
+}
+
+/// Writes the picture and what else was asked for; says what it is.
+fn save_one(args: &Args, output: &Output) -> Result<String> {
     output.save(&args.output)?;
     if let Some(dir) = &args.dump {
         for dump in &output.dumps {
             dump.save(dir)?;
         }
     }
-    if let Some(path) = &args.timings {
-        let json = serde_json::to_vec_pretty(&output.timings)
-            .map_err(|e| Error::Input(format!("timings cannot be written as JSON: {e}")))?;
-        schnell::image::write_whole(path, &json)?;
-    }
-    for (encoder, dropped) in [("CLIP", output.clip_tokens_dropped), ("T5", output.t5_tokens_dropped)] {
-        if dropped > 0 {
-            eprintln!("warning: {encoder} did not see the last {dropped} tokens of the prompt");
-        }
-    }
-    eprintln!(
-        "{}: {} x {}, seed {}, {:.2} s on {}, {} of device memory",
-        args.output.display(),
+    write_timings(args, &output.timings)?;
+    let timings = &output.timings;
+    Ok(format!(
+        "{} x {}, seed {}, {:.2} s on {} ({})",
         output.width,
         output.height,
         args.seed,
-        output.timings.total_ms * 1e-3,
-        output.timings.device,
-        human_bytes(arena)
-    );
-    Ok(())
+        timings.total_ms * 1e-3,
+        timings.device,
+        timings.summary()
+    ))
+}
+
+/// Writes one sheet of all pictures; says what it is.
+fn save_sheet(args: &Args, grid: Grid, outputs: &[Output]) -> Result<String> {
+    let first = &outputs[0];
+    let pictures: Vec<&[u8]> = outputs.iter().map(|output| output.rgb.as_slice()).collect();
+    let (width, height, rgb) =
+        schnell::image::contact_sheet(grid.columns, first.width, first.height, &pictures)?;
+    // What differs from picture to picture comes as a list, the rest once.
+    let notes: Vec<Note> = first
+        .notes
+        .iter()
+        .enumerate()
+        .map(|(i, (keyword, text))| match *keyword {
+            "prompt" | "seed" => {
+                let each: Vec<&str> = outputs.iter().map(|output| output.notes[i].1.as_str()).collect();
+                (*keyword, each.join("\n"))
+            }
+            _ => (*keyword, text.clone()),
+        })
+        .collect();
+    schnell::image::write_png(&args.output, width as u32, height as u32, &rgb, &notes)?;
+    let timings: Vec<&Timings> = outputs.iter().map(|output| &output.timings).collect();
+    write_timings(args, &timings)?;
+    let total: f64 = timings.iter().map(|t| t.total_ms * 1e-3).sum();
+    Ok(format!(
+        "{width} x {height}, {} pictures of {} x {}, from seed {}, {total:.2} s on {} (the first: {})",
+        outputs.len(),
+        first.width,
+        first.height,
+        args.seed,
+        first.timings.device,
+        first.timings.summary()
+    ))
+}
+
+fn write_timings(args: &Args, timings: &impl serde::Serialize) -> Result<()> {
+    let Some(path) = &args.timings else { return Ok(()) };
+    let json = serde_json::to_vec_pretty(timings)
+        .map_err(|e| Error::Input(format!("timings cannot be written as JSON: {e}")))?;
+    schnell::image::write_whole(path, &json)
 }
 
 /// Opens for writing what will be written, without touching what is there.
@@ -179,12 +319,7 @@ fn check_writable(path: &Path) -> Result<()> {
 }
 
 fn parse_noise(text: &str) -> Result<Noise> {
-    Ok(Noise::Seeded(match text {
-        "f32" => NoiseKind::F32,
-        "bf16" => NoiseKind::Bf16,
-        "bf16-legacy" => NoiseKind::Bf16Legacy,
-        file => return noise_from_file(Path::new(file)),
-    }))
+    text.parse().map_or_else(|_| noise_from_file(Path::new(text)), |kind| Ok(Noise::Seeded(kind)))
 }
 
 /// The one f32 tensor of a file, packed `[1, tokens, channels]`, as `--dump` writes it.
@@ -230,7 +365,8 @@ impl Default for Bars {
 }
 
 impl Bars {
-    fn show(&self, progress: Progress) {
+    /// `which` comes before what is said of a stage.
+    fn show(&self, progress: Progress, which: &str) {
         let style = |template: &str| {
             ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
         };
@@ -245,17 +381,17 @@ impl Bars {
             }
             Progress::TextEncoding => {
                 self.0.set_style(style("{msg}"));
-                self.0.set_message("encoding the prompt");
+                self.0.set_message(format!("{which}encoding the prompt"));
             }
             Progress::Step { index, total } => {
                 self.0.set_style(style("{msg} {bar:30} {pos}/{len}"));
-                self.0.set_message("denoising");
+                self.0.set_message(format!("{which}denoising"));
                 self.0.set_length(total as u64);
                 self.0.set_position(index as u64);
             }
             Progress::Decoding => {
                 self.0.set_style(style("{msg}"));
-                self.0.set_message("decoding");
+                self.0.set_message(format!("{which}decoding"));
             }
             Progress::Done => {}
         }

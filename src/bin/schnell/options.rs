@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use schnell::config::PipelineConfig;
 use schnell::device::{Device, EmulatorOptions};
 use schnell::nn::Quantize;
 use schnell::plan::{Plan, Shape};
@@ -27,9 +28,9 @@ pub struct PlanOptions {
     /// Denoising steps
     #[arg(long, default_value_t = 4)]
     pub steps: usize,
-    /// T5 tokens, padding included (256 for schnell; diffusers' default is 512)
-    #[arg(long, value_name = "N", default_value_t = 256)]
-    pub t5_length: usize,
+    /// T5 tokens, padding included [default: 256, or what the model's tokenizer allows; diffusers' is 512]
+    #[arg(long, value_name = "N")]
+    pub t5_length: Option<usize>,
     /// Device memory that may be used at most, such as 6.5GiB or 900MiB
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub budget: Option<u64>,
@@ -48,13 +49,13 @@ impl PlanOptions {
         self.model == "demo"
     }
 
-    pub fn shape(&self, true_cfg: bool) -> Shape {
+    pub fn shape(&self, config: &PipelineConfig, true_cfg: bool) -> Shape {
         let side = if self.is_demo() { 128 } else { 1024 };
         Shape {
             width: self.width.unwrap_or(side),
             height: self.height.unwrap_or(side),
             steps: self.steps,
-            t5_length: self.t5_length,
+            t5_length: self.t5_length.unwrap_or(config.t5_length),
             true_cfg,
         }
     }
@@ -151,17 +152,22 @@ const EMULATOR_LIMIT_S: f64 = 20.0 * 60.0;
 impl DeviceOption {
     /// Opens the device, and refuses the emulator for work that it would not finish. Also what the user should know
     /// about the choice.
-    pub fn open(self, plan: &Plan) -> Result<(Device, Option<String>)> {
+    pub fn open(self, plan: &Plan, num_pictures: usize) -> Result<(Device, Option<String>)> {
         let emulator = |why: Option<Error>| {
             let device = Device::emulator(EmulatorOptions::default());
             let threads = device.capability().threads;
-            let seconds = plan.work.total(plan.shape.steps) as f64
+            let seconds = num_pictures as f64 * plan.work.total(plan.shape.steps) as f64
                 / (threads as f64 * EMULATOR_GFLOPS_PER_THREAD * 1e9);
             let reason = why.map(|why| format!(" ({why})")).unwrap_or_default();
             if seconds > EMULATOR_LIMIT_S {
                 return Err(Error::Unsupported(format!(
-                    "this model at {} x {} would take about {} on the emulator{reason}; use a GPU, a smaller image or \
-                     a smaller model",
+                    "{} {} x {} would take about {} on the emulator{reason}; use a GPU, a smaller image or a smaller \
+                     model",
+                    if num_pictures == 1 {
+                        "this model at".to_string()
+                    } else {
+                        format!("{num_pictures} pictures by this model at")
+                    },
                     plan.shape.width,
                     plan.shape.height,
                     human_time(seconds)

@@ -19,7 +19,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let dir = args.options.model_dir()?;
     let config = PipelineConfig::open(dir.path())?;
-    let plan = Plan::new(&config, args.options.shape(args.true_cfg), args.options.quantize())?;
+    let plan = Plan::new(&config, args.options.shape(&config, args.true_cfg), args.options.quantize())?;
     print!("{plan}");
     match args.options.budget {
         Some(budget) => plan.check_budget(budget),
