@@ -292,6 +292,20 @@ fn a_machine_without_a_driver_is_told_what_is_missing() {
 }
 
 #[test]
+fn the_emulator_counts_all_pictures_of_a_grid() {
+    let sandbox = Sandbox::new();
+    // One such picture takes minutes and is not refused; 256 are, before any is drawn.
+    let args = [
+        "generate", "a cat", "--device", "emulator", "--width", "1024", "--height", "1024", "--grid", "16x16",
+    ];
+    sandbox.refuses(
+        args,
+        5,
+        &["256 pictures by this model at 1024 x 1024 would take about", "on the emulator"],
+    );
+}
+
+#[test]
 fn the_emulator_refuses_what_it_would_not_finish_from_config_files_alone() {
     let (sandbox, model) = (without_driver(), schnell_configs());
     for device in ["emulator", "auto"] {
@@ -330,17 +344,17 @@ fn broken_models_are_refused_by_file_and_tensor() {
         std::fs::write(dir.path().join(file), new).unwrap();
         dir
     };
-    let name = "x_embedder.weight";
+    let name = "x_embedder.bias";
     let missing = rewritten(&|header| {
         let tensor = header.as_object_mut().unwrap().remove(name).unwrap();
         header["another"] = tensor;
     });
-    refused(missing.path(), 3, &["transformer", name, "missing", "[256, 64]"]);
-    let shape = rewritten(&|header| header[name]["shape"] = json!([64, 256]));
-    refused(shape.path(), 3, &[file, name, "[64, 256]", "expected [256, 64]"]);
+    refused(missing.path(), 3, &["transformer", name, "missing", "[256]"]);
+    let shape = rewritten(&|header| header[name]["shape"] = json!([2, 128]));
+    refused(shape.path(), 3, &[file, name, "[2, 128]", "expected [256]"]);
     let dtype = rewritten(&|header| {
         header[name]["dtype"] = json!("I64");
-        header[name]["shape"] = json!([128, 64]);
+        header[name]["shape"] = json!([64]);
     });
     refused(dtype.path(), 3, &[file, name, "I64", "expected F32, BF16 or F16"]);
 
@@ -357,14 +371,18 @@ fn broken_models_are_refused_by_file_and_tensor() {
 // ---- successes -----------------------------------------------------------------------------------------------
 
 #[test]
-fn the_bundled_model_draws_and_says_that_its_weights_are_generated() {
+fn the_bundled_model_draws_and_is_named() {
     let sandbox = Sandbox::new();
     let args = ["generate", "a red circle", "--device", "emulator", "--steps", "1", "--t5-length", "16"];
     let ran = sandbox.run(args);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     assert_eq!(ran.stdout, "");
-    assert!(ran.stderr.contains("weights are generated, not trained"), "{}", ran.stderr);
-    assert!(ran.stderr.contains("out.png: 128 x 128, seed 0"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("using the bundled model"), "{}", ran.stderr);
+    let last = ran.stderr.lines().last().unwrap();
+    assert!(last.starts_with("out.png: 128 x 128, seed 0, "), "{last}");
+    for part in ["s on emulator (text ", " ms, 1 step ", " ms, vae ", "of device memory"] {
+        assert!(last.contains(part), "`{part}` is not in `{last}`");
+    }
     assert_eq!(sandbox.entries(), ["out.png"]);
     let (info, pixels) = pixels(&sandbox.path("out.png"));
     assert_eq!((info.width, info.height), (128, 128));
@@ -384,6 +402,151 @@ fn a_seed_is_its_bytes() {
     assert_eq!(first, draw("1", "b.png"));
     assert_ne!(first, draw("2", "c.png"));
     assert_eq!(first, draw("1", "c.png"), "an old picture is replaced");
+}
+
+/// Keyword and text of every note in a PNG, in order.
+fn notes(path: &Path) -> Vec<(String, String)> {
+    let reader = png::Decoder::new(std::io::Cursor::new(bytes(path))).read_info().unwrap();
+    let chunks = &reader.info().utf8_text;
+    chunks.iter().map(|chunk| (chunk.keyword.clone(), chunk.get_text().unwrap())).collect()
+}
+
+#[test]
+fn a_picture_says_what_made_it_unless_told_not_to() {
+    let sandbox = Sandbox::new();
+    let ran = sandbox.run(quick(&["--seed", "7", "--output", "with.png"]));
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let told: BTreeMap<String, String> = notes(&sandbox.path("with.png")).into_iter().collect();
+    let digest = schnell::pipeline::Model::open(DEMO.path()).unwrap().digest().unwrap();
+    assert_eq!((digest.len(), digest.chars().all(|c| c.is_ascii_hexdigit())), (16, true), "{digest}");
+    let version = concat!("schnell ", env!("CARGO_PKG_VERSION"));
+    for (keyword, text) in [
+        ("prompt", "a red circle"),
+        ("seed", "7"),
+        ("steps", "1"),
+        ("t5_length", "16"),
+        ("weights", "nf4"),
+        ("noise", "f32"),
+        ("model", &digest),
+        ("Software", version),
+    ] {
+        assert_eq!(told.get(keyword).map(String::as_str), Some(text), "{keyword}");
+    }
+
+    // What is not as usual is told, too.
+    let more = [
+        &["--timesteps", "bf16", "--prompt-2", "a blue star", "--noise", "bf16", "--quantize", "none"][..],
+        &["--negative-prompt", "a ring", "--true-cfg-scale", "2.5", "--output", "more.png"],
+    ];
+    assert_eq!(sandbox.run(quick(&more.concat())).code, 0);
+    let told: BTreeMap<String, String> = notes(&sandbox.path("more.png")).into_iter().collect();
+    for (keyword, text) in [
+        ("timesteps", "bf16"),
+        ("prompt_2", "a blue star"),
+        ("noise", "bf16"),
+        ("weights", "none"),
+        ("negative_prompt", "a ring"),
+        ("true_cfg_scale", "2.5"),
+    ] {
+        assert_eq!(told.get(keyword).map(String::as_str), Some(text), "{keyword}");
+    }
+
+    assert_eq!(sandbox.run(quick(&["--seed", "7", "--no-metadata", "--output", "without.png"])).code, 0);
+    assert_eq!(notes(&sandbox.path("without.png")), []);
+    assert_eq!(pixels(&sandbox.path("with.png")).1, pixels(&sandbox.path("without.png")).1);
+}
+
+#[test]
+fn other_weights_have_another_digest() {
+    let digest = |dir: &Path| schnell::pipeline::Model::open(dir).unwrap().digest().unwrap();
+    let dir = copy_of_demo();
+    assert_eq!(digest(dir.path()), digest(DEMO.path()));
+    let file = dir.path().join("vae/diffusion_pytorch_model.safetensors");
+    let mut stored = bytes(&file);
+    // The first byte of weight and bias of the decoder's last layer; the encoder's tensors would not count.
+    let len = u64::from_le_bytes(stored[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&stored[8..8 + len]).unwrap();
+    for (name, tensor) in header.as_object().unwrap() {
+        if name.starts_with("decoder.conv_out") {
+            stored[8 + len + tensor["data_offsets"][0].as_u64().unwrap() as usize] ^= 1;
+        }
+    }
+    std::fs::write(file, stored).unwrap();
+    assert_ne!(digest(dir.path()), digest(DEMO.path()));
+}
+
+/// Pixels of the picture in one cell of a sheet of 64 x 64 pictures.
+fn cell(sheet: &Path, column: usize, row: usize) -> Vec<u8> {
+    let (info, rgb) = pixels(sheet);
+    let (left, top) = (column * 68, row * 68);
+    (top..top + 64).flat_map(|y| rgb[3 * (y * info.width as usize + left)..][..3 * 64].to_vec()).collect()
+}
+
+#[test]
+fn a_grid_is_prompt_after_prompt_then_the_next_seed() {
+    let sandbox = Sandbox::new();
+    let one = |prompt, seed| {
+        let mut args = quick(&["--seed", seed]);
+        args[1] = prompt;
+        assert_eq!(sandbox.run(args).code, 0);
+        pixels(&sandbox.path("out.png")).1
+    };
+    let (red, green, red_next) =
+        (one("a red circle", "5"), one("a green star", "5"), one("a red circle", "6"));
+
+    std::fs::write(sandbox.path("prompts.txt"), "a red circle\n\n  a green star \r\n").unwrap();
+    let mut args = quick(&["--prompts", "prompts.txt", "--grid", "2x2", "--seed", "5"]);
+    args.remove(1);
+    let ran = sandbox.run([&args[..], &["--output", "sheet.png", "--timings", "t.json"]].concat());
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("sheet.png: 132 x 132, 4 pictures of 64 x 64, from seed 5, "),
+        "{}",
+        ran.stderr
+    );
+    let sheet = sandbox.path("sheet.png");
+    assert_eq!((pixels(&sheet).0.width, pixels(&sheet).0.height), (132, 132));
+    assert!(cell(&sheet, 0, 0) == red && cell(&sheet, 1, 0) == green && cell(&sheet, 0, 1) == red_next);
+    let told: BTreeMap<String, String> = notes(&sheet).into_iter().collect();
+    assert_eq!(told["prompt"], "a red circle\na green star\na red circle\na green star");
+    assert_eq!(told["seed"], "5\n5\n6\n6");
+    let timings: Value = serde_json::from_slice(&bytes(&sandbox.path("t.json"))).unwrap();
+    assert_eq!(timings.as_array().unwrap().len(), 4);
+
+    // Whatever prompt was cut is named.
+    std::fs::write(sandbox.path("long.txt"), format!("a red circle\n{}", "a blue square and ".repeat(30)))
+        .unwrap();
+    let mut args = quick(&["--prompts", "long.txt", "--grid", "2x2", "--output", "long.png"]);
+    args.remove(1);
+    let stderr = sandbox.run(args).stderr;
+    let cut: Vec<&str> = stderr.lines().filter(|line| line.starts_with("warning: ")).collect();
+    assert!(cut.len() == 2 && cut.iter().all(|line| line.contains("`a blue square and")), "{stderr}");
+
+    // One prompt: one seed after the other.
+    assert_eq!(sandbox.run(quick(&["--grid", "1x2", "--seed", "5", "--output", "seeds.png"])).code, 0);
+    let seeds = sandbox.path("seeds.png");
+    assert!(cell(&seeds, 0, 0) == red && cell(&seeds, 0, 1) == red_next);
+}
+
+#[test]
+fn grids_that_cannot_be_are_refused() {
+    let sandbox = Sandbox::new();
+    for grid in ["3", "0x2", "2x17", "axb", "2x2x2"] {
+        sandbox.refuses(quick(&["--grid", grid]), 2, &["--grid", "3x3"]);
+    }
+    sandbox.refuses(quick(&["--grid", "2x2", "--dump", "d"]), 2, &["--grid", "--dump"]);
+    // Before the file is looked at.
+    sandbox.refuses(quick(&["--grid", "2x2", "--noise", "noise"]), 2, &["--grid", "--noise FILE"]);
+    let big = ["generate", "a cat", "--grid", "16x16", "--width", "8192", "--height", "8192"];
+    sandbox.refuses(big, 2, &["contact sheet", "256 pictures of 8192 x 8192"]);
+    let from = |file: &'static str, grid: &'static str| ["generate", "--prompts", file, "--grid", grid];
+    sandbox.refuses(from("missing.txt", "2x2"), 7, &["cannot read missing.txt"]);
+    std::fs::write(sandbox.path("none.txt"), "\n \n").unwrap();
+    sandbox.refuses(from("none.txt", "2x2"), 2, &["none.txt: 0 prompts", "1 to 4"]);
+    std::fs::write(sandbox.path("many.txt"), "a\nb\nc\n").unwrap();
+    sandbox.refuses(from("many.txt", "1x2"), 2, &["many.txt: 3 prompts", "1 to 2"]);
+    sandbox.refuses(["generate", "--prompts", "many.txt"], 2, &["required"]);
+    sandbox.refuses(quick(&["--prompts", "many.txt", "--grid", "3x1"]), 2, &["cannot be used with"]);
 }
 
 #[test]
@@ -421,8 +584,8 @@ fn a_dump_has_every_stage_and_its_noise_draws_the_picture_again() {
         ("tokens_t5", Dtype::I32, vec![1, 16]),
         ("noise", Dtype::F32, vec![1, 24, 64]),
         ("sigmas", Dtype::F32, vec![3]),
-        ("clip_pooled", Dtype::F32, vec![1, 64]),
-        ("t5_embeds", Dtype::F32, vec![1, 16, 64]),
+        ("clip_pooled", Dtype::F32, vec![1, 128]),
+        ("t5_embeds", Dtype::F32, vec![1, 16, 128]),
         ("vae_out", Dtype::F32, vec![1, 3, 64, 96]),
     ]
     .map(|(name, dtype, shape)| (name.to_string(), (dtype, shape)))
@@ -436,7 +599,9 @@ fn a_dump_has_every_stage_and_its_noise_draws_the_picture_again() {
 
     let again = [&shape[..], &["--noise", "new/dump/noise.safetensors", "--output", "b.png"]].concat();
     assert_eq!(sandbox.run(quick(&again)).code, 0);
-    assert_eq!(bytes(&sandbox.path("a.png")), bytes(&sandbox.path("b.png")));
+    assert!(pixels(&sandbox.path("a.png")).1 == pixels(&sandbox.path("b.png")).1);
+    let told: BTreeMap<String, String> = notes(&sandbox.path("b.png")).into_iter().collect();
+    assert_eq!((told["noise"].as_str(), told.get("seed")), ("given", None));
 }
 
 #[test]
@@ -477,7 +642,9 @@ fn plans_print_every_region_from_config_files_alone() {
                 assert_eq!(config, schnell::config::PipelineConfig::schnell());
             }
             let pixels = side.parse().unwrap();
-            let shape = schnell::plan::Shape { width: pixels, height: pixels, ..Default::default() };
+            let t5_length = if model == "demo" { 24 } else { 256 };
+            let shape =
+                schnell::plan::Shape { width: pixels, height: pixels, t5_length, ..Default::default() };
             let plan = schnell::plan::Plan::new(&config, shape, Default::default()).unwrap();
             assert_eq!(ran.stdout, plan.to_string());
             for region in plan.layout.regions().iter().filter(|r| r.bytes > 0) {

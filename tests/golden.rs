@@ -53,12 +53,6 @@ fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |crc, b| (0..8).fold(crc ^ u32::from(*b), |crc, _| step(crc)))
 }
 
-fn psnr(got: &[u8], want: &[u8]) -> f64 {
-    assert_eq!(got.len(), want.len());
-    let sum: f64 = got.iter().zip(want).map(|(g, w)| (f64::from(*g) - f64::from(*w)).powi(2)).sum();
-    10.0 * (255.0 * 255.0 / (sum / got.len() as f64)).log10()
-}
-
 fn check_all(name: &'static str, wanted: &dyn Fn(&str) -> bool) {
     let golden = Golden::open(name);
     let cases: Vec<&Value> = golden.cases.iter().filter(|c| wanted(c["name"].as_str().unwrap())).collect();

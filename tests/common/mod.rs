@@ -174,3 +174,10 @@ pub fn norm_rope(x: &[f32], weight: &[f32], cos: &[f32], sin: &[f32], eps: f32) 
     }
     out
 }
+
+/// Peak signal-to-noise ratio of 8-bit pictures, in dB.
+pub fn psnr(got: &[u8], want: &[u8]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let sum: f64 = got.iter().zip(want).map(|(g, w)| (f64::from(*g) - f64::from(*w)).powi(2)).sum();
+    10.0 * (255.0 * 255.0 / (sum / got.len() as f64)).log10()
+}
