@@ -32,7 +32,8 @@ impl Timings {
     pub fn summary(&self) -> String {
         let sum = |stages: &[&str]| -> f64 {
             let matches = |s: &&StageTime| stages.iter().any(|name| s.stage.starts_with(name));
-            self.stages.iter().filter(matches).map(|s| s.ms).sum()
+            // Not sum(), whose sum of nothing is -0.
+            self.stages.iter().filter(matches).fold(0.0, |sum, s| sum + s.ms)
         };
         let steps = self.stages.iter().filter(|s| s.stage.starts_with("step")).count();
         format!(

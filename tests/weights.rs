@@ -423,14 +423,15 @@ fn quantised_tensors_read_as_bitsandbytes_dequantises_them() {
     }
 }
 
+/// Tensors by name: dtype, shape, bytes.
+type Parts = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+
 /// A quantised 2 x 64 Linear with its parts, some of them replaced, opened.
-fn quantised(
-    change: &dyn Fn(&mut BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>),
-) -> schnell::Result<Option<TensorInfo>> {
+fn quantised(change: &dyn Fn(&mut Parts)) -> schnell::Result<Option<TensorInfo>> {
     let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
     let state = json!({"blocksize": 64, "quant_type": "nf4", "dtype": "float32", "shape": [2, 64],
                        "nested_blocksize": 256, "nested_offset": 0.5});
-    let mut parts: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> = [
+    let mut parts: Parts = [
         ("", Dtype::U8, vec![64, 1], vec![0x70; 64]),
         (".absmax", Dtype::U8, vec![2], vec![3, 255]),
         (".quant_map", Dtype::F32, vec![16], bytes(&nf4::CODE_BOOK)),
