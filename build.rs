@@ -71,6 +71,8 @@ fn host_compiler() -> cc::Build {
         .flag("-fno-strict-aliasing")
         .flag("-fno-exceptions")
         .flag("-fno-rtti")
+        // A frame larger than a fiber's stack must hit the guard page, not jump over it.
+        .flag("-fstack-clash-protection")
         .flag("-Wno-unknown-pragmas");
     build
 }

@@ -248,6 +248,33 @@ GPU_KERNEL(probe_fault_no_wait, probe_params, PROBE_THREADS, 1) {
     p.output[t] = smem[t];
 }
 
+GPU_KERNEL(probe_fault_wild_store, probe_params, PROBE_THREADS, 1) {
+    gpu::sync_cta();
+    if (gpu::thread_x() == 9) p.output[-((int64_t)1 << 40)] = 1;
+}
+
+GPU_KERNEL(probe_fault_null, probe_params, PROBE_THREADS, 1) {
+    const uint32_t *const none = gpu::thread_x() == 33 ? nullptr : (const uint32_t *)p.input;
+    p.output[gpu::thread_x()] = *(const volatile uint32_t *)none;
+}
+
+GPU_KERNEL(probe_fault_divide, probe_params, PROBE_THREADS, 1) {
+    p.output[gpu::thread_x()] = p.input[0] / (uint32_t)(gpu::thread_x() - 3);
+}
+
+GPU_KERNEL(probe_fault_large_locals, probe_params, PROBE_THREADS, 1) {
+    volatile uint32_t words[1 << 16];
+    for (int i = 0; i < 1 << 16; ++i) words[i] = p.input[i % 64];
+    p.output[gpu::thread_x()] = words[p.input[0]];
+}
+
+GPU_KERNEL(probe_fault_endless, probe_params, PROBE_THREADS, 1) {
+    const volatile uint32_t *const flag = (const uint32_t *)p.input;
+    if (gpu::thread_x() == 2) while (*flag != 0) {}
+    gpu::sync_cta();
+    p.output[gpu::thread_x()] = 0;
+}
+
 // Who is last depends on the schedule: of a CTA's threads in word 1 + cta, of the CTAs in word 0.
 GPU_KERNEL(probe_fault_race, probe_params, PROBE_THREADS, 1) {
     gpu::sync_cta();

@@ -7,7 +7,7 @@ use schnell::device::{AsyncCopies, Device, EmulatorOptions, Order, StreamId};
 use schnell::kernels::probe::Fault;
 
 fn device(order: Order, async_copies: AsyncCopies, seed: u64) -> Device {
-    Device::emulator(EmulatorOptions { threads: 1, order, async_copies, seed })
+    Device::emulator(EmulatorOptions { threads: 1, order, async_copies, seed, hang_seconds: 1 })
 }
 
 /// What the emulator says of a fault, once per schedule; then that it still works.
@@ -68,6 +68,36 @@ fn wild_async_copies_name_thread_and_place() {
     complaint(Fault::FarTarget, &["CTA [", "thread 6", &target, "outside shared memory"]);
     let misaligned = place_of("probe_fault_misaligned");
     complaint(Fault::Misaligned, &["CTA [", "thread ", &misaligned, "misaligned"]);
+}
+
+/// Not under a sanitizer, which reports these itself and ends the process.
+fn sanitized() -> bool {
+    option_env!("SCHNELL_SANITIZE").is_some_and(|mode| !mode.is_empty())
+}
+
+#[test]
+fn crashes_name_thread_and_line() {
+    if sanitized() {
+        return;
+    }
+    let store = place("probe_fault_wild_store", "p.output[");
+    complaint(
+        Fault::WildStore,
+        &["CTA [", "thread 9 at ", &store, "far from the memory of this launch", "seed 3"],
+    );
+    let null = place("probe_fault_null", "*(const");
+    complaint(Fault::Null, &["CTA [", "thread 33 at ", &null, "next to null"]);
+    complaint(Fault::Divide, &["CTA [", "thread 3 at ", &place("probe_fault_divide", " / "), "by zero"]);
+    complaint(Fault::LargeLocals, &["CTA [", "thread ", "probe.cu:", "bytes of locals"]);
+}
+
+#[test]
+fn an_endless_loop_is_found_and_named() {
+    if sanitized() {
+        return;
+    }
+    let line = place("probe_fault_endless", "while");
+    complaint(Fault::Endless, &["CTA [", "thread 2 at ", &line, "no progress"]);
 }
 
 #[test]

@@ -39,6 +39,11 @@ probe!(
     FAR_TARGET = probe_fault_far_target,
     MISALIGNED = probe_fault_misaligned,
     NO_WAIT = probe_fault_no_wait,
+    WILD_STORE = probe_fault_wild_store,
+    NULL = probe_fault_null,
+    DIVIDE = probe_fault_divide,
+    LARGE_LOCALS = probe_fault_large_locals,
+    ENDLESS = probe_fault_endless,
     RACE = probe_fault_race,
 );
 
@@ -226,6 +231,16 @@ pub enum Fault {
     Misaligned,
     /// Reads what a cp.async has not delivered: correct on a lucky day.
     NoWait,
+    /// A store far outside all memory.
+    WildStore,
+    /// A load from null.
+    Null,
+    /// An integer divided by zero.
+    Divide,
+    /// More locals than a fiber's stack has room for.
+    LargeLocals,
+    /// A loop that waits for what nobody will do.
+    Endless,
     /// The last writer wins: no error, but a result that tells one schedule from another.
     Race,
 }
@@ -247,14 +262,19 @@ impl Fault {
             Fault::FarTarget => &FAR_TARGET,
             Fault::Misaligned => &MISALIGNED,
             Fault::NoWait => &NO_WAIT,
+            Fault::WildStore => &WILD_STORE,
+            Fault::Null => &NULL,
+            Fault::Divide => &DIVIDE,
+            Fault::LargeLocals => &LARGE_LOCALS,
+            Fault::Endless => &ENDLESS,
             Fault::Race => &RACE,
         };
         check_len(kernel.name, "input", input, THREADS + 4)?;
         check_len(kernel.name, "output", output, THREADS.max(1 + num_ctas as usize))?;
         let mut footprint = Footprint::new(device);
         let params = params(input, output, 1, &mut footprint)?;
-        // SAFETY: plain loads and stores stay within the words checked above; the wild addresses go to primitives only,
-        // which the emulator checks before it touches them.
+        // SAFETY: plain loads and stores stay within the words checked above, but for those that the emulator turns into
+        // errors: of pages that no process has. Wild addresses otherwise go to primitives only, which check them.
         unsafe { device.launch(StreamId::Compute, kernel, [num_ctas, 1, 1], &params, &footprint) }
     }
 }

@@ -2,7 +2,7 @@
 //! CUDA's rules for threads, warps, CTAs, asynchronous copies, streams and events.
 //!
 //! Read `runtime.rs` for what happens inside a CTA, `tile.rs` for the arithmetic of the tensor cores, `pool.rs` for how
-//! CTAs spread over OS threads; this file queues work on streams and carries it out.
+//! CTAs spread over OS threads, `faults.rs` for kernels that crash or hang; this file queues work on streams and carries it out.
 //!
 //! Streams are lazy: work runs when somebody waits for it, as late as the events allow, or in a seeded random
 //! interleaving ([`Order::Random`]), so that a missing event shows as a wrong result.
@@ -12,6 +12,7 @@
 //! from [`super::Device`], which has checked them against those allocations and keeps the allocations, host buffers
 //! and parameters alive until the queue has run. Queued parameters are copied.
 
+mod faults;
 mod pool;
 mod runtime;
 mod sanitizer;
@@ -21,7 +22,7 @@ use std::alloc::Layout;
 use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::sync::{Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Capability, EventId, Kernel, Machine, Span, StreamId};
 use crate::{Error, Result};
@@ -61,6 +62,8 @@ pub struct EmulatorOptions {
     pub async_copies: AsyncCopies,
     /// Decides everything random above.
     pub seed: u64,
+    /// Seconds after which a CUDA thread that reaches no barrier is said to hang; 0 means 20.
+    pub hang_seconds: u32,
 }
 
 /// Alignment of device memory, as the driver's allocations have (and TMA would want).
@@ -106,6 +109,7 @@ pub(crate) struct Emulator {
 impl Emulator {
     pub fn new(options: EmulatorOptions) -> Self {
         runtime::install();
+        faults::install();
         let threads = match options.threads {
             0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
             n => n,
@@ -122,8 +126,12 @@ impl Emulator {
             threads,
             driver: "none".to_string(),
         };
+        let patience = match options.hang_seconds {
+            0 => Duration::from_secs(20),
+            n => Duration::from_secs(n.into()),
+        };
         let state = State { rng: options.seed, ..State::default() };
-        Emulator { capability, options, pool: Pool::new(threads), state: Mutex::new(state) }
+        Emulator { capability, options, pool: Pool::new(threads, patience), state: Mutex::new(state) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -5,12 +5,17 @@
 //! A [`Launch`] borrows its parameters from the caller of [`Pool::run`], which returns only when every worker has let
 //! go of it; that is what makes sending its raw pointers to the workers sound.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::runtime::{Cta, Launch, Rng};
-use super::{Order, sanitizer};
+use super::{Order, faults, sanitizer};
+
+/// How often the pool looks whether its workers get on. Ticks are counted, not time: a machine that slept does not
+/// make a kernel hang.
+const TICK: Duration = Duration::from_millis(100);
 
 /// A launch on its way through the workers.
 struct Task {
@@ -36,7 +41,19 @@ struct Board {
     shutdown: bool,
 }
 
+/// What a worker shows of its doings.
+#[derive(Default)]
+pub(super) struct Progress {
+    /// Counts the turns that CUDA threads took.
+    pub turns: AtomicU64,
+    /// The kernel is to be ended.
+    pub interrupted: AtomicBool,
+}
+
 struct Shared {
+    progress: Vec<Progress>,
+    /// Ticks without a turn after which a kernel hangs.
+    patience: u32,
     board: Mutex<Board>,
     work: Condvar,
     done: Condvar,
@@ -48,16 +65,19 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub fn new(threads: usize) -> Self {
+    pub fn new(threads: usize, patience: Duration) -> Self {
+        let threads = threads.max(1);
         let shared = Arc::new(Shared {
+            progress: (0..threads).map(|_| Progress::default()).collect(),
+            patience: patience.div_duration_f32(TICK) as u32,
             board: Mutex::new(Board::default()),
             work: Condvar::new(),
             done: Condvar::new(),
         });
-        let workers = (0..threads.max(1))
-            .map(|_| {
+        let workers = (0..threads)
+            .map(|worker| {
                 let shared = shared.clone();
-                std::thread::spawn(move || work(&shared))
+                std::thread::spawn(move || work(&shared, &shared.progress[worker]))
             })
             .collect();
         Pool { shared, workers }
@@ -81,8 +101,13 @@ impl Pool {
         board.busy = self.workers.len();
         board.task = Some(task.clone());
         self.shared.work.notify_all();
+        let mut watch: Vec<(u64, u32)> = vec![(0, 0); self.workers.len()];
         while board.busy > 0 {
-            board = self.shared.done.wait(board).unwrap_or_else(|e| e.into_inner());
+            let (woken, wait) = self.shared.done.wait_timeout(board, TICK).unwrap_or_else(|e| e.into_inner());
+            board = woken;
+            if wait.timed_out() {
+                self.interrupt_hanging(&mut watch);
+            }
         }
         board.task = None;
         drop(board);
@@ -90,6 +115,22 @@ impl Pool {
         match lock(&task.error).take() {
             Some((_, what)) => Err(what),
             None => Ok(()),
+        }
+    }
+
+    /// `watch` has, by worker, its turns at the last tick, and the ticks since there was a new one.
+    fn interrupt_hanging(&self, watch: &mut [(u64, u32)]) {
+        for ((seen, ticks), (worker, progress)) in
+            watch.iter_mut().zip(self.workers.iter().zip(&self.shared.progress))
+        {
+            let turns = progress.turns.load(Ordering::Relaxed);
+            *ticks = if turns == *seen { *ticks + 1 } else { 0 };
+            *seen = turns;
+            let hangs = *ticks > self.shared.patience;
+            progress.interrupted.store(hangs, Ordering::Relaxed);
+            if hangs {
+                faults::interrupt(worker);
+            }
         }
     }
 }
@@ -108,8 +149,24 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-fn work(shared: &Shared) {
-    let mut cta = Cta::new();
+/// CTAs that no worker has, with their fibers, for the next emulator of this process: making hundreds of fibers takes
+/// longer than a small launch, and under ThreadSanitizer a quarter of a second.
+static IDLE: Mutex<Vec<Idle>> = Mutex::new(Vec::new());
+
+struct Idle(Box<Cta>);
+
+// SAFETY: no fiber of an idle CTA is inside a kernel; each is suspended in `runtime::new_fiber`'s loop, which looks its
+// thread up anew when it is resumed.
+unsafe impl Send for Idle {}
+
+fn work(shared: &Shared, progress: &Progress) {
+    let idle = lock(&IDLE).pop();
+    let mut cta = idle.map_or_else(Cta::new, |idle| idle.0);
+    serve(shared, &mut cta, progress);
+    lock(&IDLE).push(Idle(cta));
+}
+
+fn serve(shared: &Shared, cta: &mut Cta, progress: &Progress) {
     let mut seen = 0;
     loop {
         let task = {
@@ -128,7 +185,7 @@ fn work(shared: &Shared) {
             }
         };
         sanitizer::acquire(Arc::as_ptr(&task));
-        run_some(&mut cta, &task);
+        run_some(cta, &task, progress);
         sanitizer::release(Arc::as_ptr(&task));
         drop(task);
         let mut board = lock(&shared.board);
@@ -140,7 +197,7 @@ fn work(shared: &Shared) {
 }
 
 /// Takes CTAs off the launch until none is left.
-fn run_some(cta: &mut Cta, task: &Task) {
+fn run_some(cta: &mut Cta, task: &Task, progress: &Progress) {
     let [nx, ny, _] = task.launch.grid.map(|n| n as usize);
     loop {
         let turn = task.next.fetch_add(1, Ordering::Relaxed);
@@ -162,7 +219,7 @@ fn run_some(cta: &mut Cta, task: &Task) {
             }
         };
         let index = [at % nx, at / nx % ny, at / nx / ny].map(|i| i as u32);
-        if let Err(what) = cta.run(&task.launch, index) {
+        if let Err(what) = cta.run(&task.launch, index, progress) {
             task.failed.store(true, Ordering::Relaxed);
             let mut error = lock(&task.error);
             if error.as_ref().is_none_or(|(first, _)| at < *first) {

@@ -14,10 +14,14 @@
 //!   stores of the kernels are as safe as the C++ that makes them.
 
 use std::ffi::{CStr, c_char, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use corosensei::stack::{DefaultStack, Stack as _};
+use corosensei::trap::CoroutineTrapHandler;
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 
+use super::faults::Fault;
+use super::pool::Progress;
 use super::sanitizer::{self, Fiber, SANITIZER, Stack};
 use super::tile;
 use super::{AsyncCopies, Order, Span};
@@ -35,7 +39,7 @@ pub(super) struct Site {
 }
 
 impl Site {
-    const NOWHERE: Site = Site { file: std::ptr::null(), line: 0 };
+    pub(super) const NOWHERE: Site = Site { file: std::ptr::null(), line: 0 };
 }
 
 impl std::fmt::Display for Site {
@@ -66,6 +70,7 @@ pub(super) struct Thread {
     cta: *mut Cta,
     yielder: *const Yielder<Job, ()>,
     state: State,
+    fault: Option<Fault>,
     copies: Vec<PendingCopy>,
     copy_group: u32,
     /// For the sanitizers: this thread, the engine that makes its copies, and its stack.
@@ -187,6 +192,8 @@ pub(super) struct Cta {
     error: Option<String>,
     kernel: &'static str,
     seed: u64,
+    /// Of the worker.
+    progress: *const Progress,
     /// For the sanitizers: the worker itself and its stack, and the name of what orders one CTA after the other.
     worker: Fiber,
     worker_stack: Stack,
@@ -231,6 +238,7 @@ impl Cta {
             error: None,
             kernel: "",
             seed: 0,
+            progress: std::ptr::null(),
             worker: Fiber::NONE,
             worker_stack: Stack::UNKNOWN,
             boundary: 0,
@@ -240,8 +248,9 @@ impl Cta {
     }
 
     /// Runs the CTA at `cta` of the launch to its end. The error names the place and who waited where.
-    pub fn run(&mut self, launch: &Launch<'_>, cta: [u32; 3]) -> Result<(), String> {
+    pub fn run(&mut self, launch: &Launch<'_>, cta: [u32; 3], progress: &Progress) -> Result<(), String> {
         self.prepare(launch, cta);
+        self.progress = progress;
         let job = Job { entry: launch.entry, params: launch.params };
         let num_warps = self.warps.len();
         let mut next_warp = 0;
@@ -269,6 +278,7 @@ impl Cta {
                         (ready.rotate_right(turn).trailing_zeros() + turn) & 31
                     }
                 } as usize;
+                progress.turns.fetch_add(1, Ordering::Relaxed);
                 self.resume(warp, lane, job);
                 if self.error.is_some() {
                     return Err(self.abandon());
@@ -343,6 +353,7 @@ impl Cta {
                 cta: this,
                 yielder: std::ptr::null(),
                 state: State::Idle,
+                fault: None,
                 copies: Vec::with_capacity(64),
                 copy_group: 0,
                 fiber: Fiber::create(),
@@ -389,8 +400,11 @@ impl Cta {
         // SAFETY: `self.fibers` is not touched while a fiber runs (it grows only in `prepare`); the raw pointer keeps
         // the borrow checker from assuming that the fiber cannot reach `self`, which it does through `Thread::cta`.
         let result = unsafe { (*fiber).resume(job) };
-        debug_assert!(matches!(result, CoroutineResult::Yield(())));
         self.worker.switch_to();
+        if matches!(result, CoroutineResult::Return(())) {
+            let what = self.threads[at].fault.take().map(|fault| self.describe(at, fault));
+            return self.fail(what.unwrap_or_else(|| format!("thread {at} left its fiber")));
+        }
         SANITIZER.arrive(&self.worker_stack, &mut Stack::UNKNOWN.clone());
         if self.threads[at].state == State::Finished {
             self.finish(warp, lane);
@@ -468,6 +482,28 @@ impl Cta {
         format!("CTA {:?}: {what}", self.index.cta)
     }
 
+    /// A fault of thread `at`, in words.
+    fn describe(&self, at: usize, fault: Fault) -> String {
+        let stack = self.threads[at].stack;
+        let stack = stack.bottom as usize..stack.bottom as usize + stack.bytes;
+        let smem = (self.index.smem as usize, self.smem_bytes, "the CTA's shared memory");
+        let views = self.footprint.iter().map(|s| (s.address as usize, s.bytes, "a view of this launch"));
+        let near = |address: usize| {
+            let distance = |(base, bytes, _): &(usize, usize, &str)| {
+                base.saturating_sub(address).max(address.saturating_sub(base + bytes))
+            };
+            match std::iter::once(smem).chain(views.clone()).min_by_key(distance) {
+                _ if address < 1 << 16 => "next to null".to_string(),
+                Some(nearest) if distance(&nearest) < 16 << 20 => {
+                    let side = if address < nearest.0 { "before" } else { "behind" };
+                    format!("{} bytes {side} {}", distance(&nearest), nearest.2)
+                }
+                _ => "far from the memory of this launch".to_string(),
+            }
+        };
+        format!("thread {at} {}", fault.describe(stack, near))
+    }
+
     fn smem_holds(&self, p: *const u8, bytes: usize) -> bool {
         let (p, base) = (p as usize, self.index.smem as usize);
         p >= base && p + bytes <= base + self.smem_bytes
@@ -512,6 +548,33 @@ fn new_fiber() -> (Coroutine<Job, (), (), DefaultStack>, Stack) {
         }
     });
     (coroutine, extent)
+}
+
+/// A fiber that a signal interrupted.
+pub(super) struct Interrupted<'a> {
+    pub handler: CoroutineTrapHandler<()>,
+    pub fault: &'a mut Option<Fault>,
+    pub interrupted: &'a AtomicBool,
+}
+
+/// The fiber that runs on this OS thread, if `sp` lies in its stack.
+///
+/// # Safety
+/// Called by a signal handler, while the interrupted code is the only other user of this OS thread's CTA.
+pub(super) unsafe fn fiber_at<'a>(sp: usize) -> Option<Interrupted<'a>> {
+    // SAFETY: the thread-local is null unless a CTA runs on this OS thread, and then thread, CTA and progress are alive;
+    // raw pointers, since the interrupted code may hold references.
+    unsafe {
+        let thread = schnell_emu_get_self().cast::<Thread>();
+        let cta = if thread.is_null() { return None } else { (*thread).cta };
+        let fiber = (&raw const (*cta).fibers).as_ref()?.get((*thread).thread as usize)?;
+        let handler = fiber.trap_handler();
+        handler.stack_ptr_in_bounds(sp).then(|| Interrupted {
+            handler,
+            fault: &mut (*thread).fault,
+            interrupted: &(*(*cta).progress).interrupted,
+        })
+    }
 }
 
 /// What runs on this OS thread, for a last message.

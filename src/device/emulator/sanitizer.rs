@@ -63,6 +63,10 @@ unsafe fn find<F: Copy>(name: &CStr) -> Option<F> {
 }
 
 impl Sanitizer {
+    pub fn exists(&self) -> bool {
+        self.address.is_some() || self.thread.is_some()
+    }
+
     fn find() -> Sanitizer {
         // SAFETY: the types are those of the interface headers.
         unsafe {
@@ -100,9 +104,14 @@ impl Sanitizer {
 
 /// The last words of a process that a sanitizer ends: which CTA and thread of which kernel it was in.
 unsafe extern "C" fn say_where() {
+    say("");
+}
+
+/// One line on the standard error: what happened, and where.
+pub(super) fn say(what: &str) {
     let place =
         super::runtime::running().unwrap_or_else(|| "no kernel was running on this thread".to_string());
-    let line = format!("==schnell== {place}\n");
+    let line = format!("==schnell== {what}{}{place}\n", if what.is_empty() { "" } else { ": " });
     // SAFETY: writes bytes that are alive to the standard error.
     unsafe { write(2, line.as_ptr().cast(), line.len()) };
 }
