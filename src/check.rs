@@ -28,7 +28,7 @@ use crate::device::{Device, DeviceMemory, StreamId, View};
 use crate::{Error, Result};
 
 /// Memory of a [`Lab`]; every case gets it anew.
-const LAB_BYTES: usize = 256 << 20;
+const LAB_BYTES: usize = 8 << 20;
 
 /// A machine and some memory on it, all NaN patterns at first.
 #[derive(Debug)]
@@ -297,6 +297,8 @@ pub struct Case {
     pub part: &'static str,
     /// Unique within the part.
     pub name: String,
+    /// Made to be run hundreds of times, or under a tool that slows it down a hundredfold.
+    pub small: bool,
     run: Run,
 }
 
@@ -321,7 +323,7 @@ fn case(
     name: impl Into<String>,
     run: impl Fn(&Lab) -> Result<Vec<Output>> + 'static,
 ) -> Case {
-    Case { part, name: name.into(), run: Box::new(run) }
+    Case { part, name: name.into(), small: false, run: Box::new(run) }
 }
 
 /// All of them, primitives first: where those differ, nothing else matters.

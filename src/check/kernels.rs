@@ -1,4 +1,5 @@
-//! Every kernel of [`crate::kernels`], at small odd shapes: tails, more than one CTA, each entry point once.
+//! Every kernel of [`crate::kernels`], at small odd shapes: tails, more than one CTA, each entry point at least once among
+//! the [`Case::small`] ones.
 //!
 //! Tolerances: kernels that promise bits are held to them. Elsewhere a GPU fuses multiply-adds, adds a tensor-core
 //! product's terms in its own order and has its own `exp`; f32 then differs in the last digits, and a bf16 store may
@@ -33,46 +34,66 @@ const BF16: (f64, f64) = (2e-3, 8e-3);
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = vec![
-        case("kernels", "euler_step", euler_step),
-        case("kernels", "count_nonfinite", count_nonfinite),
-        case("kernels", "to_rgb", to_rgb),
-        case("kernels", "head_norm_rope", head_norm_rope),
-        case("kernels", "group_norm_silu", group_norm_silu),
-        case("kernels", "unpack_latents", unpack_latents),
-        case("kernels", "nf4_gemm_heads", nf4_gemm_heads),
-        case("kernels", "bf16_gemm_epilogues", bf16_gemm_epilogues),
+        small("euler_step", euler_step),
+        small("count_nonfinite", count_nonfinite),
+        small("to_rgb", to_rgb),
+        small("head_norm_rope", head_norm_rope),
+        small("group_norm_silu", group_norm_silu),
+        small("unpack_latents", unpack_latents),
+        small("nf4_gemm_heads", nf4_gemm_heads),
+        small("bf16_gemm_epilogues", bf16_gemm_epilogues),
     ];
-    for width in [256, 4096, 100] {
-        cases.push(case("kernels", format!("norms_{width}"), move |lab| norms(lab, width)));
+    for width in [256, 3072, 4096, 102] {
+        cases.push(small(format!("norms_{width}"), move |lab| norms(lab, width)));
     }
     for layout in [Nf4Layout::Rows, Nf4Layout::Fragments] {
         let name = format!("nf4_quantize_{layout:?}").to_lowercase();
-        cases.push(case("kernels", name, move |lab| nf4_quantize(lab, layout)));
+        cases.push(small(name, move |lab| nf4_quantize(lab, layout)));
     }
     for m in [1, 2, 4, 7] {
-        cases.push(case("kernels", format!("gemv_{m}"), move |lab| gemv(lab, m)));
+        cases.push(small(format!("gemv_{m}"), move |lab| gemv(lab, m)));
     }
-    // Rows by columns by inner width: less than a tile, a tile and a bit, many k-steps.
+    // Rows by columns by inner width: more k-steps than the ring has stages, in one row of tiles.
+    let shape = [33, 136, 448];
+    cases.push(small("bf16_gemm_33x136x448", move |lab| bf16_gemm(lab, shape)));
+    cases.push(small("nf4_gemm_33x136x448", move |lab| nf4_gemm(lab, shape)));
+    // Less than a tile, a tile and a bit, many k-steps.
     for shape in [[5, 40, 64], [130, 136, 192], [257, 256, 1024]] {
         let [m, n, k] = shape;
-        cases.push(case("kernels", format!("bf16_gemm_{m}x{n}x{k}"), move |lab| bf16_gemm(lab, shape)));
-        cases.push(case("kernels", format!("nf4_gemm_{m}x{n}x{k}"), move |lab| nf4_gemm(lab, shape)));
+        cases.push(large(format!("bf16_gemm_{m}x{n}x{k}"), move |lab| bf16_gemm(lab, shape)));
+        cases.push(large(format!("nf4_gemm_{m}x{n}x{k}"), move |lab| nf4_gemm(lab, shape)));
     }
-    for head_dim in [40, 64, 128, 200, 512] {
+    for head_dim in [40, 128, 200, 512] {
         for masked in [false, true] {
             let name = format!("attention_d{head_dim}{}", if masked { "_masked" } else { "" });
-            cases.push(case("kernels", name, move |lab| attention(lab, head_dim, masked)));
+            let kv_len = if masked { 33 } else { 100 };
+            cases.push(small(name, move |lab| attention(lab, [2, 33, kv_len, head_dim], masked)));
+        }
+    }
+    for head_dim in [64, 128] {
+        for masked in [false, true] {
+            let name = format!("attention_long_d{head_dim}{}", if masked { "_masked" } else { "" });
+            let kv_len = if masked { 177 } else { 250 };
+            cases.push(large(name, move |lab| attention(lab, [2, 177, kv_len, head_dim], masked)));
         }
     }
     for (kernel, upsample) in [(1, false), (3, false), (3, true)] {
         let name = format!("conv2d_{kernel}x{kernel}{}", if upsample { "_upsample" } else { "" });
-        cases.push(case("kernels", name, move |lab| conv2d(lab, kernel, upsample)));
+        cases.push(small(name, move |lab| conv2d(lab, kernel, upsample)));
     }
     cases
 }
 
+fn small(name: impl Into<String>, run: impl Fn(&Lab) -> Result<Vec<Output>> + 'static) -> Case {
+    Case { small: true, ..case("kernels", name, run) }
+}
+
+fn large(name: impl Into<String>, run: impl Fn(&Lab) -> Result<Vec<Output>> + 'static) -> Case {
+    case("kernels", name, run)
+}
+
 fn euler_step(lab: &Lab) -> Result<Vec<Output>> {
-    let n = 4097;
+    let n = 1025;
     let (latents, velocity) = (lab.f32s(1, n, 3.0)?, lab.f32s(2, n, 2.0)?);
     let latents_bf16 = lab.alloc::<bf16>(n)?;
     EulerStep {
@@ -121,14 +142,14 @@ fn unpack_latents(lab: &Lab) -> Result<Vec<Output>> {
 
 /// Two problems of different height in one launch, with norm and RoPE, a plain segment and an activated one.
 fn nf4_gemm_heads(lab: &Lab) -> Result<Vec<Output>> {
-    let (rows, k, heads) = ([150, 20], 128, 2);
+    let (rows, k, heads) = ([130, 20], 128, 1);
     let d = heads * 128;
     let n = 2 * d + 136;
     let layout = Nf4Layout::Fragments;
     let codes = lab.upload(bytemuck::cast_slice::<u32, u8>(&random_bits(1, layout.codes_len(n, k) / 4)))?;
     let absmax = lab.f32s(2, layout.absmax_len(n, k), 0.2)?;
     let (norm, bias) = (lab.f32s(3, 128, 1.5)?, lab.f32s(4, n, 0.5)?);
-    let (cos, sin) = (lab.f32s(5, 150 * 64, 1.0)?, lab.f32s(6, 150 * 64, 1.0)?);
+    let (cos, sin) = (lab.f32s(5, rows[0] * 64, 1.0)?, lab.f32s(6, rows[0] * 64, 1.0)?);
     let x = [lab.bf16s(7, rows[0] * k, 1.0)?, lab.bf16s(8, rows[1] * k, 1.0)?];
     let alloc = |width: usize| -> Result<[View<bf16>; 2]> {
         Ok([lab.alloc(rows[0] * width)?, lab.alloc(rows[1] * width)?])
@@ -173,7 +194,7 @@ fn nf4_gemm_heads(lab: &Lab) -> Result<Vec<Output>> {
 
 /// The epilogues and activations that no other case takes.
 fn bf16_gemm_epilogues(lab: &Lab) -> Result<Vec<Output>> {
-    let (m, n, k) = (131, 140, 100);
+    let (m, n, k) = (33, 140, 100);
     let x = lab.bf16s(1, m * 104, 1.0)?;
     let values = lab.bf16s(2, n * 104, 0.2)?;
     let (sum, product) = (lab.bf16s(3, m * n, 1.0)?, lab.bf16s(4, m * n, 1.0)?);
@@ -366,8 +387,8 @@ fn nf4_gemm(lab: &Lab, [m, n, k]: [usize; 3]) -> Result<Vec<Output>> {
 }
 
 /// `masked`: causal and with a position bias, as the text encoders use it.
-fn attention(lab: &Lab, head_dim: usize, masked: bool) -> Result<Vec<Output>> {
-    let (heads, q_len, kv_len) = (2, 77, if masked { 77 } else { 150 });
+fn attention(lab: &Lab, shape: [usize; 4], masked: bool) -> Result<Vec<Output>> {
+    let [heads, q_len, kv_len, head_dim] = shape;
     let pitch = heads * head_dim;
     let q = lab.bf16s(1, q_len * pitch, 2.0)?;
     let (k, v) = (lab.bf16s(2, kv_len * pitch, 2.0)?, lab.bf16s(3, kv_len * pitch, 1.0)?);
@@ -393,7 +414,7 @@ fn attention(lab: &Lab, head_dim: usize, masked: bool) -> Result<Vec<Output>> {
 }
 
 fn conv2d(lab: &Lab, kernel: usize, upsample: bool) -> Result<Vec<Output>> {
-    let (height, width, channels, out_channels) = (9, 13, 40, 72);
+    let (height, width, channels, out_channels) = if upsample { (5, 7, 40, 72) } else { (9, 13, 40, 72) };
     let x = lab.bf16s(1, height * width * channels, 1.0)?;
     let weight = lab.bf16s(2, out_channels * conv2d::weight_pitch(channels, kernel), 0.2)?;
     let bias = lab.f32s(3, out_channels, 1.0)?;

@@ -15,7 +15,7 @@ pub(super) fn cases() -> Vec<Case> {
     let rounding = products.map(|part| {
         case("probe", format!("{}_rounding", name(part)), move |lab| probe_mma_rounding(lab, part))
     });
-    plain.chain(rounding).collect()
+    plain.chain(rounding).map(|case| Case { small: true, ..case }).collect()
 }
 
 /// Runs a part on these words; returns its words.

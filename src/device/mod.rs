@@ -18,10 +18,11 @@
 mod cuda;
 pub mod emulator;
 
+use std::collections::BTreeSet;
 use std::ffi::c_void;
 use std::marker::PhantomData;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use crate::{Error, Result};
 pub use emulator::{AsyncCopies, EmulatorOptions, Order};
@@ -132,6 +133,7 @@ pub(crate) trait Machine: Send + Sync {
 struct Inner {
     machine: Box<dyn Machine>,
     num_allocations: AtomicUsize,
+    launched: Mutex<BTreeSet<&'static str>>,
 }
 
 /// A GPU or the emulator. Cheap to clone; all clones are the same machine.
@@ -162,7 +164,13 @@ impl Device {
     }
 
     fn new(machine: Box<dyn Machine>) -> Device {
-        Device { inner: Arc::new(Inner { machine, num_allocations: AtomicUsize::new(0) }) }
+        Device {
+            inner: Arc::new(Inner {
+                machine,
+                num_allocations: AtomicUsize::new(0),
+                launched: Mutex::default(),
+            }),
+        }
     }
 
     fn machine(&self) -> &dyn Machine {
@@ -185,6 +193,11 @@ impl Device {
     /// How many device allocations were ever made here; a pipeline makes one.
     pub fn num_allocations(&self) -> usize {
         self.inner.num_allocations.load(Ordering::Relaxed)
+    }
+
+    /// The entry points that were launched here so far, by name.
+    pub fn launched(&self) -> Vec<&'static str> {
+        self.inner.launched.lock().unwrap_or_else(|e| e.into_inner()).iter().copied().collect()
     }
 
     /// Allocates device memory, aligned to at least 256 bytes (the emulator: 1024). Its content is undefined.
@@ -316,6 +329,7 @@ impl Device {
                 "{kernel:?}: a grid of {grid:?} CTAs; make the image smaller"
             )));
         }
+        self.inner.launched.lock().unwrap_or_else(|e| e.into_inner()).insert(kernel.name);
         let pointer = std::ptr::from_ref(params).cast::<c_void>();
         // SAFETY: the caller's promise; the machine copies the params before it returns.
         unsafe { self.machine().launch(stream, kernel, grid, pointer, size_of::<P>(), &footprint.spans) }

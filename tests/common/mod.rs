@@ -9,15 +9,26 @@ pub const COMPUTE: StreamId = StreamId::Compute;
 
 /// The emulator under the options that the environment asks for (`SCHNELL_EMU_SEED`: a random schedule).
 pub fn emulator() -> Device {
-    match std::env::var("SCHNELL_EMU_SEED").ok().and_then(|s| s.parse().ok()) {
+    match env_number("SCHNELL_EMU_SEED") {
         None => Device::emulator(EmulatorOptions::default()),
         Some(seed) => random_emulator(seed, 2),
     }
 }
 
+pub fn env_number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text}: expected a number")))
+}
+
 /// The emulator with everything that may be random made so by `seed`.
 pub fn random_emulator(seed: u64, threads: usize) -> Device {
-    let options = EmulatorOptions { threads, order: Order::Random, async_copies: AsyncCopies::Random, seed };
+    let options = EmulatorOptions {
+        threads,
+        order: Order::Random,
+        async_copies: AsyncCopies::Random,
+        seed,
+        ..EmulatorOptions::default()
+    };
     Device::emulator(options)
 }
 

@@ -122,7 +122,13 @@ fn open(name: &str) -> Result<Device> {
     match name.split_once(':') {
         None if name == "emulator" => {
             let (order, async_copies) = (Order::Random, AsyncCopies::Random);
-            Ok(Device::emulator(EmulatorOptions { threads: 0, order, async_copies, seed: 1 }))
+            Ok(Device::emulator(EmulatorOptions {
+                threads: 0,
+                order,
+                async_copies,
+                seed: 1,
+                ..EmulatorOptions::default()
+            }))
         }
         Some(("cuda", ordinal)) if ordinal.parse::<usize>().is_ok() => {
             Device::cuda(ordinal.parse().unwrap_or_default())

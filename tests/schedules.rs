@@ -1,0 +1,100 @@
+//! Kernels do not depend on who runs first: every small case of `schnell::check`, under random orders of threads, warps
+//! and CTAs and all completions of asynchronous copies, gives the bits of the orderly run.
+//!
+//! `SCHNELL_EMU_SEEDS=N` asks for N seeds per case (24 otherwise), `SCHNELL_EMU_SEED=N` for that one alone, as a failure
+//! says. `scripts/sanitize` runs the same cases on instrumented kernels.
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::env_number;
+use schnell::check::{Case, Output, Values, cases};
+use schnell::device::{AsyncCopies, Device, EmulatorOptions, Order};
+use schnell::kernels;
+
+const MODES: [AsyncCopies; 3] = [AsyncCopies::Random, AsyncCopies::Lazy, AsyncCopies::Eager];
+
+/// A test per kernel: `name` takes the cases whose names begin so.
+macro_rules! tests {
+    ($($name:ident)*) => {
+        const TESTS: &[&str] = &[$(stringify!($name)),*];
+        $(#[test] fn $name() { under_every_schedule(stringify!($name)) })*
+    };
+}
+
+tests! {
+    attention bf16_gemm conv2d count_nonfinite euler_step gemv group_norm_silu head_norm_rope nf4_gemm nf4_quantize norms
+    probe to_rgb unpack_latents
+}
+
+fn small_cases(test: &str) -> impl Iterator<Item = Case> {
+    cases().into_iter().filter(move |case| case.small && case.name.starts_with(test))
+}
+
+fn under_every_schedule(test: &str) {
+    let one = env_number("SCHNELL_EMU_SEED");
+    let seeds = match one {
+        Some(seed) => seed..seed + 1,
+        None => 0..env_number("SCHNELL_EMU_SEEDS").unwrap_or(24),
+    };
+    for case in small_cases(test) {
+        let orderly = run(&case, EmulatorOptions { threads: 1, ..EmulatorOptions::default() });
+        for async_copies in MODES.into_iter().filter(|_| one.is_none()) {
+            let options = EmulatorOptions { threads: 2, async_copies, ..EmulatorOptions::default() };
+            assert_same(&case, &orderly, &run(&case, options), options);
+        }
+        for seed in seeds.clone() {
+            let async_copies = MODES[(seed % 3) as usize];
+            let options = EmulatorOptions {
+                threads: 2,
+                order: Order::Random,
+                async_copies,
+                seed,
+                ..EmulatorOptions::default()
+            };
+            assert_same(&case, &orderly, &run(&case, options), options);
+        }
+    }
+}
+
+fn run(case: &Case, options: EmulatorOptions) -> Vec<Output> {
+    let outputs = case.run(&Device::emulator(options));
+    outputs.unwrap_or_else(|e| panic!("{case:?} under {options:?}: {e}"))
+}
+
+fn assert_same(case: &Case, orderly: &[Output], got: &[Output], options: EmulatorOptions) {
+    for (want, got) in orderly.iter().zip(got) {
+        let (want_bits, got_bits) = (bits(want), bits(got));
+        assert_eq!(want_bits.len(), got_bits.len(), "{case:?}, {}", want.name);
+        if let Some(at) = (0..want_bits.len()).find(|&i| want_bits[i] != got_bits[i]) {
+            panic!(
+                "{case:?}, {}: element {at} is {:#x} under {options:?}, {:#x} in order; \
+                 SCHNELL_EMU_SEED={} replays it",
+                want.name, got_bits[at], want_bits[at], options.seed
+            );
+        }
+    }
+}
+
+fn bits(output: &Output) -> Vec<u32> {
+    match &output.values {
+        Values::Bytes(bytes) => bytes.iter().map(|b| u32::from(*b)).collect(),
+        Values::Close { values, .. } | Values::Ulps { values, .. } => {
+            values.iter().map(|v| v.to_bits()).collect()
+        }
+    }
+}
+
+#[test]
+fn every_entry_point_has_a_small_case_and_every_case_a_test() {
+    let device = Device::emulator(EmulatorOptions::default());
+    for case in cases().iter().filter(|case| case.small) {
+        let tests = TESTS.iter().filter(|test| case.name.starts_with(**test));
+        assert_eq!(tests.count(), 1, "{case:?}");
+        case.run(&device).unwrap();
+    }
+    let launched = BTreeSet::from_iter(device.launched());
+    let all = kernels::all().iter().map(|kernel| kernel.name).collect();
+    assert_eq!(launched, all);
+}
