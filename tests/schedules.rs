@@ -9,7 +9,7 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::env_number;
-use schnell::check::{Case, Output, Values, cases};
+use schnell::check::{Case, Fill, Output, Values, cases};
 use schnell::device::{AsyncCopies, Device, EmulatorOptions, Order};
 use schnell::kernels;
 
@@ -59,7 +59,7 @@ fn under_every_schedule(test: &str) {
 }
 
 fn run(case: &Case, options: EmulatorOptions) -> Vec<Output> {
-    let outputs = case.run(&Device::emulator(options));
+    let outputs = case.run(&Device::emulator(options), Fill::Nan);
     outputs.unwrap_or_else(|e| panic!("{case:?} under {options:?}: {e}"))
 }
 
@@ -92,7 +92,7 @@ fn every_entry_point_has_a_small_case_and_every_case_a_test() {
     for case in cases().iter().filter(|case| case.small) {
         let tests = TESTS.iter().filter(|test| case.name.starts_with(**test));
         assert_eq!(tests.count(), 1, "{case:?}");
-        case.run(&device).unwrap();
+        case.run(&device, Fill::Nan).unwrap();
     }
     let launched = BTreeSet::from_iter(device.launched());
     let all = kernels::all().iter().map(|kernel| kernel.name).collect();
