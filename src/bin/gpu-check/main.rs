@@ -6,13 +6,15 @@
 //!
 //! Exit code 0: all agree. 6: a difference or a failed launch. Others: the library's (no GPU: 5).
 
+mod sanitize;
+
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{Parser, ValueEnum};
-use schnell::check::{Case, cases, compare, mismatch};
+use schnell::check::{Case, Fill, cases, compare, mismatch};
 use schnell::device::{AsyncCopies, Device, EmulatorOptions, Order};
 use schnell::nn::Quantize;
 use schnell::pipeline::{BindOptions, DumpValues, Model, Output, Pipeline, Request};
@@ -35,13 +37,15 @@ enum Part {
     Kernels,
     /// The demo model's image.
     Image,
+    /// The small cases of probe and kernels under each tool of compute-sanitizer.
+    Sanitize,
 }
 
 /// Compares a GPU with the emulator, computation by computation.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// What to run; everything by default.
+    /// What to run; everything by default (on the emulator, without sanitize).
     parts: Vec<Part>,
     /// The machine under test: `cuda:N`, or `emulator` to compare two schedules of the emulator (no GPU needed).
     #[arg(long, default_value = "cuda:0")]
@@ -49,6 +53,12 @@ struct Arguments {
     /// Only cases whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
+    /// Only the cases that are made for slow tools.
+    #[arg(long)]
+    small: bool,
+    /// Leave memory as it is allocated instead of filling it with NaN patterns.
+    #[arg(long)]
+    unfilled: bool,
     /// Where `<date>-<gpu>.json` and `.txt` go.
     #[arg(long, default_value = "benches/record")]
     out: PathBuf,
@@ -88,7 +98,8 @@ fn run(arguments: &Arguments) -> Result<()> {
     let started = Instant::now();
     let mut under_test = UnderTest::open(&arguments.device)?;
     let parts = match &arguments.parts[..] {
-        [] => &[Part::Probe, Part::Kernels, Part::Image],
+        [] if under_test.device.capability().is_emulator => &[Part::Probe, Part::Kernels, Part::Image][..],
+        [] => &[Part::Probe, Part::Kernels, Part::Image, Part::Sanitize],
         chosen => chosen,
     };
     let mut rows = Vec::new();
@@ -97,6 +108,7 @@ fn run(arguments: &Arguments) -> Result<()> {
             Part::Probe => run_cases("probe", part, arguments, &mut under_test, &mut rows),
             Part::Kernels => run_cases("kernels", part, arguments, &mut under_test, &mut rows),
             Part::Image => run_image(&mut under_test, &mut rows)?,
+            Part::Sanitize => rows.extend(sanitize::run(&arguments.device, &arguments.only, &arguments.out)?),
         }
     }
     let num_faults = rows.iter().filter(|row| row.fault.is_some()).count();
@@ -139,7 +151,10 @@ fn open(name: &str) -> Result<Device> {
 
 fn run_cases(name: &str, part: Part, arguments: &Arguments, under_test: &mut UnderTest, rows: &mut Vec<Row>) {
     let reference = Device::emulator(EmulatorOptions::default());
-    let chosen = |case: &Case| case.part == name && case.name.contains(&arguments.only);
+    let chosen = |case: &Case| {
+        case.part == name && case.name.contains(&arguments.only) && (case.small || !arguments.small)
+    };
+    let fill = if arguments.unfilled { Fill::Nothing } else { Fill::Nan };
     for case in cases().into_iter().filter(chosen) {
         let row = |output: String, count, worst, allowed, fault| Row {
             part,
@@ -150,7 +165,8 @@ fn run_cases(name: &str, part: Part, arguments: &Arguments, under_test: &mut Und
             allowed,
             fault,
         };
-        let outputs = case.run(&reference).and_then(|want| Ok((want, case.run(&under_test.device)?)));
+        let outputs =
+            case.run(&reference, Fill::Nan).and_then(|want| Ok((want, case.run(&under_test.device, fill)?)));
         match outputs {
             Ok((want, got)) => rows.extend(
                 compare(&want, &got).into_iter().map(|c| row(c.name, c.count, c.worst, c.allowed, c.fault)),
