@@ -22,7 +22,7 @@ use std::time::Instant;
 
 use half::bf16;
 
-use crate::arena::{Arena, Slot};
+use crate::arena::{Arena, Phase, Slot};
 use crate::config::PipelineConfig;
 use crate::device::{Device, HostBuffer, StreamId, View};
 use crate::image::Note;
@@ -535,6 +535,7 @@ impl Generation<'_> {
         let run = Run { device, arena: self.arena };
         self.clock.start(device)?;
         let branches = plan.shape.branches();
+        self.arena.enter(Phase::Clip)?;
         for (branch, prompt) in prompts.iter().enumerate() {
             self.send(&plan.clip.x, at.clip + branch * plan.clip.x.num_bytes())?;
             plan.clip.run(&run, branch, prompt.clip.pooled_index(plan.config.clip.pooling))?;
@@ -545,6 +546,7 @@ impl Generation<'_> {
             self.dump(dumps, &format!("{prefix}clip_pooled"), &plan.clip.pooled(&run, branch)?, shape)?;
         }
 
+        self.arena.enter(Phase::T5)?;
         for branch in 0..branches {
             self.send(&plan.t5.x, at.t5 + branch * plan.t5.x.num_bytes())?;
             plan.t5.run(&run, branch)?;
@@ -555,6 +557,7 @@ impl Generation<'_> {
             self.dump(dumps, &format!("{prefix}t5_embeds"), &plan.t5.context(&run, branch)?, shape)?;
         }
 
+        self.arena.enter(Phase::Modulation)?;
         self.send(&buffers.sinusoids, at.sinusoids)?;
         self.send(&buffers.guidance, at.guidance)?;
         for branch in 0..branches {
@@ -562,6 +565,7 @@ impl Generation<'_> {
         }
         self.clock.stage(device, "modulation")?;
 
+        self.arena.enter(Phase::Steps)?;
         self.send(&buffers.latents, at.latents)?;
         self.send(&buffers.latents_bf16, at.latents_bf16)?;
         self.send(&plan.nonfinite, at.nonfinite)?;
@@ -594,6 +598,7 @@ impl Generation<'_> {
         CountNonfinite { x: &latents, counter: &nonfinite }.launch(device, Run::STREAM)?;
 
         progress(Progress::Decoding);
+        self.arena.enter(Phase::Decode)?;
         plan.vae.run(&run, &latents)?;
         self.clock.stage(device, "vae")?;
         device.copy_to_host(Run::STREAM, self.host, at.rgb, &run.view(&plan.vae.rgb)?)?;

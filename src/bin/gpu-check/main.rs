@@ -62,6 +62,9 @@ struct Arguments {
     /// Where `<date>-<gpu>.json` and `.txt` go.
     #[arg(long, default_value = "benches/record")]
     out: PathBuf,
+    /// Print the cases (part, name, small or large), and exit.
+    #[arg(long)]
+    list: bool,
     /// Print what the binary was built from, and exit.
     #[arg(long)]
     about: bool,
@@ -83,6 +86,12 @@ fn main() -> ExitCode {
     if arguments.about {
         let nvcc = if NVCC.is_empty() { "none" } else { NVCC };
         println!("commit {COMMIT}, nvcc {nvcc}");
+        return ExitCode::SUCCESS;
+    }
+    if arguments.list {
+        for case in cases() {
+            println!("{} {} {}", case.part, case.name, if case.small { "small" } else { "large" });
+        }
         return ExitCode::SUCCESS;
     }
     match run(&arguments) {
