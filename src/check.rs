@@ -16,6 +16,7 @@
 //!
 //! Left out: whether either machine is right. That is what the tests of the kernels are for, on the emulator.
 
+pub mod bench;
 mod kernels;
 mod probe;
 

@@ -14,6 +14,7 @@ use std::process::{Command, ExitCode};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{Parser, ValueEnum};
+use schnell::check::bench::{Measured, flux_shapes, upload_rate};
 use schnell::check::{Case, Fill, cases, compare, mismatch};
 use schnell::device::{AsyncCopies, Device, EmulatorOptions, Order};
 use schnell::nn::Quantize;
@@ -39,13 +40,15 @@ enum Part {
     Image,
     /// The small cases of probe and kernels under each tool of compute-sanitizer.
     Sanitize,
+    /// Times of the kernels at FLUX's shapes, and the rate of uploads.
+    Bench,
 }
 
 /// Compares a GPU with the emulator, computation by computation.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// What to run; everything by default (on the emulator, without sanitize).
+    /// What to run; everything by default (on the emulator, without sanitize and bench).
     parts: Vec<Part>,
     /// The machine under test: `cuda:N`, or `emulator` to compare two schedules of the emulator (no GPU needed).
     #[arg(long, default_value = "cuda:0")]
@@ -108,20 +111,21 @@ fn run(arguments: &Arguments) -> Result<()> {
     let mut under_test = UnderTest::open(&arguments.device)?;
     let parts = match &arguments.parts[..] {
         [] if under_test.device.capability().is_emulator => &[Part::Probe, Part::Kernels, Part::Image][..],
-        [] => &[Part::Probe, Part::Kernels, Part::Image, Part::Sanitize],
+        [] => &[Part::Probe, Part::Kernels, Part::Image, Part::Sanitize, Part::Bench],
         chosen => chosen,
     };
-    let mut rows = Vec::new();
+    let (mut rows, mut times) = (Vec::new(), None);
     for &part in parts {
         match part {
             Part::Probe => run_cases("probe", part, arguments, &mut under_test, &mut rows),
             Part::Kernels => run_cases("kernels", part, arguments, &mut under_test, &mut rows),
             Part::Image => run_image(&mut under_test, &mut rows)?,
+            Part::Bench => times = Some(Times::take(&under_test.device, &arguments.only)?),
             Part::Sanitize => rows.extend(sanitize::run(&arguments.device, &arguments.only, &arguments.out)?),
         }
     }
     let num_faults = rows.iter().filter(|row| row.fault.is_some()).count();
-    let record = Record::take(arguments, &under_test, &rows, started.elapsed().as_secs_f64());
+    let record = Record::take(arguments, &under_test, &rows, times.as_ref(), started.elapsed().as_secs_f64());
     print!("{}", record.text);
     record.write(&arguments.out)?;
     if num_faults > 0 { Err(mismatch(num_faults)) } else { Ok(()) }
@@ -248,6 +252,55 @@ fn relative_l2(got: &[f32], want: &[f32]) -> f64 {
     (sum(&|g, w| (g - w).powi(2)) / sum(&|_, w| w * w)).sqrt()
 }
 
+/// What `bench` measured.
+struct Times {
+    kernels: Vec<Measured>,
+    upload_gb_per_s: f64,
+}
+
+const REPETITIONS: usize = 30;
+const UPLOAD_BYTES: usize = 256 << 20;
+
+impl Times {
+    fn take(device: &Device, only: &str) -> Result<Times> {
+        if device.capability().is_emulator {
+            return Err(Error::Unsupported("times of kernels need a GPU".to_string()));
+        }
+        let works = flux_shapes().into_iter().filter(|work| work.to_string().contains(only));
+        let kernels = works.map(|work| work.measure(device, REPETITIONS)).collect::<Result<_>>()?;
+        Ok(Times { kernels, upload_gb_per_s: upload_rate(device, UPLOAD_BYTES, 10)? })
+    }
+
+    fn text(&self) -> String {
+        let mut text = format!(
+            "\n{:34} {:>10} {:>10} {:>10} {:>9} {:>9}\n",
+            "kernel, alone, cold caches", "median ms", "least", "most", "TFLOP/s", "GB/s"
+        );
+        for times in &self.kernels {
+            let (median, last) = (times.median_ms(), times.ms.len() - 1);
+            let _ = writeln!(
+                text,
+                "{:34} {median:>10.4} {:>10.4} {:>10.4} {:>9.1} {:>9.0}",
+                times.work.to_string(),
+                times.ms[0],
+                times.ms[last],
+                times.work.flops() / median / 1e9,
+                times.work.bytes() as f64 / median / 1e6,
+            );
+        }
+        let _ = writeln!(text, "\nuploads from pinned memory: {:.1} GB/s", self.upload_gb_per_s);
+        text
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let kernels = self.kernels.iter().map(|times| {
+            json!({"kernel": times.work.to_string(), "ms": times.ms, "flops": times.work.flops(),
+                   "bytes": times.work.bytes()})
+        });
+        json!({"kernels": kernels.collect::<Vec<_>>(), "upload_gb_per_s": self.upload_gb_per_s})
+    }
+}
+
 /// What is kept of a run.
 struct Record {
     text: String,
@@ -257,7 +310,13 @@ struct Record {
 }
 
 impl Record {
-    fn take(arguments: &Arguments, under_test: &UnderTest, rows: &[Row], seconds: f64) -> Record {
+    fn take(
+        arguments: &Arguments,
+        under_test: &UnderTest,
+        rows: &[Row],
+        times: Option<&Times>,
+        seconds: f64,
+    ) -> Record {
         let capability = under_test.device.capability();
         let date = today();
         let clocks = clocks(&arguments.device);
@@ -292,7 +351,9 @@ impl Record {
             );
         }
         let _ = writeln!(text, "\n{} outputs, {num_faults} faults, {seconds:.1} s", rows.len());
+        text.extend(times.map(Times::text));
         let json = json!({
+            "times": times.map(Times::json),
             "date": date,
             "device": arguments.device,
             "gpu": capability.name,
