@@ -53,7 +53,23 @@ impl Model {
     /// # Errors
     /// [`Error::Io`], [`Error::Weights`] or [`Error::Unsupported`], naming the file and tensor; nothing is loaded yet.
     pub fn open(dir: &Path) -> Result<Model> {
-        let config = PipelineConfig::open(dir)?;
+        Model::with(PipelineConfig::open(dir)?, dir, |config| Source::open(dir, config))
+    }
+
+    /// A model of any size without weight files: see [`Source::generated`]. `tokenizers` is a folder with `tokenizer` and
+    /// `tokenizer_2`.
+    ///
+    /// # Errors
+    /// Those of [`Model::open`] that concern tokenizers.
+    pub fn generated(config: PipelineConfig, tokenizers: &Path) -> Result<Model> {
+        Model::with(config, tokenizers, |config| Ok(Source::generated(config)))
+    }
+
+    fn with(
+        config: PipelineConfig,
+        dir: &Path,
+        source: impl FnOnce(&PipelineConfig) -> Result<Source>,
+    ) -> Result<Model> {
         let clip_tokenizer = Arc::new(ClipTokenizer::open(&dir.join("tokenizer"))?);
         let t5_tokenizer = Arc::new(T5Tokenizer::open(&dir.join("tokenizer_2"))?);
         for (what, ids, rows) in [
@@ -65,7 +81,7 @@ impl Model {
                 return Err(Error::weights(dir.join(what), text));
             }
         }
-        let source = Source::open(dir, &config)?;
+        let source = source(&config)?;
         Ok(Model { config, source, clip_tokenizer, t5_tokenizer })
     }
 

@@ -6,6 +6,7 @@
 //!
 //! Exit code 0: all agree. 6: a difference or a failed launch. Others: the library's (no GPU: 5).
 
+mod full;
 mod sanitize;
 
 use std::fmt::Write as _;
@@ -42,13 +43,15 @@ enum Part {
     Sanitize,
     /// Times of the kernels at FLUX's shapes, and the rate of uploads.
     Bench,
+    /// The whole pipeline at full size, with generated weights, at 512x512 and 1024x1024.
+    Full,
 }
 
 /// Compares a GPU with the emulator, computation by computation.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// What to run; everything by default (on the emulator, without sanitize and bench).
+    /// What to run; everything by default (on the emulator, without sanitize, bench and full).
     parts: Vec<Part>,
     /// The machine under test: `cuda:N`, or `emulator` to compare two schedules of the emulator (no GPU needed).
     #[arg(long, default_value = "cuda:0")]
@@ -111,21 +114,36 @@ fn run(arguments: &Arguments) -> Result<()> {
     let mut under_test = UnderTest::open(&arguments.device)?;
     let parts = match &arguments.parts[..] {
         [] if under_test.device.capability().is_emulator => &[Part::Probe, Part::Kernels, Part::Image][..],
-        [] => &[Part::Probe, Part::Kernels, Part::Image, Part::Sanitize, Part::Bench],
+        [] => &[Part::Probe, Part::Kernels, Part::Image, Part::Sanitize, Part::Bench, Part::Full],
         chosen => chosen,
     };
-    let (mut rows, mut times) = (Vec::new(), None);
+    let (mut rows, mut times, mut sizes) = (Vec::new(), None, Vec::new());
     for &part in parts {
         match part {
             Part::Probe => run_cases("probe", part, arguments, &mut under_test, &mut rows),
             Part::Kernels => run_cases("kernels", part, arguments, &mut under_test, &mut rows),
             Part::Image => run_image(&mut under_test, &mut rows)?,
             Part::Bench => times = Some(Times::take(&under_test.device, &arguments.only)?),
+            Part::Full => {
+                sizes = full::run(&under_test.device)?;
+                rows.extend(sizes.iter().flat_map(|size| {
+                    size.faults().into_iter().map(|fault| Row {
+                        part,
+                        case: format!("{0}x{0}", size.side()),
+                        output: "-".to_string(),
+                        count: 0,
+                        worst: f64::NAN,
+                        allowed: 0.0,
+                        fault: Some(fault),
+                    })
+                }));
+            }
             Part::Sanitize => rows.extend(sanitize::run(&arguments.device, &arguments.only, &arguments.out)?),
         }
     }
     let num_faults = rows.iter().filter(|row| row.fault.is_some()).count();
-    let record = Record::take(arguments, &under_test, &rows, times.as_ref(), started.elapsed().as_secs_f64());
+    let record =
+        Record::take(arguments, &under_test, &rows, times.as_ref(), &sizes, started.elapsed().as_secs_f64());
     print!("{}", record.text);
     record.write(&arguments.out)?;
     if num_faults > 0 { Err(mismatch(num_faults)) } else { Ok(()) }
@@ -315,6 +333,7 @@ impl Record {
         under_test: &UnderTest,
         rows: &[Row],
         times: Option<&Times>,
+        sizes: &[full::Size],
         seconds: f64,
     ) -> Record {
         let capability = under_test.device.capability();
@@ -352,7 +371,9 @@ impl Record {
         }
         let _ = writeln!(text, "\n{} outputs, {num_faults} faults, {seconds:.1} s", rows.len());
         text.extend(times.map(Times::text));
+        text.extend(sizes.iter().map(full::Size::text));
         let json = json!({
+            "full": sizes.iter().map(full::Size::json).collect::<Vec<_>>(),
             "times": times.map(Times::json),
             "date": date,
             "device": arguments.device,
