@@ -194,10 +194,12 @@ pub(super) struct Cta {
     seed: u64,
     /// Of the worker.
     progress: *const Progress,
-    /// For the sanitizers: the worker itself and its stack, and the name of what orders one CTA after the other.
+    /// For the sanitizers: the worker itself and its stack, and the names of what orders one CTA after the other: all
+    /// threads come after its beginning and before its end, but no thread's end comes before another's beginning.
     worker: Fiber,
     worker_stack: Stack,
-    boundary: u8,
+    begun: u8,
+    ended: u8,
     synced: [u8; 2],
     num_synced: usize,
 }
@@ -241,7 +243,8 @@ impl Cta {
             progress: std::ptr::null(),
             worker: Fiber::NONE,
             worker_stack: Stack::UNKNOWN,
-            boundary: 0,
+            begun: 0,
+            ended: 0,
             synced: [0; 2],
             num_synced: 0,
         })
@@ -292,7 +295,7 @@ impl Cta {
             self.error = Some(format!("deadlock: {}", self.who_waits_where()));
             return Err(self.abandon());
         }
-        sanitizer::acquire(&raw const self.boundary);
+        sanitizer::acquire(&raw const self.ended);
         self.open_shared_memory();
         // SAFETY: sets a thread-local of this OS thread.
         unsafe { schnell_emu_set_self(std::ptr::null_mut()) };
@@ -341,7 +344,7 @@ impl Cta {
         self.seed = launch.emulator_seed;
         self.num_synced = 0;
         self.worker = Fiber::current();
-        sanitizer::release(&raw const self.boundary);
+        sanitizer::release(&raw const self.begun);
         let this: *mut Cta = self;
         while self.fibers.len() < threads {
             let thread = self.fibers.len() as u32;
@@ -537,9 +540,9 @@ fn new_fiber() -> (Coroutine<Job, (), (), DefaultStack>, Stack) {
                 let thread = schnell_emu_get_self().cast::<Thread>();
                 SANITIZER.arrive(&left, &mut (*(*thread).cta).worker_stack);
                 (*thread).yielder = yielder;
-                sanitizer::acquire(&raw const (*(*thread).cta).boundary);
+                sanitizer::acquire(&raw const (*(*thread).cta).begun);
                 (job.entry)(job.params);
-                sanitizer::release(&raw const (*(*thread).cta).boundary);
+                sanitizer::release(&raw const (*(*thread).cta).ended);
                 (*thread).state = State::Finished;
                 left = (*thread).stack;
                 SANITIZER.leave(&mut left, &(*(*thread).cta).worker_stack);
