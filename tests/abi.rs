@@ -26,6 +26,8 @@ fn generate() -> String {
         .blocklist_item("SCHNELL_ABI_H")
         .blocklist_item(".*_H")
         .derive_default(true)
+        // Bindgen derives nothing for aligned structs; what it writes instead is unsafe, and nobody wants an empty map.
+        .no_default("tensor_map|.*_sm90_params")
         .layout_tests(true)
         .generate_comments(true)
         .default_macro_constant_type(bindgen::MacroTypeVariation::Unsigned)

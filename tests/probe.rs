@@ -9,7 +9,7 @@ use schnell::kernels::probe::Part;
 /// Every way to run the emulator must give the same words.
 fn machines() -> Vec<Device> {
     let one = |order, async_copies, seed| {
-        Device::emulator(EmulatorOptions { threads: 2, order, async_copies, seed })
+        Device::emulator(EmulatorOptions { threads: 2, order, async_copies, seed, ..Default::default() })
     };
     vec![
         one(Order::InOrder, AsyncCopies::Eager, 0),

@@ -17,7 +17,13 @@ pub fn emulator() -> Device {
 
 /// The emulator with everything that may be random made so by `seed`.
 pub fn random_emulator(seed: u64, threads: usize) -> Device {
-    let options = EmulatorOptions { threads, order: Order::Random, async_copies: AsyncCopies::Random, seed };
+    let options = EmulatorOptions {
+        threads,
+        order: Order::Random,
+        async_copies: AsyncCopies::Random,
+        seed,
+        ..Default::default()
+    };
     Device::emulator(options)
 }
 

@@ -21,6 +21,9 @@ use corosensei::{Coroutine, CoroutineResult, Yielder};
 use super::sanitizer::{self, Fiber, SANITIZER, Stack};
 use super::tile;
 use super::{AsyncCopies, Order, Span};
+pub(super) use hopper::tma::Map as TensorMap;
+
+mod hopper;
 
 const WARP: usize = 32;
 /// Kernels keep fragments and accumulators in locals: a few KiB. The guard page catches what grows past this.
@@ -86,6 +89,8 @@ enum State {
     Running,
     AtWarp(Collective, Site),
     AtCta(Site),
+    AtWarpgroup(hopper::wgmma::Collective, Site),
+    AtMbarrier(hopper::mbarrier::Wait),
     Finished,
 }
 
@@ -193,6 +198,7 @@ pub(super) struct Cta {
     boundary: u8,
     synced: [u8; 2],
     num_synced: usize,
+    hopper: hopper::Hopper,
 }
 
 /// splitmix64: small, seedable, good enough to shuffle schedules.
@@ -236,6 +242,7 @@ impl Cta {
             boundary: 0,
             synced: [0; 2],
             num_synced: 0,
+            hopper: Default::default(),
         })
     }
 
@@ -255,6 +262,12 @@ impl Cta {
                     (0..num_warps).map(|i| (start + i) % num_warps).find(|&w| self.warps[w].ready != 0)
                 }
             };
+            if self.let_a_copy_arrive(warp.is_none()) {
+                if self.error.is_some() {
+                    return Err(self.abandon());
+                }
+                continue;
+            }
             let Some(warp) = warp else { break };
             next_warp = warp;
             loop {
@@ -374,6 +387,7 @@ impl Cta {
         self.barrier_arrived = 0;
         self.live = threads as u32;
         self.error = None;
+        self.hopper.reset();
     }
 
     fn resume(&mut self, warp: usize, lane: usize, job: Job) {
@@ -415,6 +429,7 @@ impl Cta {
                 self.who_waits_where()
             ));
         }
+        self.check_warpgroup_of(at);
     }
 
     fn fail(&mut self, what: String) {
@@ -429,6 +444,8 @@ impl Cta {
             let place = match thread.state {
                 State::AtWarp(collective, site) => format!("{collective:?} at {site}"),
                 State::AtCta(site) => format!("CTA barrier at {site}"),
+                State::AtWarpgroup(collective, site) => format!("{collective} at {site}"),
+                State::AtMbarrier(wait) => wait.describe(self),
                 State::Finished => "returned".to_string(),
                 State::Idle | State::Running => "running".to_string(),
             };
@@ -460,6 +477,7 @@ impl Cta {
             thread.fiber.destroy();
             thread.engine.destroy();
         }
+        self.hopper.destroy();
         // SAFETY: sets a thread-local of this OS thread.
         unsafe { schnell_emu_set_self(std::ptr::null_mut()) };
         self.fibers.clear();
@@ -485,6 +503,7 @@ impl Drop for Cta {
             thread.fiber.destroy();
             thread.engine.destroy();
         }
+        self.hopper.destroy();
     }
 }
 
@@ -556,6 +575,7 @@ unsafe extern "C" {
 pub(super) fn install() {
     // SAFETY: stores the address of a static; every caller stores the same one.
     unsafe { schnell_emu_set_runtime((&raw const RUNTIME).cast()) };
+    hopper::install();
 }
 
 /// Gives way to the scheduler until this thread is made ready again.
