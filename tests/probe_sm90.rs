@@ -82,7 +82,7 @@ fn copies_fill_with_zeros_and_swizzle() {
                 for byte in 0..128 {
                     let (y, at) = (y + row as i32, x * element_bytes + byte as i32);
                     let inside = (0..rows).contains(&y) && (0..width * element_bytes).contains(&at);
-                    let chunk = if swizzled { byte / 16 ^ row % 8 } else { byte / 16 };
+                    let chunk = if swizzled { (byte / 16) ^ (row % 8) } else { byte / 16 };
                     target[row * 128 + chunk * 16 + byte % 16] =
                         if inside { matrix[y as usize * pitch + at as usize] } else { 0 };
                 }
