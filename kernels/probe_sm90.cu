@@ -217,7 +217,7 @@ GPU_KERNEL(probe_sm90_stored, probe_sm90_params, PROBE_SM90_THREADS, 1) {
 }
 
 #ifndef __CUDACC__
-// What a kernel must not do; tests/probe_sm90.rs sees that the emulator says so. On a GPU these would hang or worse.
+// What a kernel must not do; tests/emulator_sm90.rs sees that the emulator says so. On a GPU these would hang or worse.
 
 GPU_FN void fault_of_barriers(const probe_sm90_params &p) {
     Ring<64> &ring = gpu::shared<Ring<64>>();
