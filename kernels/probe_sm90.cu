@@ -13,6 +13,7 @@ constexpr int ROW_BYTES = PROBE_SM90_BLOCK_K * 2;
 constexpr int M = PROBE_SM90_M;
 constexpr int K = PROBE_SM90_K_BLOCKS * PROBE_SM90_BLOCK_K;
 constexpr int BOX_BYTES = PROBE_SM90_BOX_ROWS * PROBE_SM90_BOX_ROW_BYTES;
+static_assert(PROBE_SM90_K_BLOCKS % 2 == 0, "two sets of registers take turns");
 static_assert(ROW_BYTES == 128, "a stage's rows are those of the 128-byte swizzle");
 
 template <int N> struct Ring {
@@ -135,8 +136,8 @@ template <int N, bool A_IN_REGISTERS> GPU_FN void multiply(const probe_sm90_para
     const int row = 64 * consumer + 16 * (gpu::warp_id() % 4) + lane / 4;
     float acc[N / 2];
     start<N>(acc, consumer);
-    // Two sets of registers for A, as the products of the last block read theirs until the wait: in one set, or copied from
-    // one to the other, the compiler would have to wait for every product.
+    // Two sets of registers for A, as the products of the block before read theirs until the wait. In one set, or with a
+    // condition between the two halves of the loop, ptxas waits after every product (its note C7513).
     uint32_t a_even[4][4] = {}, a_odd[4][4] = {};
     const auto multiply_block = [&](int block, uint32_t(&a)[4][4], uint32_t(&a_before)[4][4]) {
         const int stage = block % STAGES;
@@ -167,7 +168,7 @@ template <int N, bool A_IN_REGISTERS> GPU_FN void multiply(const probe_sm90_para
     GPU_NO_UNROLL
     for (int block = 0; block < PROBE_SM90_K_BLOCKS; block += 2) {
         multiply_block(block, a_even, a_odd);
-        if (block + 1 < PROBE_SM90_K_BLOCKS) multiply_block(block + 1, a_odd, a_even);
+        multiply_block(block + 1, a_odd, a_even);
     }
     gpu::wgmma_wait<0>(acc);
     store<N>(p.output, acc, consumer);

@@ -30,7 +30,7 @@
 // Values of k per stage.
 #define PROBE_SM90_BLOCK_K 64
 #define PROBE_SM90_STAGES 2
-#define PROBE_SM90_K_BLOCKS 5
+#define PROBE_SM90_K_BLOCKS 6
 // Rounds of the products of what threads have stored.
 #define PROBE_SM90_STORED_ROUNDS 2
 

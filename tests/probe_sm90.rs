@@ -162,7 +162,7 @@ fn products(n: usize, value: impl Fn(usize, usize) -> i32) -> Vec<u32> {
 #[test]
 fn products_of_copied_operands() {
     for n in [64, 128, 256] {
-        let matrices = Matrices::new(n as u64, n, 320);
+        let matrices = Matrices::new(n as u64, n, 384);
         let want = products(n, |row, column| matrices.product(row, column));
         check(Part::Shared(n), &matrices.words, &want);
     }
@@ -171,7 +171,7 @@ fn products_of_copied_operands() {
 #[test]
 fn products_of_operands_in_registers() {
     for n in [64, 128, 256] {
-        let matrices = Matrices::new(n as u64 + 1, n, 320);
+        let matrices = Matrices::new(n as u64 + 1, n, 384);
         let want = products(n, |row, column| matrices.product(row, column));
         check(Part::Registers(n), &matrices.words, &want);
     }
@@ -188,7 +188,7 @@ fn products_of_operands_that_threads_have_stored() {
 /// More seeds for the shape that has the most schedules: a ring, two consumers, registers in flight.
 #[test]
 fn a_pipeline_gives_the_same_under_many_schedules() {
-    let matrices = Matrices::new(5, 64, 320);
+    let matrices = Matrices::new(5, 64, 384);
     for part in [Part::Shared(64), Part::Registers(64)] {
         let want = products(64, |row, column| matrices.product(row, column));
         for seed in 10..60 {
