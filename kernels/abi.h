@@ -17,4 +17,10 @@
 // bf16 as its bits: the high half of an IEEE float32.
 typedef uint16_t bf16_bits;
 
+// A matrix in device memory and the box of it that one tma_load_2d fetches, in the machine's own encoding: on a GPU the
+// driver's CUtensorMap. `Footprint::tensor_map` makes it; a kernel passes on its address within the params struct.
+typedef struct __attribute__((aligned(64))) tensor_map {
+    uint64_t opaque[16];
+} tensor_map;
+
 #endif

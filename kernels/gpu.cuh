@@ -1,6 +1,7 @@
 // gpu.cuh: every primitive that a kernel may use, twice: as PTX for a GPU, and as a call into the emulator.
 //
-// Kernels contain no PTX, no `__CUDA_ARCH__` and no `<<<>>>`; they include this file and nothing else of CUDA.
+// Kernels contain no PTX, no `__CUDA_ARCH__` and no `<<<>>>`; they include this file and nothing else of CUDA. What only
+// Hopper has is in gpu_sm90.cuh.
 // Compiled by nvcc the primitives are inline assembly (section 2); compiled by a plain C++ compiler they call the
 // emulator's runtime in src/device/emulator (section 3). Both sections offer the same names with the same meaning:
 //

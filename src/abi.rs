@@ -77,6 +77,46 @@ pub const PROBE_COPY_CASES: u32 = 31;
 pub const PROBE_PIPELINE_GROUPS: u32 = 10;
 pub const PROBE_PIPELINE_RINGS: u32 = 4;
 pub const PROBE_MMA_STEPS: u32 = 2;
+pub const PROBE_SM90_THREADS: u32 = 384;
+pub const PROBE_SM90_SMEM_BYTES: u32 = 99328;
+pub const PROBE_SM90_BARRIER_ROUNDS: u32 = 5;
+pub const PROBE_SM90_BARRIER_WORDS: u32 = 2;
+pub const PROBE_SM90_COPY_ROWS: u32 = 40;
+pub const PROBE_SM90_COPY_PITCH_BYTES: u32 = 224;
+pub const PROBE_SM90_COPY_WIDTH_BF16: u32 = 104;
+pub const PROBE_SM90_COPY_WIDTH_U8: u32 = 203;
+pub const PROBE_SM90_BOX_ROWS: u32 = 16;
+pub const PROBE_SM90_BOX_ROW_BYTES: u32 = 128;
+pub const PROBE_SM90_BOXES: u32 = 6;
+pub const PROBE_SM90_MAPS: u32 = 4;
+pub const PROBE_SM90_RANGES: u32 = 3;
+pub const PROBE_SM90_M: u32 = 128;
+pub const PROBE_SM90_BLOCK_K: u32 = 64;
+pub const PROBE_SM90_STAGES: u32 = 2;
+pub const PROBE_SM90_K_BLOCKS: u32 = 6;
+pub const PROBE_SM90_STORED_ROUNDS: u32 = 2;
+pub const PROBE_SM90_FAULT_UNINITIALISED: u32 = 0;
+pub const PROBE_SM90_FAULT_NO_INIT_FENCE: u32 = 1;
+pub const PROBE_SM90_FAULT_OVER_ARRIVAL: u32 = 2;
+pub const PROBE_SM90_FAULT_LATE_FOR_A_PHASE: u32 = 3;
+pub const PROBE_SM90_FAULT_TOO_MANY_BYTES_EXPECTED: u32 = 4;
+pub const PROBE_SM90_FAULT_TOO_FEW_BYTES_EXPECTED: u32 = 5;
+pub const PROBE_SM90_FAULT_NO_COPY_WAIT: u32 = 6;
+pub const PROBE_SM90_FAULT_EARLY_RELEASE: u32 = 7;
+pub const PROBE_SM90_FAULT_FAR_COPY: u32 = 8;
+pub const PROBE_SM90_FAULT_MISALIGNED_COPY: u32 = 9;
+pub const PROBE_SM90_FAULT_COPY_LEFT: u32 = 10;
+pub const PROBE_SM90_FAULT_NO_PROXY_FENCE: u32 = 11;
+pub const PROBE_SM90_FAULT_ONE_PROXY_FENCE: u32 = 12;
+pub const PROBE_SM90_FAULT_NO_WGMMA_FENCE: u32 = 13;
+pub const PROBE_SM90_FAULT_LATE_WRITE: u32 = 14;
+pub const PROBE_SM90_FAULT_NO_WGMMA_WAIT: u32 = 15;
+pub const PROBE_SM90_FAULT_NO_COMMIT: u32 = 16;
+pub const PROBE_SM90_FAULT_ACC_TOUCHED: u32 = 17;
+pub const PROBE_SM90_FAULT_A_TOUCHED: u32 = 18;
+pub const PROBE_SM90_FAULT_RETURN_IN_FLIGHT: u32 = 19;
+pub const PROBE_SM90_FAULT_DIVERGENT: u32 = 20;
+pub const PROBE_SM90_FAULT_BAD_DESCRIPTOR: u32 = 21;
 pub const RMS_NORM_THREADS: u32 = 128;
 pub const RMS_NORM_ROWS: u32 = 4;
 pub const RMS_NORM_SMALL_WIDTH: u32 = 1024;
@@ -87,6 +127,18 @@ pub const TO_RGB_SMEM_BYTES: u32 = 0;
 pub const UNPACK_LATENTS_THREADS: u32 = 256;
 pub const UNPACK_LATENTS_SMEM_BYTES: u32 = 0;
 pub type bf16_bits = u16;
+#[repr(C)]
+#[repr(align(64))]
+#[derive(Debug, Copy, Clone)]
+pub struct tensor_map {
+    pub opaque: [u64; 16usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of tensor_map"][::std::mem::size_of::<tensor_map>() - 128usize];
+    ["Alignment of tensor_map"][::std::mem::align_of::<tensor_map>() - 64usize];
+    ["Offset of field: tensor_map::opaque"][::std::mem::offset_of!(tensor_map, opaque) - 0usize];
+};
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct attention_params {
@@ -582,6 +634,33 @@ const _: () = {
     ["Offset of field: probe_echo_params::a_u8"][::std::mem::offset_of!(probe_echo_params, a_u8) - 60usize];
     ["Offset of field: probe_echo_params::a_i8"][::std::mem::offset_of!(probe_echo_params, a_i8) - 61usize];
     ["Offset of field: probe_echo_params::a_u16"][::std::mem::offset_of!(probe_echo_params, a_u16) - 62usize];
+};
+#[repr(C)]
+#[repr(align(64))]
+#[derive(Debug, Copy, Clone)]
+pub struct probe_sm90_params {
+    pub maps: [tensor_map; 4usize],
+    pub input: u64,
+    pub output: u64,
+    pub num_input_words: i32,
+    pub fault: i32,
+    pub unused: [u32; 10usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of probe_sm90_params"][::std::mem::size_of::<probe_sm90_params>() - 576usize];
+    ["Alignment of probe_sm90_params"][::std::mem::align_of::<probe_sm90_params>() - 64usize];
+    ["Offset of field: probe_sm90_params::maps"][::std::mem::offset_of!(probe_sm90_params, maps) - 0usize];
+    ["Offset of field: probe_sm90_params::input"]
+        [::std::mem::offset_of!(probe_sm90_params, input) - 512usize];
+    ["Offset of field: probe_sm90_params::output"]
+        [::std::mem::offset_of!(probe_sm90_params, output) - 520usize];
+    ["Offset of field: probe_sm90_params::num_input_words"]
+        [::std::mem::offset_of!(probe_sm90_params, num_input_words) - 528usize];
+    ["Offset of field: probe_sm90_params::fault"]
+        [::std::mem::offset_of!(probe_sm90_params, fault) - 532usize];
+    ["Offset of field: probe_sm90_params::unused"]
+        [::std::mem::offset_of!(probe_sm90_params, unused) - 536usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]

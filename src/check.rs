@@ -19,6 +19,7 @@
 pub mod bench;
 mod kernels;
 mod probe;
+mod probe_sm90;
 
 use half::bf16;
 
@@ -297,6 +298,8 @@ pub struct Case {
     /// Made to be run hundreds of times, or under a tool that slows it down a hundredfold.
     pub small: bool,
     run: Run,
+    /// Whether it needs the instructions of compute capability 9.0.
+    hopper: bool,
 }
 
 impl std::fmt::Debug for Case {
@@ -313,6 +316,11 @@ impl Case {
     pub fn run(&self, device: &Device, fill: Fill) -> Result<Vec<Output>> {
         (self.run)(&Lab { device: device.clone(), fill })
     }
+
+    /// Whether the machine has what the case needs.
+    pub fn runs_on(&self, device: &Device) -> bool {
+        !self.hopper || device.capability().arch / 10 == 9
+    }
 }
 
 fn case(
@@ -320,12 +328,13 @@ fn case(
     name: impl Into<String>,
     run: impl Fn(&Lab) -> Result<Vec<Output>> + 'static,
 ) -> Case {
-    Case { part, name: name.into(), small: false, run: Box::new(run) }
+    Case { part, name: name.into(), small: false, run: Box::new(run), hopper: false }
 }
 
 /// All of them, primitives first: where those differ, nothing else matters.
 pub fn cases() -> Vec<Case> {
     let mut cases = probe::cases();
+    cases.extend(probe_sm90::cases());
     cases.extend(kernels::cases());
     cases
 }
@@ -368,11 +377,13 @@ mod tests {
     /// A case that computes nothing agrees with everything.
     #[test]
     fn every_case_has_its_own_name_and_computes_numbers() {
-        let device = Device::emulator(crate::device::EmulatorOptions::default());
+        let devices = [80, 90]
+            .map(|arch| Device::emulator(crate::device::EmulatorOptions { arch, ..Default::default() }));
         let mut names = std::collections::BTreeSet::new();
         for case in cases() {
             assert!(names.insert((case.part, case.name.clone())), "{case:?} twice");
-            for output in case.run(&device, Fill::Nan).unwrap_or_else(|e| panic!("{case:?}: {e}")) {
+            let device = devices.iter().find(|device| case.runs_on(device)).unwrap();
+            for output in case.run(device, Fill::Nan).unwrap_or_else(|e| panic!("{case:?}: {e}")) {
                 match output.values {
                     Values::Close { values, .. } => {
                         assert!(values.iter().all(|v| v.is_finite()), "{case:?}, {}", output.name)

@@ -21,7 +21,8 @@ use std::sync::{Mutex, MutexGuard};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 
-use super::{Capability, EventId, Kernel, Machine, Span, StreamId};
+use super::{Capability, EventId, Kernel, Machine, Span, StreamId, TensorElement, TensorTile};
+use crate::abi;
 use crate::{Error, Result};
 
 /// The nvcc that compiled the kernels, as the driver counts: 13000 for 13.0; 0 without nvcc.
@@ -326,6 +327,41 @@ impl Machine for Cuda {
             // SAFETY: `address` came from `allocate_host`; the caller has drained the streams and drops it now.
             let _ = unsafe { result::free_host(address.cast()) };
         }
+    }
+
+    fn tensor_map(&self, address: u64, tile: &TensorTile) -> Result<abi::tensor_map> {
+        self.enter()?;
+        let mut map = abi::tensor_map { opaque: [0; 16] };
+        let element = match tile.element {
+            TensorElement::Bf16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            TensorElement::U8 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        };
+        let swizzle = if tile.swizzled {
+            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B
+        } else {
+            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE
+        };
+        // SAFETY: the driver writes the 128 bytes of `map`, which is aligned as CUtensorMap is, and reads as many numbers
+        // from each array as the rank says (strides: one less); the address is only encoded.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                (&raw mut map).cast(),
+                element,
+                2,
+                address as *mut c_void,
+                [tile.width as u64, tile.num_rows as u64].as_ptr(),
+                [tile.pitch_bytes as u64].as_ptr(),
+                [tile.box_width as u32, tile.box_num_rows as u32].as_ptr(),
+                [1, 1].as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                swizzle,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
+        .result()
+        .map_err(|e| self.error(format!("encode {tile:?}"), e))?;
+        Ok(map)
     }
 
     fn prepare(&self, kernel: &'static Kernel) -> Result<()> {

@@ -24,6 +24,7 @@ use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use crate::abi;
 use crate::{Error, Result};
 pub use emulator::{AsyncCopies, EmulatorOptions, Order};
 
@@ -107,6 +108,8 @@ pub(crate) trait Machine: Send + Sync {
     unsafe fn free(&self, address: u64, bytes: usize);
     unsafe fn allocate_host(&self, bytes: usize) -> Result<*mut u8>;
     unsafe fn free_host(&self, address: *mut u8, bytes: usize);
+    /// This machine's encoding of a box whose matrix begins at `address`; `tile` has been checked.
+    fn tensor_map(&self, address: u64, tile: &TensorTile) -> Result<abi::tensor_map>;
     /// Loads the kernel's module and function, so that nothing is loaded during a run.
     fn prepare(&self, kernel: &'static Kernel) -> Result<()>;
     unsafe fn copy_to_device(&self, stream: StreamId, dst: u64, src: *const u8, bytes: usize) -> Result<()>;
@@ -409,9 +412,78 @@ impl<'a> Footprint<'a> {
         Ok(view.address())
     }
 
+    /// How a kernel fetches boxes of a matrix, which begins where `view` does and may be touched from now on.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the hardware cannot; [`Error::Input`] when the view is too short.
+    pub fn tensor_map<T>(&mut self, view: &View<T>, tile: &TensorTile) -> Result<abi::tensor_map> {
+        let address = self.add(view)?;
+        let arch = self.device.capability().arch;
+        if arch / 10 != 9 {
+            return Err(Error::Unsupported(format!("tensor maps need compute capability 9.0, not {arch}")));
+        }
+        tile.check(address, view.num_bytes())?;
+        self.device.machine().tensor_map(address, tile)
+    }
+
     /// As [`Footprint::add`]; null for nothing.
     pub fn add_optional<T>(&mut self, view: Option<&View<T>>) -> Result<u64> {
         view.map_or(Ok(0), |view| self.add(view))
+    }
+}
+
+/// A row-major matrix in device memory and the box of it that one `tma_load_2d` of gpu_sm90.cuh fetches.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TensorTile {
+    pub element: TensorElement,
+    /// Elements of a row.
+    pub width: usize,
+    pub num_rows: usize,
+    pub pitch_bytes: usize,
+    /// Elements of a row of the box.
+    pub box_width: usize,
+    pub box_num_rows: usize,
+    /// In shared memory the 16-byte columns of the box's rows, which have 128 bytes, are XORed with the row modulo 8.
+    pub swizzled: bool,
+}
+
+/// What a [`TensorTile`] consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TensorElement {
+    Bf16,
+    U8,
+}
+
+impl TensorTile {
+    fn element_bytes(&self) -> usize {
+        match self.element {
+            TensorElement::Bf16 => 2,
+            TensorElement::U8 => 1,
+        }
+    }
+
+    /// What cuTensorMapEncodeTiled refuses, and what would leave the view.
+    fn check(&self, address: u64, view_bytes: usize) -> Result<()> {
+        let (row_bytes, box_row_bytes) =
+            (self.width * self.element_bytes(), self.box_width * self.element_bytes());
+        let box_rule = if self.swizzled { box_row_bytes == 128 } else { box_row_bytes % 16 == 0 };
+        let is_encodable = address % 16 == 0
+            && self.pitch_bytes % 16 == 0
+            && self.pitch_bytes < 1 << 40
+            && (1..=1 << 32).contains(&self.width)
+            && (1..=1 << 32).contains(&self.num_rows)
+            && (1..=256).contains(&self.box_width)
+            && (1..=256).contains(&self.box_num_rows)
+            && row_bytes <= self.pitch_bytes
+            && box_rule;
+        if !is_encodable {
+            return Err(Error::Unsupported(format!("no tensor map at {address:#x} can be {self:?}")));
+        }
+        let needed = (self.num_rows - 1).saturating_mul(self.pitch_bytes).saturating_add(row_bytes);
+        if view_bytes < needed {
+            return Err(Error::Input(format!("{self:?} has {needed} bytes, its view {view_bytes}")));
+        }
+        Ok(())
     }
 }
 

@@ -22,6 +22,7 @@ pub mod layer_norm_mod;
 pub mod nf4_gemm;
 pub mod nf4_quantize;
 pub mod probe;
+pub mod probe_sm90;
 pub mod rms_norm;
 pub mod to_rgb;
 pub mod unpack_latents;
@@ -78,6 +79,15 @@ pub fn all() -> &'static [&'static Kernel] {
         &probe::MMA_2X4,
         &probe::MMA_4X8,
         &probe::MATH,
+        &probe_sm90::BARRIERS,
+        &probe_sm90::COPIES,
+        &probe_sm90::SS_N64,
+        &probe_sm90::SS_N128,
+        &probe_sm90::SS_N256,
+        &probe_sm90::RS_N64,
+        &probe_sm90::RS_N128,
+        &probe_sm90::RS_N256,
+        &probe_sm90::STORED,
     ];
     ALL
 }

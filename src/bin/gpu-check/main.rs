@@ -53,7 +53,8 @@ enum Part {
 struct Arguments {
     /// What to run; everything by default (on the emulator, without sanitize, bench and full).
     parts: Vec<Part>,
-    /// The machine under test: `cuda:N`, or `emulator` to compare two schedules of the emulator (no GPU needed).
+    /// The machine under test: `cuda:N`, or `emulator` to compare two schedules of the emulator (no GPU needed), or
+    /// `emulator:90` to have it pose as a Hopper GPU, for the cases that need one.
     #[arg(long, default_value = "cuda:0")]
     device: String,
     /// Only cases whose name contains this.
@@ -163,27 +164,28 @@ impl UnderTest {
 
 fn open(name: &str) -> Result<Device> {
     match name.split_once(':') {
-        None if name == "emulator" => {
+        None if name == "emulator" => open("emulator:80"),
+        Some(("emulator", arch @ ("80" | "90"))) => {
             let (order, async_copies) = (Order::Random, AsyncCopies::Random);
-            Ok(Device::emulator(EmulatorOptions {
-                threads: 0,
-                order,
-                async_copies,
-                seed: 1,
-                ..EmulatorOptions::default()
-            }))
+            let arch = arch.parse().unwrap_or_default();
+            Ok(Device::emulator(EmulatorOptions { order, async_copies, seed: 1, arch, ..Default::default() }))
         }
         Some(("cuda", ordinal)) if ordinal.parse::<usize>().is_ok() => {
             Device::cuda(ordinal.parse().unwrap_or_default())
         }
-        _ => Err(Error::Input(format!("no such device: {name:?}; cuda:N or emulator"))),
+        _ => Err(Error::Input(format!("no such device: {name:?}; cuda:N, emulator or emulator:90"))),
     }
 }
 
 fn run_cases(name: &str, part: Part, arguments: &Arguments, under_test: &mut UnderTest, rows: &mut Vec<Row>) {
-    let reference = Device::emulator(EmulatorOptions::default());
+    // Posing as the machine under test, so that both choose the same kernels.
+    let arch = under_test.device.capability().arch;
+    let reference = Device::emulator(EmulatorOptions { arch, ..EmulatorOptions::default() });
     let chosen = |case: &Case| {
-        case.part == name && case.name.contains(&arguments.only) && (case.small || !arguments.small)
+        case.part == name
+            && case.name.contains(&arguments.only)
+            && (case.small || !arguments.small)
+            && case.runs_on(&reference)
     };
     let fill = if arguments.unfilled { Fill::Nothing } else { Fill::Nan };
     for case in cases().into_iter().filter(chosen) {

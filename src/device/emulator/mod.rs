@@ -1,8 +1,9 @@
 //! The machine for everyone without a GPU: runs the kernels of `kernels/`, compiled by the host's C++ compiler, with
 //! CUDA's rules for threads, warps, CTAs, asynchronous copies, streams and events.
 //!
-//! Read `runtime.rs` for what happens inside a CTA, `tile.rs` for the arithmetic of the tensor cores, `pool.rs` for how
-//! CTAs spread over OS threads, `faults.rs` for kernels that crash or hang; this file queues work on streams and carries it out.
+//! Read `runtime.rs` for what happens inside a CTA (`runtime/hopper.rs` for what only Hopper has), `tile.rs` for the
+//! arithmetic of the tensor cores, `pool.rs` for how CTAs spread over OS threads, `faults.rs` for kernels that crash or
+//! hang; this file queues work on streams and carries it out.
 //!
 //! Streams are lazy: work runs when somebody waits for it, as late as the events allow, or in a seeded random
 //! interleaving ([`Order::Random`]), so that a missing event shows as a wrong result.
@@ -24,7 +25,8 @@ use std::ffi::c_void;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::{Capability, EventId, Kernel, Machine, Span, StreamId};
+use super::{Capability, EventId, Kernel, Machine, Span, StreamId, TensorTile};
+use crate::abi;
 use crate::{Error, Result};
 use pool::Pool;
 use sanitizer::SANITIZER;
@@ -39,13 +41,14 @@ pub enum Order {
     Random,
 }
 
-/// When a `cp.async` is carried out, between its issue and the wait that guarantees it.
+/// When an asynchronous operation is carried out, between its issue and the wait that guarantees it: a `cp.async`, a copy
+/// of TMA, or a product of `wgmma`, which is a copy of its operands in that it may read them late.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum AsyncCopies {
     /// At its issue: the fastest.
     #[default]
     Eager,
-    /// At the last legal moment; its target holds NaN patterns until then.
+    /// At the last legal moment; its target holds NaN patterns until then. TMA: when no thread can run.
     Lazy,
     /// Either, by the seed.
     Random,
@@ -64,19 +67,26 @@ pub struct EmulatorOptions {
     pub seed: u64,
     /// Seconds after which a CUDA thread that reaches no barrier is said to hang; 0 means 20.
     pub hang_seconds: u32,
+    /// The compute capability to pose as, which decides what kernels are chosen; 0 means 80. All of them run.
+    pub arch: u32,
 }
 
 /// Alignment of device memory, as the driver's allocations have (and TMA would want).
 const ALIGNMENT: usize = 1024;
 
 enum Op {
-    Launch { kernel: &'static Kernel, grid: [u32; 3], params: Vec<u64>, footprint: Vec<Span> },
+    Launch { kernel: &'static Kernel, grid: [u32; 3], params: Vec<ParamsLine>, footprint: Vec<Span> },
     CopyToDevice { dst: u64, src: usize, bytes: usize },
     CopyToHost { dst: usize, src: u64, bytes: usize },
     Fill { dst: u64, value: u8, bytes: usize },
     Record { event: usize, ticket: u64 },
     Wait { event: usize, ticket: u64 },
 }
+
+/// A piece of a params struct: as aligned as the most demanding member, a tensor map.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+struct ParamsLine([u64; 8]);
 
 #[derive(Default)]
 struct EventState {
@@ -116,11 +126,11 @@ impl Emulator {
         };
         let capability = Capability {
             name: "emulator".to_string(),
-            arch: 80,
+            arch: if options.arch == 0 { 80 } else { options.arch },
             // What `select` and `plan` see: a machine with as many SMs as the pool has threads would make plans
             // depend on the host, so the emulator poses as one fixed small GPU.
             num_sms: 16,
-            smem_per_cta_bytes: 99 << 10,
+            smem_per_cta_bytes: if options.arch / 10 == 9 { 227 << 10 } else { 99 << 10 },
             total_bytes: host_memory_bytes(),
             is_emulator: true,
             threads,
@@ -321,6 +331,22 @@ impl Machine for Emulator {
         }
     }
 
+    fn tensor_map(&self, address: u64, tile: &TensorTile) -> Result<abi::tensor_map> {
+        let element_bytes = tile.element_bytes() as u64;
+        let map = runtime::TensorMap {
+            address,
+            row_bytes: tile.width as u64 * element_bytes,
+            num_rows: tile.num_rows as u64,
+            pitch_bytes: tile.pitch_bytes as u64,
+            element_bytes,
+            box_row_bytes: tile.box_width as u64 * element_bytes,
+            box_num_rows: tile.box_num_rows as u64,
+            swizzled: tile.swizzled as u64,
+            ..runtime::TensorMap::empty()
+        };
+        Ok(map.encode())
+    }
+
     fn prepare(&self, _kernel: &'static Kernel) -> Result<()> {
         Ok(())
     }
@@ -346,7 +372,7 @@ impl Machine for Emulator {
         params_bytes: usize,
         footprint: &[Span],
     ) -> Result<()> {
-        let mut copy = vec![0u64; params_bytes.div_ceil(8)];
+        let mut copy = vec![ParamsLine([0; 8]); params_bytes.div_ceil(size_of::<ParamsLine>())];
         // SAFETY: `params` points to `params_bytes` bytes, and the copy is at least as large.
         unsafe {
             std::ptr::copy_nonoverlapping(params.cast::<u8>(), copy.as_mut_ptr().cast::<u8>(), params_bytes)

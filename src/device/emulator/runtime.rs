@@ -25,6 +25,9 @@ use super::pool::Progress;
 use super::sanitizer::{self, Fiber, SANITIZER, Stack};
 use super::tile;
 use super::{AsyncCopies, Order, Span};
+pub(super) use hopper::tma::Map as TensorMap;
+
+mod hopper;
 
 const WARP: usize = 32;
 /// Kernels keep fragments and accumulators in locals: a few KiB. The guard page catches what grows past this.
@@ -91,6 +94,8 @@ enum State {
     Running,
     AtWarp(Collective, Site),
     AtCta(Site),
+    AtWarpgroup(hopper::wgmma::Collective, Site),
+    AtMbarrier(hopper::mbarrier::Wait),
     Finished,
 }
 
@@ -202,6 +207,7 @@ pub(super) struct Cta {
     ended: u8,
     synced: [u8; 2],
     num_synced: usize,
+    hopper: hopper::Hopper,
 }
 
 /// splitmix64: small, seedable, good enough to shuffle schedules.
@@ -247,6 +253,7 @@ impl Cta {
             ended: 0,
             synced: [0; 2],
             num_synced: 0,
+            hopper: Default::default(),
         })
     }
 
@@ -267,6 +274,12 @@ impl Cta {
                     (0..num_warps).map(|i| (start + i) % num_warps).find(|&w| self.warps[w].ready != 0)
                 }
             };
+            if self.let_a_copy_arrive(warp.is_none()) {
+                if self.error.is_some() {
+                    return Err(self.abandon());
+                }
+                continue;
+            }
             let Some(warp) = warp else { break };
             next_warp = warp;
             loop {
@@ -388,6 +401,7 @@ impl Cta {
         self.barrier_arrived = 0;
         self.live = threads as u32;
         self.error = None;
+        self.hopper.reset();
     }
 
     fn resume(&mut self, warp: usize, lane: usize, job: Job) {
@@ -432,6 +446,7 @@ impl Cta {
                 self.who_waits_where()
             ));
         }
+        self.check_warpgroup_of(at);
     }
 
     fn fail(&mut self, what: String) {
@@ -446,6 +461,8 @@ impl Cta {
             let place = match thread.state {
                 State::AtWarp(collective, site) => format!("{collective:?} at {site}"),
                 State::AtCta(site) => format!("CTA barrier at {site}"),
+                State::AtWarpgroup(collective, site) => format!("{collective} at {site}"),
+                State::AtMbarrier(wait) => wait.describe(self),
                 State::Finished => "returned".to_string(),
                 State::Idle | State::Running => "running".to_string(),
             };
@@ -477,6 +494,7 @@ impl Cta {
             thread.fiber.destroy();
             thread.engine.destroy();
         }
+        self.hopper.destroy();
         // SAFETY: sets a thread-local of this OS thread.
         unsafe { schnell_emu_set_self(std::ptr::null_mut()) };
         self.fibers.clear();
@@ -524,6 +542,7 @@ impl Drop for Cta {
             thread.fiber.destroy();
             thread.engine.destroy();
         }
+        self.hopper.destroy();
     }
 }
 
@@ -622,6 +641,7 @@ unsafe extern "C" {
 pub(super) fn install() {
     // SAFETY: stores the address of a static; every caller stores the same one.
     unsafe { schnell_emu_set_runtime((&raw const RUNTIME).cast()) };
+    hopper::install();
 }
 
 /// Gives way to the scheduler until this thread is made ready again.

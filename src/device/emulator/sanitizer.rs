@@ -164,6 +164,12 @@ impl Sanitizer {
 #[derive(Debug)]
 pub(super) struct Fiber(*mut c_void);
 
+impl Default for Fiber {
+    fn default() -> Fiber {
+        Fiber::NONE
+    }
+}
+
 impl Fiber {
     pub const NONE: Fiber = Fiber(std::ptr::null_mut());
 
