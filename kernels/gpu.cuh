@@ -32,16 +32,33 @@
 #else
 #include <math.h>
 #include <string.h>
+#ifdef SCHNELL_ACCESSES
+#define GPU_FN static inline __attribute__((unused, always_inline)) // an instruction of its own for every call
+#else
 #define GPU_FN static inline __attribute__((unused))
+#endif
 #define GPU_METHOD inline
 #define GPU_CONSTEXPR constexpr
 #define GPU_UNROLL
 #define GPU_NO_UNROLL
 #define GPU_UNROLL_BY(n)
-struct alignas(8) uint2 { uint32_t x, y; };
-struct alignas(16) uint4 { uint32_t x, y, z, w; };
-struct alignas(8) float2 { float x, y; };
-struct alignas(16) float4 { float x, y, z, w; };
+#ifdef SCHNELL_ACCESSES
+// nvcc moves a vector with one instruction; g++ takes plain structs apart, and each part would count as an access.
+#define EMU_VECTOR(name, bytes)                                                                          \
+    typedef uint32_t whole __attribute__((vector_size(bytes), may_alias));                               \
+    name() = default;                                                                                    \
+    name(const name &from) { *(whole *)this = *(const whole *)&from; }                                   \
+    name &operator=(const name &from) { *(whole *)this = *(const whole *)&from; return *this; }
+#define EMU_VECTOR2(name, T) EMU_VECTOR(name, 8) name(T a, T b) : x(a), y(b) {}
+#define EMU_VECTOR4(name, T) EMU_VECTOR(name, 16) name(T a, T b, T c, T d) : x(a), y(b), z(c), w(d) {}
+#else
+#define EMU_VECTOR2(name, T)
+#define EMU_VECTOR4(name, T)
+#endif
+struct alignas(8) uint2 { uint32_t x, y; EMU_VECTOR2(uint2, uint32_t) };
+struct alignas(16) uint4 { uint32_t x, y, z, w; EMU_VECTOR4(uint4, uint32_t) };
+struct alignas(8) float2 { float x, y; EMU_VECTOR2(float2, float) };
+struct alignas(16) float4 { float x, y, z, w; EMU_VECTOR4(float4, float) };
 #endif
 
 namespace gpu {
