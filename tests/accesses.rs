@@ -81,7 +81,6 @@ const ALLOWED: &[Allowed] = &[
         2.0,
         "a warp has 4 of a row's results: half a sector, once",
     ),
-    allow("gemv.cu", SharedWrite, "smem.x[m][at] = load_x", 2.0, "a mistake: see the header of gemv.cu"),
     // Norms.
     allow(
         "group_norm_silu.cu",
