@@ -10,7 +10,7 @@
 //   async      cp_async<BYTES>(dst, src, valid_bytes) cp_async_commit cp_async_wait<N>
 //   tiles      ldmatrix_x4_tile<N> ldmatrix_x4_trans_tile<N> mma_tile<MT, NT>   (bf16 m16n8k16, f32 accumulate)
 //   math       exp2_approx rsqrt_exact tanh_exact erf_exact exp_exact fma_exact round_even
-//   memory     shared<T>() atomic_add
+//   memory     shared<T>() store_vector atomic_add
 //
 // The tile forms exist for the emulator's sake: on the GPU they unroll to single instructions (identical SASS), on a
 // CPU one rendezvous of the warp's fibers serves the whole tile.
@@ -172,6 +172,14 @@ GPU_FN uint32_t pack_bf16x2(float lo, float hi) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
     return d;
 }
+// 16 bytes of gmem by one instruction. Of an assignment nvcc makes four where the address is also stored to by parts, on another
+// path: each lane's 4 x 4 bytes, each time a part of every sector.
+GPU_FN void store_vector(uint4 *to, uint4 v) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+GPU_FN void store_vector(float4 *to, float4 v) {
+    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+}
 GPU_FN void atomic_add(uint32_t *p, uint32_t v) { atomicAdd(p, v); }
 
 } // namespace gpu
@@ -290,6 +298,8 @@ GPU_FN uint32_t bf16_round(float f) {
     return (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
 }
 GPU_FN uint32_t pack_bf16x2(float lo, float hi) { return bf16_round(lo) | bf16_round(hi) << 16; }
+GPU_FN void store_vector(uint4 *to, uint4 v) { *to = v; }
+GPU_FN void store_vector(float4 *to, float4 v) { *to = v; }
 GPU_FN void atomic_add(uint32_t *p, uint32_t v) { __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
 
 } // namespace gpu

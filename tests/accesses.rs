@@ -64,8 +64,20 @@ const ALLOWED: &[Allowed] = &[
     allow("gemm_tile.cuh", GlobalRead, "q.bias[feature + c]", 8.0, ONCE_PER_TILE),
     allow("gemm_tile.cuh", GlobalRead, "static_cast<const float *>(s.aux)[feature + c", 8.0, ONCE_PER_TILE),
     allow("gemm_tile.cuh", GlobalRead, "reinterpret_cast<const float4 *>(in)[0], hi", 2.0, HALVES),
-    allow("gemm_tile.cuh", GlobalWrite, "reinterpret_cast<float4 *>(out)[0] =", 2.0, HALVES),
-    allow("gemm_tile.cuh", GlobalWrite, "reinterpret_cast<float4 *>(out)[1] =", 2.0, HALVES),
+    allow(
+        "gemm_tile.cuh",
+        GlobalWrite,
+        "gpu::store_vector(reinterpret_cast<float4 *>(out), float4",
+        2.0,
+        HALVES,
+    ),
+    allow(
+        "gemm_tile.cuh",
+        GlobalWrite,
+        "gpu::store_vector(reinterpret_cast<float4 *>(out) + 1, float4",
+        2.0,
+        HALVES,
+    ),
     allow(
         "attention.cu",
         GlobalWrite,
