@@ -42,6 +42,10 @@ const SECTOR_BYTES: usize = 32;
 /// The widest access of a lane.
 const WIDEST_BYTES: usize = 16;
 
+/// Accesses of one lane, or stores of a CTA, that are kept at most. Only a kernel that hangs makes more: it shall end by the
+/// error that says so, not by lack of memory.
+const MOST: usize = 1 << 22;
+
 /// What was accessed, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AccessKind {
@@ -359,10 +363,10 @@ impl Recorder {
                 _ => return,
             }
         };
-        if records.writers && kind == AccessKind::GlobalWrite {
+        if records.writers && kind == AccessKind::GlobalWrite && self.writes.len() < MOST {
             self.writes.push(Write { address, bytes, thread: thread as u32, pc });
         }
-        if records.count {
+        if records.count && self.lanes[thread].len() < MOST {
             let mut at = address;
             while at < address + bytes as usize {
                 let piece = (address + bytes as usize - at).min(WIDEST_BYTES);
