@@ -2,12 +2,13 @@
 //!
 //! A [`Layout`] collects [`Region`]s with their lifetimes, measured in [`Phase`]s of a generation, and places them so
 //! that regions that are never alive together may share bytes. [`Arena::bind`] makes the allocation and turns
-//! [`Slot`]s (places in the plan) into [`View`]s (places in memory).
+//! [`Slot`]s (places in the plan) into [`View`]s (places in memory), phase by phase: a slot whose region is not alive is
+//! refused.
 
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use crate::device::{Device, DeviceMemory, View};
+use crate::device::{Device, DeviceMemory, StreamId, View};
 use crate::{Error, Result};
 
 /// Every region starts at a multiple of this: vector loads need 16, L2 sectors 32, TMA would need 128.
@@ -64,6 +65,10 @@ impl Lifetime {
     /// From `first` to `last`, both included.
     pub fn span(first: Phase, last: Phase) -> Self {
         Lifetime { first, last }
+    }
+
+    fn holds(&self, phase: Phase) -> bool {
+        self.first <= phase && phase <= self.last
     }
 
     fn overlaps(&self, other: &Lifetime) -> bool {
@@ -212,7 +217,8 @@ pub struct Group {
 #[derive(Debug)]
 pub struct Arena {
     memory: Arc<DeviceMemory>,
-    offsets: Vec<usize>,
+    regions: Vec<Region>,
+    phase: Mutex<Phase>,
 }
 
 impl Arena {
@@ -231,17 +237,47 @@ impl Arena {
             });
         }
         let memory = device.allocate(layout.total_bytes())?;
-        Ok(Arena { memory, offsets: layout.regions.iter().map(|r| r.offset).collect() })
+        Ok(Arena { memory, regions: layout.regions.clone(), phase: Mutex::new(Phase::Load) })
+    }
+
+    /// What is enqueued from here on belongs to `phase`. On the emulator, what no region alive in it covers is filled with
+    /// NaN patterns, so that a view kept from an earlier phase, or one that reaches too far, does not read what was there.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the machine refuses.
+    pub fn enter(&self, phase: Phase) -> Result<()> {
+        *self.phase.lock().unwrap_or_else(|e| e.into_inner()) = phase;
+        let device = self.memory.device();
+        if !device.capability().is_emulator {
+            return Ok(());
+        }
+        let alive = self.regions.iter().filter(|r| r.lifetime.holds(phase));
+        let mut spans: Vec<(usize, usize)> = alive.map(|r| (r.offset, r.offset + r.bytes)).collect();
+        spans.push((self.memory.num_bytes(), self.memory.num_bytes()));
+        spans.sort_unstable();
+        let mut end = 0;
+        for (start, stop) in spans {
+            if end < start {
+                device.fill(StreamId::Compute, &self.memory.view::<u8>(end, start - end)?, 0xff)?;
+            }
+            end = end.max(stop);
+        }
+        Ok(())
     }
 
     /// Where a slot lies.
     ///
     /// # Errors
-    /// [`Error::Input`] when the slot is of another layout.
+    /// [`Error::Input`] when the slot is of another layout, or its region is not alive in the phase last entered.
     pub fn view<T>(&self, slot: &Slot<T>) -> Result<View<T>> {
-        let offset = self.offsets.get(slot.region).copied();
-        let offset = offset.ok_or_else(|| Error::Input("a slot of another layout".to_string()))?;
-        self.memory.view(offset + slot.start, slot.len)
+        let region = self.regions.get(slot.region);
+        let region = region.ok_or_else(|| Error::Input("a slot of another layout".to_string()))?;
+        let phase = *self.phase.lock().unwrap_or_else(|e| e.into_inner());
+        if !region.lifetime.holds(phase) {
+            let Region { name, lifetime: Lifetime { first, last }, .. } = region;
+            return Err(Error::Input(format!("{name} lives from {first} to {last}, not in {phase}")));
+        }
+        self.memory.view(region.offset + slot.start, slot.len)
     }
 
     /// The whole of it.
@@ -282,6 +318,31 @@ mod tests {
         }
         let sum: usize = regions.iter().map(|r| r.bytes).sum();
         assert!(layout.total_bytes() < sum, "nothing shares bytes");
+    }
+
+    #[test]
+    fn the_dead_are_refused_and_overwritten() {
+        let device = Device::emulator(crate::device::EmulatorOptions::default());
+        let mut layout = Layout::default();
+        let early = layout.region::<u8>("early", 300, Lifetime::only(Phase::Clip));
+        let late = layout.region::<u8>("late", 100, Lifetime::span(Phase::Clip, Phase::T5));
+        layout.place();
+        let arena = Arena::bind(&layout, &device).unwrap();
+        assert!(arena.view(&early).is_err(), "nothing of CLIP is alive while weights are loaded");
+        let bytes = |view: &View<u8>| {
+            let mut host = device.allocate_host(view.len()).unwrap();
+            device.copy_to_host(StreamId::Compute, &mut host, 0, view).unwrap();
+            host.as_slice().to_vec()
+        };
+        arena.enter(Phase::Clip).unwrap();
+        let (old, kept) = (arena.view(&early).unwrap(), arena.view(&late).unwrap());
+        device.fill(StreamId::Compute, &old, 7).unwrap();
+        device.fill(StreamId::Compute, &kept, 8).unwrap();
+        arena.enter(Phase::T5).unwrap();
+        let message = arena.view(&early).unwrap_err().to_string();
+        assert!(message.contains("early lives from clip to clip, not in t5"), "{message}");
+        assert_eq!(bytes(&old), [0xff; 300]);
+        assert_eq!(bytes(&arena.view(&late).unwrap()), [8; 100]);
     }
 
     #[test]

@@ -16,51 +16,48 @@
 //!
 //! Left out: whether either machine is right. That is what the tests of the kernels are for, on the emulator.
 
+pub mod bench;
 mod kernels;
 mod probe;
 
-use std::cell::Cell;
-use std::sync::Arc;
-
 use half::bf16;
 
-use crate::device::{Device, DeviceMemory, StreamId, View};
+use crate::device::{Device, StreamId, View};
 use crate::{Error, Result};
 
-/// Memory of a [`Lab`]; every case gets it anew.
-const LAB_BYTES: usize = 8 << 20;
-
-/// A machine and some memory on it, all NaN patterns at first.
+/// A machine, and how its memory is filled before a case writes to it.
 #[derive(Debug)]
 pub struct Lab {
-    memory: Arc<DeviceMemory>,
-    next: Cell<usize>,
+    device: Device,
+    fill: Fill,
+}
+
+/// What memory holds at first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// NaN patterns, so that reading what was never written shows in the results.
+    Nan,
+    /// Nothing, so that a tool which watches for such reads (compute-sanitizer's initcheck) sees them.
+    Nothing,
 }
 
 impl Lab {
-    /// Allocates and poisons.
+    /// The machine.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// `len` elements, an allocation of their own: tools and the emulator see an access past their end.
     ///
     /// # Errors
     /// [`Error::Capacity`] when the machine has not that much.
-    pub fn new(device: &Device) -> Result<Lab> {
-        let memory = device.allocate(LAB_BYTES)?;
-        device.fill(StreamId::Compute, &memory.view::<u8>(0, LAB_BYTES)?, 0xff)?;
-        Ok(Lab { memory, next: Cell::new(0) })
-    }
-
-    /// The machine.
-    pub fn device(&self) -> &Device {
-        self.memory.device()
-    }
-
-    /// `len` elements of NaN patterns, 256-byte aligned, with a gap of them behind.
-    ///
-    /// # Errors
-    /// [`Error::Input`] when the lab is full.
     pub fn alloc<T>(&self, len: usize) -> Result<View<T>> {
-        let at = self.next.get();
-        self.next.set(at + (len * size_of::<T>()).next_multiple_of(256) + 256);
-        self.memory.view(at, len)
+        let bytes = (len * size_of::<T>()).max(1);
+        let memory = self.device.allocate(bytes)?;
+        if self.fill == Fill::Nan {
+            self.device.fill(StreamId::Compute, &memory.view::<u8>(0, bytes)?, 0xff)?;
+        }
+        memory.view(0, len)
     }
 
     /// The data on the machine.
@@ -313,8 +310,8 @@ impl Case {
     ///
     /// # Errors
     /// Whatever the machine or the wrapper refuses.
-    pub fn run(&self, device: &Device) -> Result<Vec<Output>> {
-        (self.run)(&Lab::new(device)?)
+    pub fn run(&self, device: &Device, fill: Fill) -> Result<Vec<Output>> {
+        (self.run)(&Lab { device: device.clone(), fill })
     }
 }
 
@@ -375,7 +372,7 @@ mod tests {
         let mut names = std::collections::BTreeSet::new();
         for case in cases() {
             assert!(names.insert((case.part, case.name.clone())), "{case:?} twice");
-            for output in case.run(&device).unwrap_or_else(|e| panic!("{case:?}: {e}")) {
+            for output in case.run(&device, Fill::Nan).unwrap_or_else(|e| panic!("{case:?}: {e}")) {
                 match output.values {
                     Values::Close { values, .. } => {
                         assert!(values.iter().all(|v| v.is_finite()), "{case:?}, {}", output.name)

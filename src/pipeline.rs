@@ -22,7 +22,7 @@ use std::time::Instant;
 
 use half::bf16;
 
-use crate::arena::{Arena, Slot};
+use crate::arena::{Arena, Phase, Slot};
 use crate::config::PipelineConfig;
 use crate::device::{Device, HostBuffer, StreamId, View};
 use crate::image::Note;
@@ -53,7 +53,23 @@ impl Model {
     /// # Errors
     /// [`Error::Io`], [`Error::Weights`] or [`Error::Unsupported`], naming the file and tensor; nothing is loaded yet.
     pub fn open(dir: &Path) -> Result<Model> {
-        let config = PipelineConfig::open(dir)?;
+        Model::with(PipelineConfig::open(dir)?, dir, |config| Source::open(dir, config))
+    }
+
+    /// A model of any size without weight files: see [`Source::generated`]. `tokenizers` is a folder with `tokenizer` and
+    /// `tokenizer_2`.
+    ///
+    /// # Errors
+    /// Those of [`Model::open`] that concern tokenizers.
+    pub fn generated(config: PipelineConfig, tokenizers: &Path) -> Result<Model> {
+        Model::with(config, tokenizers, |config| Ok(Source::generated(config)))
+    }
+
+    fn with(
+        config: PipelineConfig,
+        dir: &Path,
+        source: impl FnOnce(&PipelineConfig) -> Result<Source>,
+    ) -> Result<Model> {
         let clip_tokenizer = Arc::new(ClipTokenizer::open(&dir.join("tokenizer"))?);
         let t5_tokenizer = Arc::new(T5Tokenizer::open(&dir.join("tokenizer_2"))?);
         for (what, ids, rows) in [
@@ -65,7 +81,7 @@ impl Model {
                 return Err(Error::weights(dir.join(what), text));
             }
         }
-        let source = Source::open(dir, &config)?;
+        let source = source(&config)?;
         Ok(Model { config, source, clip_tokenizer, t5_tokenizer })
     }
 
@@ -535,6 +551,7 @@ impl Generation<'_> {
         let run = Run { device, arena: self.arena };
         self.clock.start(device)?;
         let branches = plan.shape.branches();
+        self.arena.enter(Phase::Clip)?;
         for (branch, prompt) in prompts.iter().enumerate() {
             self.send(&plan.clip.x, at.clip + branch * plan.clip.x.num_bytes())?;
             plan.clip.run(&run, branch, prompt.clip.pooled_index(plan.config.clip.pooling))?;
@@ -545,6 +562,7 @@ impl Generation<'_> {
             self.dump(dumps, &format!("{prefix}clip_pooled"), &plan.clip.pooled(&run, branch)?, shape)?;
         }
 
+        self.arena.enter(Phase::T5)?;
         for branch in 0..branches {
             self.send(&plan.t5.x, at.t5 + branch * plan.t5.x.num_bytes())?;
             plan.t5.run(&run, branch)?;
@@ -555,6 +573,7 @@ impl Generation<'_> {
             self.dump(dumps, &format!("{prefix}t5_embeds"), &plan.t5.context(&run, branch)?, shape)?;
         }
 
+        self.arena.enter(Phase::Modulation)?;
         self.send(&buffers.sinusoids, at.sinusoids)?;
         self.send(&buffers.guidance, at.guidance)?;
         for branch in 0..branches {
@@ -562,6 +581,7 @@ impl Generation<'_> {
         }
         self.clock.stage(device, "modulation")?;
 
+        self.arena.enter(Phase::Steps)?;
         self.send(&buffers.latents, at.latents)?;
         self.send(&buffers.latents_bf16, at.latents_bf16)?;
         self.send(&plan.nonfinite, at.nonfinite)?;
@@ -594,6 +614,7 @@ impl Generation<'_> {
         CountNonfinite { x: &latents, counter: &nonfinite }.launch(device, Run::STREAM)?;
 
         progress(Progress::Decoding);
+        self.arena.enter(Phase::Decode)?;
         plan.vae.run(&run, &latents)?;
         self.clock.stage(device, "vae")?;
         device.copy_to_host(Run::STREAM, self.host, at.rgb, &run.view(&plan.vae.rgb)?)?;

@@ -28,6 +28,7 @@ fn launch(bench: &Bench, problems: &[Problem<'_>], weights: &[Weights]) {
                     rows[r * pitch + c] = bf16::from_f32(w.raw[r * p.k + c]);
                 }
             }
+            end_rows(&mut rows, pitch, p.k, bf16::NAN);
             (bench.upload(&rows), pitch)
         })
         .collect();

@@ -41,6 +41,7 @@ fn run(case: Case, device: Device) -> Vec<bf16> {
     for p in 0..height * width {
         map[p * pitch..p * pitch + channels].copy_from_slice(&x[p * channels..(p + 1) * channels]);
     }
+    end_rows(&mut map, pitch, channels, bf16::NAN);
     let taps = kernel * kernel;
     let scale = (1.0 / (taps * channels) as f32).sqrt();
     let w = rng.bf16s(out_channels * channels * taps, scale); // [out, in, kh, kw]

@@ -64,10 +64,12 @@ struct Inputs {
 fn inputs(case: &Case) -> Inputs {
     let Case { m, n, k, .. } = *case;
     let mut rng = Rng((m * 1_000_000 + n * 1000 + k) as u64);
-    let x = rng.f32s(m * case.pitch, 2.0);
+    let mut x = rng.f32s(m * case.pitch, 2.0);
+    end_rows(&mut x, case.pitch, k, f32::NAN);
     let (bias, add) = (rng.f32s(n, 1.0), rng.f32s(m * case.out_pitch, 1.0));
     if !case.nf4 {
-        let weight = rng.bf16s(n * case.weight_pitch, 0.5);
+        let mut weight = rng.bf16s(n * case.weight_pitch, 0.5);
+        end_rows(&mut weight, case.weight_pitch, k, bf16::NAN);
         return Inputs { x, weight, codes: vec![], absmax: vec![], bias, add };
     }
     let codes: Vec<u8> = (0..n * k / 2).map(|_| rng.bits() as u8).collect();
@@ -216,6 +218,7 @@ fn pitches() {
     for add in [Add::None, Add::Rows, Add::InPlace] {
         check(&Case { pitch: 264, weight_pitch: 272, out_pitch: 50, add, ..Case::new(3, 40, 256, false) });
         check(&Case { pitch: 257, weight_pitch: 259, out_pitch: 41, add, ..Case::new(3, 40, 256, false) });
+        check(&Case { pitch: 256, weight_pitch: 256, out_pitch: 41, add, ..Case::new(3, 40, 251, false) });
         check(&Case { pitch: 257, out_pitch: 41, add, ..Case::new(3, 40, 256, true) });
     }
 }

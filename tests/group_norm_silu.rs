@@ -55,6 +55,9 @@ fn inputs(case: &Case) -> Inputs {
             x.push(bf16::from_f32(rng.uniform() * spread + case.mean * (1.0 + (channel % 3) as f32) + drift));
         }
     }
+    if !case.in_place {
+        end_rows(&mut x, case.pitch, case.channels, bf16::NAN);
+    }
     Inputs { x, weight: rng.f32s(case.channels, 1.5), bias: rng.f32s(case.channels, 0.5) }
 }
 

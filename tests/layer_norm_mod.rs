@@ -38,6 +38,7 @@ fn inputs(case: &Case) -> Inputs {
         values.iter_mut().for_each(|v| *v += mean);
         values[case.width / 2] += 300.0;
     }
+    end_rows(&mut x, case.pitch, case.width, f32::NAN);
     Inputs { x, scale: rng.f32s(case.width, 0.5), shift: rng.f32s(case.width, 0.5) }
 }
 

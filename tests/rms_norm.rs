@@ -27,6 +27,7 @@ fn inputs(case: &Case) -> (Vec<f32>, Vec<f32>) {
     let mut rng = Rng((case.rows * 100_000 + case.width) as u64);
     let mut x = rng.f32s(case.rows * case.pitch, 5.0);
     x[case.width / 2] = 400.0;
+    end_rows(&mut x, case.pitch, case.width, f32::NAN);
     (x, rng.f32s(case.width, 1.5))
 }
 

@@ -1,15 +1,16 @@
 //! Kernels do not depend on who runs first: every small case of `schnell::check`, under random orders of threads, warps
 //! and CTAs and all completions of asynchronous copies, gives the bits of the orderly run.
 //!
-//! `SCHNELL_EMU_SEEDS=N` asks for N seeds per case (24 otherwise), `SCHNELL_EMU_SEED=N` for that one alone, as a failure
-//! says. `scripts/sanitize` runs the same cases on instrumented kernels.
+//! `SCHNELL_EMU_SEEDS=N`, or `M..N`, asks for so many seeds per case (24 otherwise), `SCHNELL_EMU_SEED=N` for that one
+//! alone, as a failure says. `scripts/sanitize` runs the same cases on instrumented kernels.
 
 mod common;
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use common::env_number;
-use schnell::check::{Case, Output, Values, cases};
+use schnell::check::{Case, Fill, Output, Values, cases};
 use schnell::device::{AsyncCopies, Device, EmulatorOptions, Order};
 use schnell::kernels;
 
@@ -34,10 +35,7 @@ fn small_cases(test: &str) -> impl Iterator<Item = Case> {
 
 fn under_every_schedule(test: &str) {
     let one = env_number("SCHNELL_EMU_SEED");
-    let seeds = match one {
-        Some(seed) => seed..seed + 1,
-        None => 0..env_number("SCHNELL_EMU_SEEDS").unwrap_or(24),
-    };
+    let seeds = one.map_or_else(asked_for, |seed| seed..seed + 1);
     for case in small_cases(test) {
         let orderly = run(&case, EmulatorOptions { threads: 1, ..EmulatorOptions::default() });
         for async_copies in MODES.into_iter().filter(|_| one.is_none()) {
@@ -58,8 +56,17 @@ fn under_every_schedule(test: &str) {
     }
 }
 
+fn asked_for() -> Range<u64> {
+    let Ok(text) = std::env::var("SCHNELL_EMU_SEEDS") else { return 0..24 };
+    let (first, end) = text.split_once("..").unwrap_or(("0", &text));
+    match (first.parse(), end.parse()) {
+        (Ok(first), Ok(end)) => first..end,
+        _ => panic!("SCHNELL_EMU_SEEDS={text}: expected N or M..N"),
+    }
+}
+
 fn run(case: &Case, options: EmulatorOptions) -> Vec<Output> {
-    let outputs = case.run(&Device::emulator(options));
+    let outputs = case.run(&Device::emulator(options), Fill::Nan);
     outputs.unwrap_or_else(|e| panic!("{case:?} under {options:?}: {e}"))
 }
 
@@ -92,7 +99,7 @@ fn every_entry_point_has_a_small_case_and_every_case_a_test() {
     for case in cases().iter().filter(|case| case.small) {
         let tests = TESTS.iter().filter(|test| case.name.starts_with(**test));
         assert_eq!(tests.count(), 1, "{case:?}");
-        case.run(&device).unwrap();
+        case.run(&device, Fill::Nan).unwrap();
     }
     let launched = BTreeSet::from_iter(device.launched());
     let all = kernels::all().iter().map(|kernel| kernel.name).collect();

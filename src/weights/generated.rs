@@ -3,6 +3,8 @@
 //! download. The pictures they draw are texture.
 //!
 //! A [`Manifest`] lists the tensors with their scale and mean; `tests/golden/README.md` has the formula with vectors.
+//! [`Source::generated`](super::Source::generated) needs neither list nor files: a model of full size is computed while it
+//! loads.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -53,6 +55,58 @@ pub fn name_hash(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
+/// What computes a tensor of a [`Source::generated`](super::Source::generated).
+#[derive(Clone, Copy, Debug)]
+pub struct Values {
+    hash: u64,
+    scale: f32,
+    mean: f32,
+}
+
+/// Bytes that one thread computes at a time: starting a thread for fewer costs more than it saves.
+const BYTES_PER_THREAD: usize = 1 << 19;
+
+impl Values {
+    /// Such that activations keep their size: weights of variance 1 / fan-in, norms near 1, small biases.
+    pub fn of(name: &str, shape: &[usize]) -> Values {
+        let fan_in: usize = shape.iter().skip(1).product();
+        let (scale, mean) = match shape.len() {
+            _ if name.ends_with(".bias") => (0.02, 0.0),
+            0 | 1 => (0.1, 1.0),
+            _ => ((3.0 / fan_in as f32).sqrt(), 0.0),
+        };
+        Values { hash: name_hash(name), scale, mean }
+    }
+
+    /// The tensor's bytes from `start` on, as bf16, little-endian.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for half a value.
+    pub fn read_bf16(&self, start: u64, buf: &mut [u8]) -> Result<()> {
+        if !start.is_multiple_of(2) || !buf.len().is_multiple_of(2) {
+            return Err(Error::Input("generated weights are read in whole bf16 values".to_string()));
+        }
+        let fill = |first: u64, buf: &mut [u8]| {
+            for (index, bytes) in (first..).zip(buf.chunks_exact_mut(2)) {
+                let value = value(self.hash, index, self.scale, self.mean);
+                bytes.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes());
+            }
+        };
+        if buf.len() <= BYTES_PER_THREAD {
+            fill(start / 2, buf);
+            return Ok(());
+        }
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let piece = buf.len().div_ceil(threads).max(BYTES_PER_THREAD).next_multiple_of(2);
+        std::thread::scope(|scope| {
+            for (i, part) in buf.chunks_mut(piece).enumerate() {
+                scope.spawn(move || fill(start / 2 + (i * piece / 2) as u64, part));
+            }
+        });
+        Ok(())
+    }
+}
+
 impl Manifest {
     /// Reads a manifest's JSON.
     ///
@@ -99,5 +153,28 @@ impl Manifest {
             std::fs::write(&path, bytes).map_err(Error::io("write", &path))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever the pieces and threads, the same values; and such that a Linear keeps the size of its input.
+    #[test]
+    fn any_part_of_a_generated_tensor_is_that_part_of_the_whole() {
+        let values = Values::of("transformer/x.weight", &[2048, 512]);
+        let mut whole = vec![0; 2 * 2048 * 512];
+        values.read_bf16(0, &mut whole).unwrap();
+        for (start, len) in [(0, 2), (2, 6), (BYTES_PER_THREAD - 2, 8), (12346, whole.len() - 12346)] {
+            let mut part = vec![0; len];
+            values.read_bf16(start as u64, &mut part).unwrap();
+            assert!(part == whole[start..start + len], "{start}..+{len}");
+        }
+        let floats = whole.chunks(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f64());
+        let variance = floats.map(|v| v * v).sum::<f64>() / (2048.0 * 512.0);
+        assert!((variance * 512.0 - 1.0).abs() < 0.01, "{variance}");
+        assert!(values.read_bf16(1, &mut [0; 2]).is_err());
+        assert!(values.read_bf16(0, &mut [0; 3]).is_err());
     }
 }

@@ -31,6 +31,7 @@ pub mod upload;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
@@ -137,6 +138,32 @@ impl Source {
             Some(problem) => Err(problem),
             None => Ok(Source { dir: dir.to_path_buf(), tensors }),
         }
+    }
+
+    /// All tensors that `config` asks for, computed when they are read (see [`generated`]): bf16, no files. The pictures are
+    /// texture; times and memory are those of a real model.
+    pub fn generated(config: &PipelineConfig) -> Self {
+        let tensors = Part::ALL.map(|part| {
+            let tensor = |needed: Needed| {
+                let values = generated::Values::of(&format!("{part}/{}", needed.name), &needed.shape);
+                let info = TensorInfo {
+                    name: needed.name.clone(),
+                    dtype: Dtype::BF16,
+                    bytes: 2 * needed.elements(),
+                    shape: needed.shape,
+                    file: Arc::new(self::safetensors::TensorFile::generated(values)),
+                    offset: 0,
+                    quantised: None,
+                };
+                (needed.name, info)
+            };
+            part.inventory(config).into_iter().map(tensor).collect()
+        });
+        let mut by_part = [const { BTreeMap::new() }; 4];
+        for (part, tensors) in Part::ALL.into_iter().zip(tensors) {
+            by_part[part as usize] = tensors;
+        }
+        Source { dir: PathBuf::from("generated weights"), tensors: by_part }
     }
 
     /// The tensor called `name` in `part`'s inventory.

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::bitsandbytes::Quantised;
+use super::generated::Values;
 use crate::{Error, Result};
 
 pub use ::safetensors::Dtype;
@@ -26,14 +27,25 @@ pub use ::safetensors::Dtype;
 /// The reference implementation's own limit.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-/// An open file that tensors live in.
+/// An open file that tensors live in, or what computes one.
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
-    file: File,
+    contents: Contents,
+}
+
+#[derive(Debug)]
+enum Contents {
+    File(File),
+    Generated(Values),
 }
 
 impl TensorFile {
+    /// In place of a file: one bf16 tensor.
+    pub(super) fn generated(values: Values) -> TensorFile {
+        TensorFile { path: PathBuf::from("generated weights"), contents: Contents::Generated(values) }
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -96,7 +108,12 @@ impl TensorInfo {
             }
             return quantised.read((start / 4) as usize, buf);
         }
-        self.file.file.read_exact_at(buf, self.offset + start).map_err(Error::io("read", &self.file.path))
+        match &self.file.contents {
+            Contents::File(file) => {
+                file.read_exact_at(buf, self.offset + start).map_err(Error::io("read", &self.file.path))
+            }
+            Contents::Generated(values) => values.read_bf16(start, buf),
+        }
     }
 
     /// All of it, as f32. For small tensors and tests; big ones are better read in pieces.
@@ -158,7 +175,7 @@ impl SafeTensors {
             )));
         }
 
-        let file = Arc::new(TensorFile { path: path.to_path_buf(), file });
+        let file = Arc::new(TensorFile { path: path.to_path_buf(), contents: Contents::File(file) });
         let tensors = metadata
             .tensors()
             .into_iter()

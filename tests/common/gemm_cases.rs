@@ -31,6 +31,7 @@ pub fn plain_store(
     }
     let weights = make(&mut rng, n, k);
     let bias = rng.f32s(n, 0.5);
+    end_rows(&mut padded, pitch, k, bf16::NAN);
     let (x_view, bias_view) = (bench.upload(&padded), bench.upload(&bias));
     let out = bench.alloc::<bf16>(m * n);
     let mut problem =

@@ -201,6 +201,12 @@ impl Rng {
     }
 }
 
+/// Puts `nan` behind the first `width` of every row, and nothing behind the last: none of it may be read.
+pub fn end_rows<T: Copy>(rows: &mut Vec<T>, pitch: usize, width: usize, nan: T) {
+    rows.chunks_mut(pitch).for_each(|row| row[width..].fill(nan));
+    rows.truncate(rows.len() - (pitch - width));
+}
+
 pub fn to_f32(values: &[bf16]) -> Vec<f32> {
     values.iter().map(|v| v.to_f32()).collect()
 }

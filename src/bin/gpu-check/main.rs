@@ -6,13 +6,17 @@
 //!
 //! Exit code 0: all agree. 6: a difference or a failed launch. Others: the library's (no GPU: 5).
 
+mod full;
+mod sanitize;
+
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{Parser, ValueEnum};
-use schnell::check::{Case, cases, compare, mismatch};
+use schnell::check::bench::{Measured, flux_shapes, upload_rate};
+use schnell::check::{Case, Fill, cases, compare, mismatch};
 use schnell::device::{AsyncCopies, Device, EmulatorOptions, Order};
 use schnell::nn::Quantize;
 use schnell::pipeline::{BindOptions, DumpValues, Model, Output, Pipeline, Request};
@@ -35,13 +39,19 @@ enum Part {
     Kernels,
     /// The demo model's image.
     Image,
+    /// The small cases of probe and kernels under each tool of compute-sanitizer.
+    Sanitize,
+    /// Times of the kernels at FLUX's shapes, and the rate of uploads.
+    Bench,
+    /// The whole pipeline at full size, with generated weights, at 512x512 and 1024x1024.
+    Full,
 }
 
 /// Compares a GPU with the emulator, computation by computation.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// What to run; everything by default.
+    /// What to run; everything by default (on the emulator, without sanitize, bench and full).
     parts: Vec<Part>,
     /// The machine under test: `cuda:N`, or `emulator` to compare two schedules of the emulator (no GPU needed).
     #[arg(long, default_value = "cuda:0")]
@@ -49,9 +59,18 @@ struct Arguments {
     /// Only cases whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
+    /// Only the cases that are made for slow tools.
+    #[arg(long)]
+    small: bool,
+    /// Leave memory as it is allocated instead of filling it with NaN patterns.
+    #[arg(long)]
+    unfilled: bool,
     /// Where `<date>-<gpu>.json` and `.txt` go.
     #[arg(long, default_value = "benches/record")]
     out: PathBuf,
+    /// Print the cases (part, name, small or large), and exit.
+    #[arg(long)]
+    list: bool,
     /// Print what the binary was built from, and exit.
     #[arg(long)]
     about: bool,
@@ -75,6 +94,12 @@ fn main() -> ExitCode {
         println!("commit {COMMIT}, nvcc {nvcc}");
         return ExitCode::SUCCESS;
     }
+    if arguments.list {
+        for case in cases() {
+            println!("{} {} {}", case.part, case.name, if case.small { "small" } else { "large" });
+        }
+        return ExitCode::SUCCESS;
+    }
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -88,19 +113,37 @@ fn run(arguments: &Arguments) -> Result<()> {
     let started = Instant::now();
     let mut under_test = UnderTest::open(&arguments.device)?;
     let parts = match &arguments.parts[..] {
-        [] => &[Part::Probe, Part::Kernels, Part::Image],
+        [] if under_test.device.capability().is_emulator => &[Part::Probe, Part::Kernels, Part::Image][..],
+        [] => &[Part::Probe, Part::Kernels, Part::Image, Part::Sanitize, Part::Bench, Part::Full],
         chosen => chosen,
     };
-    let mut rows = Vec::new();
+    let (mut rows, mut times, mut sizes) = (Vec::new(), None, Vec::new());
     for &part in parts {
         match part {
             Part::Probe => run_cases("probe", part, arguments, &mut under_test, &mut rows),
             Part::Kernels => run_cases("kernels", part, arguments, &mut under_test, &mut rows),
             Part::Image => run_image(&mut under_test, &mut rows)?,
+            Part::Bench => times = Some(Times::take(&under_test.device, &arguments.only)?),
+            Part::Full => {
+                sizes = full::run(&under_test.device)?;
+                rows.extend(sizes.iter().flat_map(|size| {
+                    size.faults().into_iter().map(|fault| Row {
+                        part,
+                        case: format!("{0}x{0}", size.side()),
+                        output: "-".to_string(),
+                        count: 0,
+                        worst: f64::NAN,
+                        allowed: 0.0,
+                        fault: Some(fault),
+                    })
+                }));
+            }
+            Part::Sanitize => rows.extend(sanitize::run(&arguments.device, &arguments.only, &arguments.out)?),
         }
     }
     let num_faults = rows.iter().filter(|row| row.fault.is_some()).count();
-    let record = Record::take(arguments, &under_test, &rows, started.elapsed().as_secs_f64());
+    let record =
+        Record::take(arguments, &under_test, &rows, times.as_ref(), &sizes, started.elapsed().as_secs_f64());
     print!("{}", record.text);
     record.write(&arguments.out)?;
     if num_faults > 0 { Err(mismatch(num_faults)) } else { Ok(()) }
@@ -139,7 +182,10 @@ fn open(name: &str) -> Result<Device> {
 
 fn run_cases(name: &str, part: Part, arguments: &Arguments, under_test: &mut UnderTest, rows: &mut Vec<Row>) {
     let reference = Device::emulator(EmulatorOptions::default());
-    let chosen = |case: &Case| case.part == name && case.name.contains(&arguments.only);
+    let chosen = |case: &Case| {
+        case.part == name && case.name.contains(&arguments.only) && (case.small || !arguments.small)
+    };
+    let fill = if arguments.unfilled { Fill::Nothing } else { Fill::Nan };
     for case in cases().into_iter().filter(chosen) {
         let row = |output: String, count, worst, allowed, fault| Row {
             part,
@@ -150,7 +196,8 @@ fn run_cases(name: &str, part: Part, arguments: &Arguments, under_test: &mut Und
             allowed,
             fault,
         };
-        let outputs = case.run(&reference).and_then(|want| Ok((want, case.run(&under_test.device)?)));
+        let outputs =
+            case.run(&reference, Fill::Nan).and_then(|want| Ok((want, case.run(&under_test.device, fill)?)));
         match outputs {
             Ok((want, got)) => rows.extend(
                 compare(&want, &got).into_iter().map(|c| row(c.name, c.count, c.worst, c.allowed, c.fault)),
@@ -223,6 +270,55 @@ fn relative_l2(got: &[f32], want: &[f32]) -> f64 {
     (sum(&|g, w| (g - w).powi(2)) / sum(&|_, w| w * w)).sqrt()
 }
 
+/// What `bench` measured.
+struct Times {
+    kernels: Vec<Measured>,
+    upload_gb_per_s: f64,
+}
+
+const REPETITIONS: usize = 30;
+const UPLOAD_BYTES: usize = 256 << 20;
+
+impl Times {
+    fn take(device: &Device, only: &str) -> Result<Times> {
+        if device.capability().is_emulator {
+            return Err(Error::Unsupported("times of kernels need a GPU".to_string()));
+        }
+        let works = flux_shapes().into_iter().filter(|work| work.to_string().contains(only));
+        let kernels = works.map(|work| work.measure(device, REPETITIONS)).collect::<Result<_>>()?;
+        Ok(Times { kernels, upload_gb_per_s: upload_rate(device, UPLOAD_BYTES, 10)? })
+    }
+
+    fn text(&self) -> String {
+        let mut text = format!(
+            "\n{:34} {:>10} {:>10} {:>10} {:>9} {:>9}\n",
+            "kernel, alone, cold caches", "median ms", "least", "most", "TFLOP/s", "GB/s"
+        );
+        for times in &self.kernels {
+            let (median, last) = (times.median_ms(), times.ms.len() - 1);
+            let _ = writeln!(
+                text,
+                "{:34} {median:>10.4} {:>10.4} {:>10.4} {:>9.1} {:>9.0}",
+                times.work.to_string(),
+                times.ms[0],
+                times.ms[last],
+                times.work.flops() / median / 1e9,
+                times.work.bytes() as f64 / median / 1e6,
+            );
+        }
+        let _ = writeln!(text, "\nuploads from pinned memory: {:.1} GB/s", self.upload_gb_per_s);
+        text
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let kernels = self.kernels.iter().map(|times| {
+            json!({"kernel": times.work.to_string(), "ms": times.ms, "flops": times.work.flops(),
+                   "bytes": times.work.bytes()})
+        });
+        json!({"kernels": kernels.collect::<Vec<_>>(), "upload_gb_per_s": self.upload_gb_per_s})
+    }
+}
+
 /// What is kept of a run.
 struct Record {
     text: String,
@@ -232,7 +328,14 @@ struct Record {
 }
 
 impl Record {
-    fn take(arguments: &Arguments, under_test: &UnderTest, rows: &[Row], seconds: f64) -> Record {
+    fn take(
+        arguments: &Arguments,
+        under_test: &UnderTest,
+        rows: &[Row],
+        times: Option<&Times>,
+        sizes: &[full::Size],
+        seconds: f64,
+    ) -> Record {
         let capability = under_test.device.capability();
         let date = today();
         let clocks = clocks(&arguments.device);
@@ -267,7 +370,11 @@ impl Record {
             );
         }
         let _ = writeln!(text, "\n{} outputs, {num_faults} faults, {seconds:.1} s", rows.len());
+        text.extend(times.map(Times::text));
+        text.extend(sizes.iter().map(full::Size::text));
         let json = json!({
+            "full": sizes.iter().map(full::Size::json).collect::<Vec<_>>(),
+            "times": times.map(Times::json),
             "date": date,
             "device": arguments.device,
             "gpu": capability.name,

@@ -1,0 +1,149 @@
+//! The whole pipeline at the size of FLUX.1-schnell, with generated weights: time by stage, memory against the plan.
+
+use std::fmt::Write as _;
+use std::time::Instant;
+
+use schnell::config::PipelineConfig;
+use schnell::device::Device;
+use schnell::nn::Quantize;
+use schnell::pipeline::{BindOptions, Model, Pipeline, Request};
+use schnell::plan::{Plan, Shape};
+use schnell::timing::Timings;
+use schnell::{Error, Result};
+use serde_json::json;
+
+/// Pictures per size; the first also warms the machine up.
+const PICTURES: usize = 4;
+
+/// One size.
+pub(super) struct Size {
+    side: usize,
+    plan_bytes: u64,
+    /// Free memory that vanished while the pipeline was bound and ran.
+    taken_bytes: u64,
+    allocations: usize,
+    load_seconds: f64,
+    /// Of every picture.
+    timings: Vec<Timings>,
+    /// The same seed gave the same bytes.
+    same_bytes: bool,
+}
+
+pub(super) fn run(device: &Device) -> Result<Vec<Size>> {
+    if device.capability().is_emulator {
+        return Err(Error::Unsupported("the full-size pipeline needs a GPU".to_string()));
+    }
+    [512, 1024].into_iter().map(|side| measure(device, PipelineConfig::schnell(), side)).collect()
+}
+
+fn measure(device: &Device, config: PipelineConfig, side: usize) -> Result<Size> {
+    // The demo's tokenizers have fewer ids than the full vocabulary: every id has a row.
+    let dir = std::env::temp_dir().join(format!("schnell-gpu-check-full-{}-{side}", std::process::id()));
+    schnell::demo::write(&dir)?;
+    let model = Model::generated(config, &dir);
+    std::fs::remove_dir_all(&dir).map_err(|source| Error::Io { action: "remove", path: dir, source })?;
+    let model = model?;
+    let shape = Shape { width: side, height: side, ..Shape::default() };
+    let plan = Plan::new(model.config(), shape, Quantize::Nf4)?;
+    let plan_bytes = plan.layout.total_bytes() as u64;
+    let (free, allocations) = (device.free_bytes()?, device.num_allocations());
+    let started = Instant::now();
+    let mut pipeline = Pipeline::bind(&model, plan, device, BindOptions::default(), &mut |_| {})?;
+    let load_seconds = started.elapsed().as_secs_f64();
+    let request = Request::new("a red circle on a blue background", 1);
+    let mut pictures = Vec::new();
+    for _ in 0..PICTURES {
+        pictures.push(pipeline.generate(&request, &mut |_| {})?);
+    }
+    Ok(Size {
+        side,
+        plan_bytes,
+        taken_bytes: free.saturating_sub(device.free_bytes()?),
+        allocations: device.num_allocations() - allocations,
+        load_seconds,
+        same_bytes: pictures.iter().all(|picture| picture.rgb == pictures[0].rgb),
+        timings: pictures.into_iter().map(|picture| picture.timings).collect(),
+    })
+}
+
+impl Size {
+    /// What must not be: in words, one line each.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        if !self.same_bytes {
+            faults.push("the same seed gave other bytes".to_string());
+        }
+        if self.allocations != 1 {
+            faults.push(format!("{} device allocations instead of one", self.allocations));
+        }
+        faults
+    }
+
+    pub fn side(&self) -> usize {
+        self.side
+    }
+
+    /// The middle picture's time of each stage, in the order of a run.
+    fn medians(&self) -> Vec<(String, f64)> {
+        let warm = &self.timings[1..];
+        (0..warm[0].stages.len())
+            .map(|stage| {
+                let mut ms: Vec<f64> = warm.iter().map(|timings| timings.stages[stage].ms).collect();
+                ms.sort_by(f64::total_cmp);
+                (warm[0].stages[stage].stage.clone(), ms[ms.len() / 2])
+            })
+            .collect()
+    }
+
+    pub fn text(&self) -> String {
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let mut text = format!(
+            "\n{0} x {0}, full size, generated weights: plan {1:.1} MiB, taken {2:.1} MiB, loaded in {3:.1} s\n",
+            self.side,
+            mib(self.plan_bytes),
+            mib(self.taken_bytes),
+            self.load_seconds
+        );
+        let medians = self.medians();
+        for (stage, ms) in &medians {
+            let _ = writeln!(text, "  {stage:12} {ms:>10.3} ms");
+        }
+        let total: f64 = medians.iter().map(|(_, ms)| ms).sum();
+        let _ = writeln!(text, "  {:12} {total:>10.3} ms (medians of {} pictures)", "all", PICTURES - 1);
+        text
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        json!({
+            "side": self.side,
+            "plan_bytes": self.plan_bytes,
+            "taken_bytes": self.taken_bytes,
+            "allocations": self.allocations,
+            "load_seconds": self.load_seconds,
+            "same_bytes": self.same_bytes,
+            "pictures": self.timings,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use schnell::device::EmulatorOptions;
+
+    /// The same on the emulator, at the demo's size.
+    #[test]
+    fn a_generated_model_draws_the_same_picture_each_time() {
+        let dir = tempfile::tempdir().unwrap();
+        schnell::demo::write(dir.path()).unwrap();
+        let config = PipelineConfig::open(dir.path()).unwrap();
+        let size = measure(&Device::emulator(EmulatorOptions::default()), config, 64).unwrap();
+        assert_eq!(size.faults(), Vec::<String>::new());
+        assert_eq!(size.timings.len(), PICTURES);
+        let text = size.text();
+        for stage in ["clip", "t5", "step 3", "vae", "all"] {
+            assert!(text.contains(&format!("  {stage} ")), "{text}");
+        }
+        assert_eq!(size.json()["pictures"].as_array().unwrap().len(), PICTURES);
+    }
+}

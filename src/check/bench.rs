@@ -1,0 +1,415 @@
+//! How fast the kernels are at the shapes of FLUX.1-schnell: each launch alone, timed by events on the device.
+//!
+//! Inputs are random numbers, since a GPU's power, and so its clock, depends on them. Every repetition takes another
+//! copy of the buffers, until they exceed what a cache can keep.
+
+use half::bf16;
+
+use super::{Fill, Lab, random_bits};
+use crate::device::{Device, StreamId, View};
+use crate::kernels::FloatOut;
+use crate::kernels::attention::{Attention, Heads};
+use crate::kernels::bf16_gemm::{Bf16Gemm, Bf16Weight};
+use crate::kernels::conv2d::{self, Conv2d};
+use crate::kernels::gemm::{Activation, Epilogue, Problem};
+use crate::kernels::gemv::{Gemv, GemvActivation, GemvWeight};
+use crate::kernels::group_norm_silu::GroupNormSilu;
+use crate::kernels::layer_norm_mod::LayerNormMod;
+use crate::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
+use crate::kernels::nf4_quantize::Nf4Layout;
+use crate::{Error, Result};
+
+const COMPUTE: StreamId = StreamId::Compute;
+/// More than the L2 of any GPU there is (H200: 50 MB, RTX PRO 6000: 128 MB).
+const CACHE_BYTES: usize = 256 << 20;
+
+/// One kernel at one shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// `out[m, n] = x[m, k] . w[n, k]^T + bias` with NF4 weights, bf16 in and out.
+    Nf4Gemm {
+        /// Tokens.
+        m: usize,
+        /// Features out.
+        n: usize,
+        /// Features in.
+        k: usize,
+    },
+    /// The same with bf16 weights.
+    Bf16Gemm {
+        /// Tokens.
+        m: usize,
+        /// Features out.
+        n: usize,
+        /// Features in.
+        k: usize,
+    },
+    /// Full attention.
+    Attention {
+        /// Heads.
+        heads: usize,
+        /// Queries and keys.
+        tokens: usize,
+        /// Width of a head.
+        head_dim: usize,
+    },
+    /// 3x3, as many channels out as in.
+    Conv2d {
+        /// Height and width of the input.
+        side: usize,
+        /// Channels.
+        channels: usize,
+        /// To twice the side.
+        upsample: bool,
+    },
+    /// `out[m, n] = silu(x[m, k]) . w[n, k]^T + bias` with NF4 weights.
+    Nf4Gemv {
+        /// Rows.
+        m: usize,
+        /// Features out.
+        n: usize,
+        /// Features in.
+        k: usize,
+    },
+    /// With shift and scale, f32 to bf16.
+    LayerNormMod {
+        /// Tokens.
+        rows: usize,
+        /// Features.
+        width: usize,
+    },
+    /// Statistics and application, 32 groups.
+    GroupNormSilu {
+        /// Height and width.
+        side: usize,
+        /// Channels.
+        channels: usize,
+    },
+}
+
+/// The launches of a 512x512 and of a 1024x1024 picture where its time goes, with 256 text tokens.
+pub fn flux_shapes() -> Vec<Work> {
+    let mut shapes = Vec::new();
+    for image in [1024, 4096] {
+        let (d, joint) = (3072, image + 256);
+        // Double block: qkv, out, mlp up and down of the image stream. Single block: both linears.
+        shapes.extend([
+            Work::Nf4Gemm { m: image, n: 3 * d, k: d },
+            Work::Nf4Gemm { m: image, n: d, k: d },
+            Work::Nf4Gemm { m: image, n: 4 * d, k: d },
+            Work::Nf4Gemm { m: image, n: d, k: 4 * d },
+            Work::Nf4Gemm { m: joint, n: 7 * d, k: d },
+            Work::Nf4Gemm { m: joint, n: d, k: 5 * d },
+            Work::Attention { heads: 24, tokens: joint, head_dim: 128 },
+            Work::LayerNormMod { rows: joint, width: d },
+        ]);
+    }
+    // The text stream's qkv, modulation of a block for four steps, T5's widest product.
+    shapes.extend([
+        Work::Nf4Gemm { m: 256, n: 9216, k: 3072 },
+        Work::Nf4Gemv { m: 4, n: 18432, k: 3072 },
+        Work::Bf16Gemm { m: 256, n: 10240, k: 4096 },
+    ]);
+    for (side, channels) in [(64, 512), (128, 512), (256, 512), (512, 256), (1024, 128)] {
+        shapes.push(Work::Conv2d { side, channels, upsample: false });
+        shapes.push(Work::GroupNormSilu { side, channels });
+    }
+    shapes.push(Work::Conv2d { side: 256, channels: 512, upsample: true });
+    shapes
+}
+
+/// What the times of one shape were.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// The shape.
+    pub work: Work,
+    /// Milliseconds of every repetition, ascending.
+    pub ms: Vec<f64>,
+}
+
+impl Measured {
+    /// The middle one.
+    pub fn median_ms(&self) -> f64 {
+        self.ms[self.ms.len() / 2]
+    }
+}
+
+impl std::fmt::Display for Work {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match *self {
+            Work::Nf4Gemm { m, n, k } => write!(f, "nf4_gemm {m}x{n}x{k}"),
+            Work::Bf16Gemm { m, n, k } => write!(f, "bf16_gemm {m}x{n}x{k}"),
+            Work::Attention { heads, tokens, head_dim } => write!(f, "attention {heads}x{tokens}x{head_dim}"),
+            Work::Conv2d { side, channels, upsample } => {
+                write!(f, "conv2d {side}x{side}x{channels}{}", if upsample { " upsample" } else { "" })
+            }
+            Work::Nf4Gemv { m, n, k } => write!(f, "nf4_gemv {m}x{n}x{k}"),
+            Work::LayerNormMod { rows, width } => write!(f, "layer_norm_mod {rows}x{width}"),
+            Work::GroupNormSilu { side, channels } => write!(f, "group_norm_silu {side}x{side}x{channels}"),
+        }
+    }
+}
+
+impl Work {
+    /// Multiply-adds times two; of the norms none are counted.
+    pub fn flops(&self) -> f64 {
+        match *self {
+            Work::Nf4Gemm { m, n, k } | Work::Bf16Gemm { m, n, k } | Work::Nf4Gemv { m, n, k } => {
+                2.0 * (m * n * k) as f64
+            }
+            Work::Attention { heads, tokens, head_dim } => 4.0 * (heads * tokens * tokens * head_dim) as f64,
+            Work::Conv2d { side, channels, upsample } => {
+                let pixels = side * side * if upsample { 4 } else { 1 };
+                2.0 * (pixels * channels * channels * 9) as f64
+            }
+            Work::LayerNormMod { .. } | Work::GroupNormSilu { .. } => 0.0,
+        }
+    }
+
+    /// Bytes that must cross the device's memory bus at least: every operand once.
+    pub fn bytes(&self) -> usize {
+        match *self {
+            Work::Nf4Gemm { m, n, k } => 2 * m * (n + k) + n * k / 2 + n * k / 16,
+            Work::Bf16Gemm { m, n, k } => 2 * (m * (n + k) + n * k),
+            Work::Nf4Gemv { m, n, k } => 4 * m * (n + k) + n * k / 2 + n * k / 16,
+            Work::Attention { heads, tokens, head_dim } => 2 * 4 * heads * tokens * head_dim,
+            Work::Conv2d { side, channels, upsample } => {
+                2 * channels * (side * side * if upsample { 5 } else { 2 } + 9 * channels)
+            }
+            Work::LayerNormMod { rows, width } => 6 * rows * width,
+            // Read for the statistics, read again, written.
+            Work::GroupNormSilu { side, channels } => 6 * side * side * channels,
+        }
+    }
+
+    /// Times `repetitions` launches after as many warm-up launches as there are copies of the buffers.
+    ///
+    /// # Errors
+    /// [`Error::Capacity`] when the machine has no room for the buffers, [`Error::Device`] when it refuses.
+    pub fn measure(&self, device: &Device, repetitions: usize) -> Result<Measured> {
+        let lab = Lab { device: device.clone(), fill: Fill::Nothing };
+        let num_copies = CACHE_BYTES.div_ceil(self.bytes()).clamp(2, 64);
+        let copies = (0..num_copies).map(|_| self.prepare(&lab)).collect::<Result<Vec<_>>>()?;
+        for launch in &copies {
+            launch()?;
+        }
+        let (start, end) = (device.create_event()?, device.create_event()?);
+        let mut ms = Vec::with_capacity(repetitions);
+        for launch in copies.iter().cycle().take(repetitions) {
+            device.record(COMPUTE, &start)?;
+            launch()?;
+            device.record(COMPUTE, &end)?;
+            device.synchronize_event(&end)?;
+            ms.push(f64::from(end.elapsed_ms_since(&start)?));
+        }
+        ms.sort_by(f64::total_cmp);
+        if ms.is_empty() {
+            return Err(Error::Input("a bench without repetitions".to_string()));
+        }
+        Ok(Measured { work: *self, ms })
+    }
+
+    /// One set of buffers, and the launch on them.
+    fn prepare(&self, lab: &Lab) -> Result<Box<dyn Fn() -> Result<()>>> {
+        let device = lab.device().clone();
+        let bf16s = |len: usize| lab.bf16s(1, len, 1.0);
+        Ok(match *self {
+            Work::Nf4Gemm { m, n, k } => {
+                let layout = Nf4Layout::Fragments;
+                let codes = random_bytes(lab, layout.codes_len(n, k))?;
+                let absmax = lab.f32s(2, layout.absmax_len(n, k), 0.1)?;
+                let (x, bias, out) = (bf16s(m * k)?, lab.f32s(3, n, 1.0)?, lab.alloc::<bf16>(m * n)?);
+                Box::new(move || {
+                    let shape = [m, n, k];
+                    let problem =
+                        Problem::simple(&x, shape, Some(&bias), Activation::None, Epilogue::Store(&out));
+                    Nf4Gemm { problems: &[(problem, Nf4Weight { codes: &codes, absmax: &absmax })] }
+                        .launch(&device, COMPUTE)
+                })
+            }
+            Work::Bf16Gemm { m, n, k } => {
+                let (x, values, out) = (bf16s(m * k)?, bf16s(n * k)?, lab.alloc::<bf16>(m * n)?);
+                Box::new(move || {
+                    let problem =
+                        Problem::simple(&x, [m, n, k], None, Activation::None, Epilogue::Store(&out));
+                    Bf16Gemm { problems: &[(problem, Bf16Weight { values: &values, pitch: k })] }
+                        .launch(&device, COMPUTE)
+                })
+            }
+            Work::Attention { heads, tokens, head_dim } => {
+                let width = heads * head_dim;
+                let parts = [0, 1, 2].map(|_| bf16s(tokens * width));
+                let [q, k, v] = parts;
+                let (q, k, v, out) = (q?, k?, v?, lab.alloc::<bf16>(tokens * width)?);
+                Box::new(move || {
+                    let place = |view| Heads { view, pitch: width, head_stride: head_dim };
+                    Attention {
+                        q: place(&q),
+                        k: place(&k),
+                        v: place(&v),
+                        out: place(&out),
+                        bias: None,
+                        causal: false,
+                        softmax_scale: (head_dim as f32).sqrt().recip(),
+                        q_len: tokens,
+                        kv_len: tokens,
+                        heads,
+                        head_dim,
+                    }
+                    .launch(&device, COMPUTE)
+                })
+            }
+            Work::Conv2d { side, channels, upsample } => {
+                let pixels = side * side * if upsample { 4 } else { 1 };
+                let (x, out) = (bf16s(side * side * channels)?, lab.alloc::<bf16>(pixels * channels)?);
+                let weight = bf16s(channels * conv2d::weight_pitch(channels, 3))?;
+                let bias = lab.f32s(3, channels, 1.0)?;
+                Box::new(move || {
+                    Conv2d {
+                        x: &x,
+                        x_pitch: channels,
+                        height: side,
+                        width: side,
+                        channels,
+                        out_channels: channels,
+                        kernel: 3,
+                        upsample,
+                        weight: &weight,
+                        bias: Some(&bias),
+                        epilogue: Epilogue::Store(&out),
+                        out_pitch: channels,
+                    }
+                    .launch(&device, COMPUTE)
+                })
+            }
+            Work::Nf4Gemv { m, n, k } => {
+                let codes = random_bytes(lab, n * k / 2)?;
+                let absmax = lab.f32s(2, n * k / 64, 0.1)?;
+                let (x, bias) = (lab.f32s(1, m * k, 1.0)?, lab.f32s(3, n, 1.0)?);
+                let out = lab.alloc::<f32>(m * n)?;
+                Box::new(move || {
+                    Gemv {
+                        x: &x,
+                        pitch: k,
+                        m,
+                        n,
+                        k,
+                        weight: GemvWeight::Nf4 { codes: &codes, absmax: &absmax },
+                        bias: Some(&bias),
+                        act_in: GemvActivation::Silu,
+                        act_out: GemvActivation::None,
+                        add: None,
+                        out: &out,
+                        out_pitch: n,
+                    }
+                    .launch(&device, COMPUTE)
+                })
+            }
+            Work::LayerNormMod { rows, width } => {
+                let x = lab.f32s(1, rows * width, 4.0)?;
+                let (scale, shift) = (lab.f32s(2, width, 1.0)?, lab.f32s(3, width, 1.0)?);
+                let out = lab.alloc::<bf16>(rows * width)?;
+                Box::new(move || {
+                    LayerNormMod {
+                        x: &x,
+                        pitch: width,
+                        rows,
+                        width,
+                        scale: &scale,
+                        shift: &shift,
+                        scale_offset: 1.0,
+                        eps: 1e-6,
+                        out: FloatOut::Bf16(&out),
+                        out_pitch: width,
+                    }
+                    .launch(&device, COMPUTE)
+                })
+            }
+            Work::GroupNormSilu { side, channels } => {
+                let (pixels, groups) = (side * side, 32);
+                let (x, out) = (bf16s(pixels * channels)?, lab.alloc::<bf16>(pixels * channels)?);
+                let (weight, bias) = (lab.f32s(2, channels, 1.0)?, lab.f32s(3, channels, 1.0)?);
+                let workspace = lab.alloc::<f32>(GroupNormSilu::workspace_len(pixels, groups))?;
+                Box::new(move || {
+                    GroupNormSilu {
+                        x: &x,
+                        pitch: channels,
+                        pixels,
+                        channels,
+                        groups,
+                        weight: &weight,
+                        bias: &bias,
+                        eps: 1e-6,
+                        silu: true,
+                        out: &out,
+                        out_pitch: channels,
+                        workspace: &workspace,
+                    }
+                    .launch(&device, COMPUTE)
+                })
+            }
+        })
+    }
+}
+
+fn random_bytes(lab: &Lab, len: usize) -> Result<View<u8>> {
+    let words = random_bits(4, len.div_ceil(4));
+    lab.upload(&bytemuck::cast_slice::<u32, u8>(&words)[..len])
+}
+
+/// Pinned host memory to the device: gigabytes per second of the fastest of `repetitions` copies of `bytes`.
+///
+/// # Errors
+/// [`Error::Capacity`] when either side has no room.
+pub fn upload_rate(device: &Device, bytes: usize, repetitions: usize) -> Result<f64> {
+    let memory = device.allocate(bytes)?;
+    let view = memory.view::<u8>(0, bytes)?;
+    let host = device.allocate_host(bytes)?;
+    let (start, end) = (device.create_event()?, device.create_event()?);
+    let mut fastest = f64::INFINITY;
+    for _ in 0..repetitions {
+        device.record(COMPUTE, &start)?;
+        device.copy_to_device(COMPUTE, &view, &host, 0)?;
+        device.record(COMPUTE, &end)?;
+        device.synchronize_event(&end)?;
+        fastest = fastest.min(f64::from(end.elapsed_ms_since(&start)?));
+    }
+    Ok(bytes as f64 / fastest / 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_work_can_be_timed() {
+        let device = Device::emulator(crate::device::EmulatorOptions::default());
+        let small = [
+            Work::Nf4Gemm { m: 16, n: 128, k: 64 },
+            Work::Bf16Gemm { m: 16, n: 128, k: 64 },
+            Work::Attention { heads: 1, tokens: 32, head_dim: 64 },
+            Work::Conv2d { side: 4, channels: 32, upsample: true },
+            Work::Nf4Gemv { m: 1, n: 64, k: 64 },
+            Work::LayerNormMod { rows: 4, width: 64 },
+            Work::GroupNormSilu { side: 4, channels: 64 },
+        ];
+        let kind = std::mem::discriminant::<Work>;
+        for work in flux_shapes() {
+            assert!(small.iter().any(|s| kind(s) == kind(&work)), "{work} is not tried here");
+        }
+        for work in small {
+            let measured = work.measure(&device, 3).unwrap();
+            assert_eq!(measured.ms.len(), 3, "{work}");
+            assert!(measured.median_ms() > 0.0 && measured.ms[0] <= measured.median_ms(), "{work}");
+            assert!(work.bytes() > 0);
+        }
+        assert!(upload_rate(&device, 1 << 20, 2).unwrap() > 0.0);
+    }
+
+    #[test]
+    fn work_is_counted_as_the_literature_does() {
+        assert_eq!(Work::Nf4Gemm { m: 4096, n: 9216, k: 3072 }.flops(), 231_928_233_984.0);
+        assert_eq!(Work::Attention { heads: 24, tokens: 4608, head_dim: 128 }.flops(), 260_919_263_232.0);
+        assert_eq!(Work::Nf4Gemv { m: 1, n: 64, k: 64 }.bytes(), 4 * 128 + 2048 + 256);
+    }
+}
