@@ -1,7 +1,7 @@
 //! Compiles `kernels/*.cu` twice: with the host's C++ compiler for the emulator (always), and with nvcc into one
 //! fatbin per file (where nvcc is found). Never touches the network.
 //!
-//! `SCHNELL_SANITIZE=address` or `thread` instruments the emulator's kernels (see scripts/sanitize).
+//! `SCHNELL_SANITIZE=address`, `thread` or `accesses` instruments the emulator's kernels (see scripts/sanitize).
 
 #[path = "build/nvcc.rs"]
 mod nvcc;
@@ -30,11 +30,18 @@ fn kernel_sources() -> Vec<PathBuf> {
 
 fn compile_for_the_emulator(kernels: &[PathBuf]) {
     // The runtime's side is never instrumented.
-    host_compiler().file("kernels/emulator.cpp").compile("schnell_emulator");
+    let sanitize = std::env::var("SCHNELL_SANITIZE").unwrap_or_default();
+    println!("cargo::rustc-check-cfg=cfg(schnell_accesses)");
+    let mut runtime = host_compiler();
+    runtime.file("kernels/emulator.cpp");
+    if sanitize == "accesses" {
+        println!("cargo::rustc-cfg=schnell_accesses");
+        runtime.file("kernels/accesses.cpp");
+    }
+    runtime.compile("schnell_emulator");
 
     let mut build = host_compiler();
     build.flag("-x").flag("c++").files(kernels);
-    let sanitize = std::env::var("SCHNELL_SANITIZE").unwrap_or_default();
     let (flags, libraries): (&[&str], &[&str]) = match sanitize.as_str() {
         "" => (&[], &[]),
         // Bounds also inside a struct, of which shared memory consists; the first error ends the process.
@@ -43,7 +50,9 @@ fn compile_for_the_emulator(kernels: &[PathBuf]) {
             &["-lasan", "-lubsan"],
         ),
         "thread" => (&["-fsanitize=thread"], &["-ltsan"]),
-        other => panic!("SCHNELL_SANITIZE is {other:?}: expected address or thread"),
+        // The functions that g++ calls are in kernels/accesses.cpp.
+        "accesses" => (&["-fsanitize=thread", "-DSCHNELL_ACCESSES"], &[]),
+        other => panic!("SCHNELL_SANITIZE is {other:?}: expected address, thread or accesses"),
     };
     if !flags.is_empty() {
         build.opt_level(1).flag("-g").flag("-fno-omit-frame-pointer");

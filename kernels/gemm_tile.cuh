@@ -228,8 +228,9 @@ GPU_FN void activate(Accumulators &acc, int act) {
 
 GPU_FN void store_bf16x8(bf16_bits *out, const float (&y)[8], int count, bool vector) {
     if (vector) {
-        *reinterpret_cast<uint4 *>(out) = uint4{gpu::pack_bf16x2(y[0], y[1]), gpu::pack_bf16x2(y[2], y[3]),
-                                                gpu::pack_bf16x2(y[4], y[5]), gpu::pack_bf16x2(y[6], y[7])};
+        const uint4 words = {gpu::pack_bf16x2(y[0], y[1]), gpu::pack_bf16x2(y[2], y[3]),
+                             gpu::pack_bf16x2(y[4], y[5]), gpu::pack_bf16x2(y[6], y[7])};
+        gpu::store_vector(reinterpret_cast<uint4 *>(out), words);
         return;
     }
     GPU_UNROLL
@@ -252,8 +253,8 @@ GPU_FN void load_bf16x8(float (&y)[8], const bf16_bits *in, int count, bool vect
 
 GPU_FN void store_f32x8(float *out, const float (&y)[8], int count, bool vector) {
     if (vector) {
-        reinterpret_cast<float4 *>(out)[0] = float4{y[0], y[1], y[2], y[3]};
-        reinterpret_cast<float4 *>(out)[1] = float4{y[4], y[5], y[6], y[7]};
+        gpu::store_vector(reinterpret_cast<float4 *>(out), float4{y[0], y[1], y[2], y[3]});
+        gpu::store_vector(reinterpret_cast<float4 *>(out) + 1, float4{y[4], y[5], y[6], y[7]});
         return;
     }
     GPU_UNROLL

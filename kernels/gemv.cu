@@ -4,7 +4,8 @@
 //         shared memory and is read once for the 4 rows:
 //             chunk of 1024 k: | weights -> registers | x -> act_in -> smem | barrier | multiply | barrier |
 // Layout  a lane's 16 bytes are V = 8 (bf16) or 32 (NF4) consecutive weights, so lanes want x at a stride of V floats.
-//         smem therefore holds x by float4 j of a lane's V: at j * 33 + lane, free of bank conflicts both ways.
+//         smem therefore holds x by float4 j of a lane's V: at 32 j + (lane ^ (32 / V) j), free of bank conflicts both
+//         ways: the 8 lanes that store together have 32 / V neighbours of the lane index and V / 4 of j.
 // Bound   memory, all of it weights: at m = 1 2 (0.5625 with NF4) bytes per multiply-add.
 // Source  NF4 weights become bf16(code * absmax) before they are multiplied, as in the GEMM. The code table lies in
 //         shared memory once per bank: lanes look up different codes at the same time.
@@ -14,7 +15,7 @@
 constexpr int WARPS = GEMV_THREADS / gpu::WARP;
 constexpr int ROWS = GEMV_ROWS / WARPS;
 constexpr int CHUNK = 1024;              // k per barrier
-constexpr int CHUNK_VECTORS = CHUNK / 4 / gpu::WARP * 33;
+constexpr int CHUNK_VECTORS = CHUNK / 4;
 
 static_assert(ROWS * WARPS == GEMV_ROWS, "warps own whole rows");
 static_assert(CHUNK / 4 == GEMV_THREADS, "a thread stages one float4 per row of x");
@@ -78,8 +79,7 @@ template <int M, bool NF4> GPU_FN void gemv(const gemv_params &p) {
     constexpr int V = NF4 ? 32 : 8;          // weights in a lane's 16 bytes
     constexpr int SLAB = V * gpu::WARP;      // k that a warp reads at once
     constexpr int SLABS = CHUNK / SLAB;
-    constexpr int SLAB_VECTORS = V / 4 * 33; // float4 of smem per slab and row of x
-    static_assert(SLABS * SLAB_VECTORS == CHUNK_VECTORS, "both layouts fill the staging buffer");
+    constexpr int SLAB_VECTORS = SLAB / 4;   // float4 of smem per slab and row of x
     static_assert(!NF4 || SLABS == 1, "a lane has one absmax and 32 codes of each row per chunk");
 
     SharedStorage<M> &smem = gpu::shared<SharedStorage<M>>();
@@ -89,6 +89,9 @@ template <int M, bool NF4> GPU_FN void gemv(const gemv_params &p) {
     if constexpr (NF4) {
         gpu::fill(smem.book, GEMV_THREADS);
     }
+
+    // The place in its slab of float4 j of a lane's V.
+    auto place = [](int j, int of_lane) { return j * gpu::WARP + (of_lane ^ j * (32 / V)); };
 
     float acc[M][ROWS] = {};
     uint4 weights[SLABS][ROWS];
@@ -111,7 +114,7 @@ template <int M, bool NF4> GPU_FN void gemv(const gemv_params &p) {
     };
     auto stage_x = [&](int k0) {
         const int k = gpu::thread_x() * 4;  // within the chunk
-        const int at = k / SLAB * SLAB_VECTORS + k % V / 4 * 33 + k % SLAB / V;
+        const int at = k / SLAB * SLAB_VECTORS + place(k % V / 4, k % SLAB / V);
         GPU_UNROLL
         for (int m = 0; m < M; ++m) smem.x[m][at] = load_x(p, m, k0 + k);
     };
@@ -141,7 +144,7 @@ template <int M, bool NF4> GPU_FN void gemv(const gemv_params &p) {
                 for (int half = 0; half < 2; ++half) {
                     GPU_UNROLL
                     for (int r = 0; r < ROWS; ++r) dequantise(w[r], weights[0][r].x >> (16 * half), absmax[r]);
-                    accumulate(w, (2 * word + half) * 33 + lane);
+                    accumulate(w, place(2 * word + half, lane));
                 }
                 GPU_UNROLL
                 for (int r = 0; r < ROWS; ++r) {
@@ -159,7 +162,7 @@ template <int M, bool NF4> GPU_FN void gemv(const gemv_params &p) {
                         const uint32_t lo = j == 0 ? bytes.x : bytes.z, hi = j == 0 ? bytes.y : bytes.w;
                         w[r][0] = gpu::bf16_lo(lo), w[r][1] = gpu::bf16_hi(lo), w[r][2] = gpu::bf16_lo(hi), w[r][3] = gpu::bf16_hi(hi);
                     }
-                    accumulate(w, slab * SLAB_VECTORS + j * 33 + lane);
+                    accumulate(w, slab * SLAB_VECTORS + place(j, lane));
                 }
             }
         }

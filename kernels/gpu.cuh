@@ -11,7 +11,7 @@
 //   async      cp_async<BYTES>(dst, src, valid_bytes) cp_async_commit cp_async_wait<N>
 //   tiles      ldmatrix_x4_tile<N> ldmatrix_x4_trans_tile<N> mma_tile<MT, NT>   (bf16 m16n8k16, f32 accumulate)
 //   math       exp2_approx rsqrt_exact tanh_exact erf_exact exp_exact fma_exact round_even
-//   memory     shared<T>() atomic_add
+//   memory     shared<T>() store_vector atomic_add
 //
 // The tile forms exist for the emulator's sake: on the GPU they unroll to single instructions (identical SASS), on a
 // CPU one rendezvous of the warp's fibers serves the whole tile.
@@ -33,16 +33,33 @@
 #else
 #include <math.h>
 #include <string.h>
+#ifdef SCHNELL_ACCESSES
+#define GPU_FN static inline __attribute__((unused, always_inline)) // an instruction of its own for every call
+#else
 #define GPU_FN static inline __attribute__((unused))
+#endif
 #define GPU_METHOD inline
 #define GPU_CONSTEXPR constexpr
 #define GPU_UNROLL
 #define GPU_NO_UNROLL
 #define GPU_UNROLL_BY(n)
-struct alignas(8) uint2 { uint32_t x, y; };
-struct alignas(16) uint4 { uint32_t x, y, z, w; };
-struct alignas(8) float2 { float x, y; };
-struct alignas(16) float4 { float x, y, z, w; };
+#ifdef SCHNELL_ACCESSES
+// nvcc moves a vector with one instruction; g++ takes plain structs apart, and each part would count as an access.
+#define EMU_VECTOR(name, bytes)                                                                          \
+    typedef uint32_t whole __attribute__((vector_size(bytes), may_alias));                               \
+    name() = default;                                                                                    \
+    name(const name &from) { *(whole *)this = *(const whole *)&from; }                                   \
+    name &operator=(const name &from) { *(whole *)this = *(const whole *)&from; return *this; }
+#define EMU_VECTOR2(name, T) EMU_VECTOR(name, 8) name(T a, T b) : x(a), y(b) {}
+#define EMU_VECTOR4(name, T) EMU_VECTOR(name, 16) name(T a, T b, T c, T d) : x(a), y(b), z(c), w(d) {}
+#else
+#define EMU_VECTOR2(name, T)
+#define EMU_VECTOR4(name, T)
+#endif
+struct alignas(8) uint2 { uint32_t x, y; EMU_VECTOR2(uint2, uint32_t) };
+struct alignas(16) uint4 { uint32_t x, y, z, w; EMU_VECTOR4(uint4, uint32_t) };
+struct alignas(8) float2 { float x, y; EMU_VECTOR2(float2, float) };
+struct alignas(16) float4 { float x, y, z, w; EMU_VECTOR4(float4, float) };
 #endif
 
 namespace gpu {
@@ -155,6 +172,14 @@ GPU_FN uint32_t pack_bf16x2(float lo, float hi) {
     uint32_t d;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
     return d;
+}
+// 16 bytes of gmem by one instruction. Of an assignment nvcc makes four where the address is also stored to by parts, on another
+// path: each lane's 4 x 4 bytes, each time a part of every sector.
+GPU_FN void store_vector(uint4 *to, uint4 v) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+GPU_FN void store_vector(float4 *to, float4 v) {
+    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
 }
 GPU_FN void atomic_add(uint32_t *p, uint32_t v) { atomicAdd(p, v); }
 
@@ -274,6 +299,8 @@ GPU_FN uint32_t bf16_round(float f) {
     return (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
 }
 GPU_FN uint32_t pack_bf16x2(float lo, float hi) { return bf16_round(lo) | bf16_round(hi) << 16; }
+GPU_FN void store_vector(uint4 *to, uint4 v) { *to = v; }
+GPU_FN void store_vector(float4 *to, float4 v) { *to = v; }
 GPU_FN void atomic_add(uint32_t *p, uint32_t v) { __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
 
 } // namespace gpu

@@ -65,6 +65,15 @@ template <int V> GPU_FN void load_bf16(float (&to)[V], const bf16_bits *from) {
         to[0] = gpu::bf16_to_float(*from);
     }
 }
+template <int V> GPU_FN void load_f32(float (&to)[V], const float *from) {
+    static_assert(V == 1 || V == 8, "one channel or 32 bytes of them");
+    if constexpr (V == 8) {
+        const float4 lo = reinterpret_cast<const float4 *>(from)[0], hi = reinterpret_cast<const float4 *>(from)[1];
+        to[0] = lo.x, to[1] = lo.y, to[2] = lo.z, to[3] = lo.w, to[4] = hi.x, to[5] = hi.y, to[6] = hi.z, to[7] = hi.w;
+    } else {
+        to[0] = *from;
+    }
+}
 template <int V> GPU_FN void store_bf16(bf16_bits *to, const float (&from)[V]) {
     if constexpr (V == 8) {
         *reinterpret_cast<uint4 *>(to) = uint4{gpu::pack_bf16x2(from[0], from[1]), gpu::pack_bf16x2(from[2], from[3]),
@@ -174,13 +183,14 @@ template <int V> GPU_FN void group_norm_apply(const group_norm_silu_params &p) {
     const int group_channels = p.channels / p.groups;
     for (int slot = gpu::thread_x(); slot < slots.num_units * slots.num_lanes; slot += THREADS) {
         const int lane = slot / slots.num_units, unit = slot % slots.num_units;
-        float mean[V], factor[V], bias[V];
+        float mean[V], factor[V], weight[V], bias[V];
+        load_f32(weight, p.weight + unit * V);
+        load_f32(bias, p.bias + unit * V);
         GPU_UNROLL
         for (int j = 0; j < V; ++j) {
-            const int channel = unit * V + j, group = channel / group_channels;
+            const int group = (unit * V + j) / group_channels;
             mean[j] = p.statistics[2 * group];
-            factor[j] = p.statistics[2 * group + 1] * p.weight[channel];
-            bias[j] = p.bias[channel];
+            factor[j] = p.statistics[2 * group + 1] * weight[j];
         }
         for (int pixel = lane; pixel < slots.num_pixels; pixel += slots.num_lanes) {
             float v[V];

@@ -275,6 +275,58 @@ GPU_KERNEL(probe_fault_endless, probe_params, PROBE_THREADS, 1) {
     p.output[gpu::thread_x()] = 0;
 }
 
+// Accesses whose cost is known; tests/accesses.rs finds each by the text of its line.
+GPU_KERNEL(probe_accesses, probe_params, PROBE_THREADS, 1) {
+    uint32_t *const words = &gpu::shared<uint32_t>();
+    uint2 *const pairs = &gpu::shared<uint2>();
+    uint4 *const quads = &gpu::shared<uint4>();
+    const int t = gpu::thread_x(), lane = gpu::lane_id();
+    uint32_t sum = 0;
+    // Shared memory: words, parts of words, a word for all, vectors.
+    sum += words[lane];
+    sum += words[2 * lane];
+    sum += words[32 * lane];
+    sum += words[33 * lane];
+    sum += words[lane / 8];
+    sum += reinterpret_cast<uint8_t *>(words)[lane];
+    const uint2 pair = pairs[lane];
+    const uint2 far_pair = pairs[2 * lane];
+    const uint4 quad = quads[lane];
+    const uint4 far_quad = quads[2 * lane];
+    const uint4 same_quad = quads[lane / 8];
+    sum += pair.x + pair.y + far_pair.x + far_pair.y + quad.x + quad.w + far_quad.y + far_quad.z + same_quad.z;
+    if (lane < 16) sum += words[2 * lane + 1];
+    // Lanes that leave a loop early wait for the others, in every turn of the loop around it.
+    GPU_NO_UNROLL
+    for (int i = 0; i < 3; ++i) {
+        GPU_NO_UNROLL
+        for (int j = 0; j <= lane / 8; ++j) sum += words[32 * j + lane];
+        sum += words[64 + i];
+    }
+    words[2 * t] = sum;
+    quads[2 * t] = quad;
+    gpu::sync_cta();
+    // Device memory.
+    sum += p.input[lane];
+    sum += p.input[8 * lane];
+    sum += p.input[lane + 1];
+    sum += p.input[0];
+    const uint4 device_quad = reinterpret_cast<const uint4 *>(p.input)[lane];
+    sum += device_quad.x + device_quad.w;
+    if (lane < 7) sum += p.input[7 - lane];
+    p.output[t] = sum;
+    gpu::atomic_add(p.output + PROBE_THREADS, 1u);
+    // Copies, the second one with a gap of 16 bytes and 8 valid bytes; then rows side by side and one below the other.
+    gpu::cp_async<16>(&quads[lane], p.input + 4 * lane, 16);
+    gpu::cp_async<16>(&quads[2 * lane], p.input + 8 * (lane / 2), lane % 2 == 0 ? 8 : 0);
+    gpu::cp_async_commit();
+    gpu::cp_async_wait<0>();
+    const void *rows[2] = {&quads[lane], &quads[8 * (lane % 8)]};
+    uint32_t frag[2][4];
+    gpu::ldmatrix_x4_tile(frag, rows);
+    p.output[t] += frag[0][0] + frag[1][0];
+}
+
 // Who is last depends on the schedule: of a CTA's threads in word 1 + cta, of the CTAs in word 0.
 GPU_KERNEL(probe_fault_race, probe_params, PROBE_THREADS, 1) {
     gpu::sync_cta();

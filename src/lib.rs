@@ -35,7 +35,7 @@ pub mod timing;
 pub mod demo;
 pub mod image;
 
-#[cfg(feature = "gpu-check")]
+#[cfg(feature = "check")]
 pub mod check;
 
 pub use error::{Error, Result};

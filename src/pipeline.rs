@@ -295,7 +295,7 @@ impl Pipeline {
         if *model.config() != plan.config {
             return Err(Error::Input("the plan was made for another model".to_string()));
         }
-        for kernel in crate::kernels::all().iter().filter(|kernel| kernel.stem != "probe") {
+        for kernel in crate::kernels::product() {
             device.prepare(kernel)?;
         }
         let arena = Arena::bind(&plan.layout, device)?;

@@ -7,14 +7,8 @@ use schnell::device::{AsyncCopies, Device, EmulatorOptions, Order, StreamId};
 use schnell::kernels::probe::Fault;
 
 fn device(order: Order, async_copies: AsyncCopies, seed: u64) -> Device {
-    Device::emulator(EmulatorOptions {
-        threads: 1,
-        order,
-        async_copies,
-        seed,
-        hang_seconds: 1,
-        ..Default::default()
-    })
+    let options = EmulatorOptions { threads: 1, order, async_copies, seed, ..EmulatorOptions::default() };
+    Device::emulator(EmulatorOptions { hang_seconds: 1, ..options })
 }
 
 /// What the emulator says of a fault, once per schedule; then that it still works.

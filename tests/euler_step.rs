@@ -24,15 +24,15 @@ fn equals_the_formula_bit_for_bit() {
         };
         step.launch(&bench.device, COMPUTE).unwrap();
         let want: Vec<f32> = x.iter().zip(&v).map(|(x, v)| x + dt * v).collect();
-        assert_eq!(bench.download(&latents), want);
+        assert_same("latents", &bench.download(&latents), &want);
         let rounded: Vec<bf16> = want.iter().map(|w| bf16::from_f32(*w)).collect();
-        assert_eq!(bench.download(&latents_bf16), rounded);
+        assert_same("latents_bf16", &bench.download(&latents_bf16), &rounded);
 
         let n = rng.f32s(count, 2.0);
         let negative = bench.upload(&n);
         EulerStep { negative: Some((&negative, 2.5)), ..step }.launch(&bench.device, COMPUTE).unwrap();
         let want: Vec<f32> = (0..count).map(|i| want[i] + dt * (n[i] + 2.5 * (v[i] - n[i]))).collect();
-        assert_eq!(bench.download(&latents), want);
+        assert_same("latents", &bench.download(&latents), &want);
     }
 }
 

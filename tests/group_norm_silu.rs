@@ -15,6 +15,8 @@ struct Case {
     out_pitch: usize,
     silu: bool,
     in_place: bool,
+    /// Floats between a 16-byte boundary and `weight`, and `bias`.
+    parameters_at: usize,
     mean: f32,
 }
 
@@ -28,6 +30,7 @@ impl Case {
             out_pitch: channels,
             silu: true,
             in_place: false,
+            parameters_at: 0,
             mean: 0.5,
         }
     }
@@ -82,7 +85,11 @@ fn reference(case: &Case, inputs: &Inputs, round: impl Fn(f64) -> f64) -> Vec<f3
 fn run(device: Device, case: &Case, inputs: &Inputs) -> Vec<bf16> {
     let bench = Bench::with_bytes(device, 16 << 20);
     let x = bench.upload(&inputs.x);
-    let (weight, bias) = (bench.upload(&inputs.weight), bench.upload(&inputs.bias));
+    let parameter = |values: &[f32]| {
+        let behind = [vec![f32::NAN; case.parameters_at], values.to_vec()].concat();
+        bench.upload(&behind).slice(case.parameters_at, values.len()).unwrap()
+    };
+    let (weight, bias) = (parameter(&inputs.weight), parameter(&inputs.bias));
     let workspace = bench.alloc::<f32>(GroupNormSilu::workspace_len(case.pixels, case.groups));
     let out = if case.in_place { x.clone() } else { bench.alloc::<bf16>(case.pixels * case.out_pitch) };
     GroupNormSilu {
@@ -167,6 +174,7 @@ fn pitches_in_place_and_without_silu() {
     check(&Case { out_pitch: 33, ..Case::new(70, 32, 8) });
     check(&Case { silu: false, ..Case::new(70, 64, 32) });
     check(&Case { in_place: true, ..Case::new(200, 64, 32) });
+    check(&Case { parameters_at: 1, ..Case::new(70, 64, 32) });
 }
 
 #[test]

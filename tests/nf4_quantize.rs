@@ -76,7 +76,7 @@ fn check(case: &Case) {
             want_absmax[at] = absmax[row * (case.k / 64) + block];
         }
     }
-    assert_eq!(got_codes, want_codes);
+    assert_same("codes", &got_codes, &want_codes);
     let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
     assert_eq!(bits(&got_absmax), bits(&want_absmax));
 }

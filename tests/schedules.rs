@@ -100,13 +100,21 @@ fn bits(output: &Output) -> Vec<u32> {
 
 #[test]
 fn every_entry_point_has_a_small_case_and_every_case_a_test() {
-    let device = Device::emulator(EmulatorOptions { arch: 90, ..EmulatorOptions::default() });
+    let [ampere, hopper] =
+        [80, 90].map(|arch| Device::emulator(EmulatorOptions { arch, ..EmulatorOptions::default() }));
     for case in cases().iter().filter(|case| case.small) {
         let tests = TESTS.iter().filter(|test| case.name.starts_with(**test));
         assert_eq!(tests.count(), 1, "{case:?}");
-        case.run(&device, Fill::Nan).unwrap();
+        case.run(if case.runs_on(&ampere) { &ampere } else { &hopper }, Fill::Nan).unwrap();
     }
-    let launched = BTreeSet::from_iter(device.launched());
+    let launched = BTreeSet::from_iter([ampere.launched(), hopper.launched()].concat());
     let all = kernels::all().iter().map(|kernel| kernel.name).collect();
     assert_eq!(launched, all);
+    // A pipeline readies all of its kernels on any GPU.
+    for kernel in kernels::product() {
+        assert!(
+            ampere.launched().contains(&kernel.name),
+            "{kernel:?} needs more than compute capability 8.0"
+        );
+    }
 }

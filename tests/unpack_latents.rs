@@ -36,7 +36,8 @@ fn equals_the_definition_bit_for_bit() {
             UnpackLatents { tokens: &tokens, height, width, channels, scaling, shift, out: &out, pitch }
                 .launch(&bench.device, COMPUTE)
                 .unwrap();
-            assert_eq!(bench.download(&out), want, "{height} x {width} x {channels}, pitch {pitch}");
+            let what = format!("{height} x {width} x {channels}, pitch {pitch}");
+            assert_same(&what, &bench.download(&out), &want);
         }
     }
 }

@@ -26,6 +26,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::abi;
 use crate::{Error, Result};
+use emulator::accesses::AccessCounts;
 pub use emulator::{AsyncCopies, EmulatorOptions, Order};
 
 /// What a machine is. `select` functions may look at `arch`, `num_sms` and `smem_per_cta_bytes`, never at memory.
@@ -131,6 +132,14 @@ pub(crate) trait Machine: Send + Sync {
     unsafe fn elapsed_ms(&self, start: EventId, end: EventId) -> Result<f32>;
     unsafe fn synchronize_event(&self, event: EventId) -> Result<()>;
     fn synchronize(&self, stream: StreamId) -> Result<()>;
+    /// See [`Device::access_counts`].
+    fn access_counts(&self) -> Result<AccessCounts> {
+        Err(Error::Unsupported("only the emulator counts accesses".to_string()))
+    }
+    /// See [`Device::last_writer`].
+    fn last_writer(&self, _address: u64) -> Option<String> {
+        None
+    }
 }
 
 struct Inner {
@@ -336,6 +345,22 @@ impl Device {
         let pointer = std::ptr::from_ref(params).cast::<c_void>();
         // SAFETY: the caller's promise; the machine copies the params before it returns.
         unsafe { self.machine().launch(stream, kernel, grid, pointer, size_of::<P>(), &footprint.spans) }
+    }
+
+    /// What the memory accesses of all launches so far cost. For the emulator alone, and there a matter of build and
+    /// options: see [`EmulatorOptions::count_accesses`].
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] says what is missing.
+    pub fn access_counts(&self) -> Result<AccessCounts> {
+        self.machine().access_counts()
+    }
+
+    /// Which launch, CTA, thread and source line wrote element `index` of `view` last, in words, or that none did since the
+    /// host wrote there. `None` unless the machine knows: see [`EmulatorOptions::track_writers`].
+    pub fn last_writer<T>(&self, view: &View<T>, index: usize) -> Option<String> {
+        self.check_own(&view.memory.device).ok()?;
+        self.machine().last_writer(view.address() + (index * size_of::<T>()) as u64)
     }
 
     /// Enqueues recording `event`.

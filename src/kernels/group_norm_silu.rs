@@ -134,9 +134,11 @@ impl GroupNormSilu<'_> {
         }
         let reads_vectors =
             self.channels.is_multiple_of(8) && self.pitch.is_multiple_of(8) && all_aligned(&[params.x], 16);
-        let writes_vectors = self.out_pitch.is_multiple_of(8) && all_aligned(&[params.out], 16);
+        let applies_vectors =
+            self.out_pitch.is_multiple_of(8) && all_aligned(&[params.out, params.weight, params.bias], 16);
         let partials = if reads_vectors { &GROUP_NORM_PARTIALS_X8 } else { &GROUP_NORM_PARTIALS_X1 };
-        let apply = if reads_vectors && writes_vectors { &GROUP_NORM_APPLY_X8 } else { &GROUP_NORM_APPLY_X1 };
+        let apply =
+            if reads_vectors && applies_vectors { &GROUP_NORM_APPLY_X8 } else { &GROUP_NORM_APPLY_X1 };
         let chunks = [params.num_chunks as u32, 1, 1];
         let groups = [params.groups as u32, 1, 1];
         // SAFETY: params is these entries' generated type; the views cover `pixels` pixels of `channels` channels at

@@ -32,6 +32,11 @@ use half::bf16;
 use crate::device::{Footprint, Kernel, View};
 use crate::{Error, Result};
 
+/// Those that a pipeline may launch: not the probes, of which some have code for Hopper alone.
+pub fn product() -> impl Iterator<Item = &'static Kernel> {
+    all().iter().copied().filter(|kernel| !kernel.stem.starts_with("probe"))
+}
+
 /// Every entry point that is compiled for a GPU: `tests/resources.rs` keeps a line per entry and architecture.
 pub fn all() -> &'static [&'static Kernel] {
     static ALL: &[&Kernel] = &[

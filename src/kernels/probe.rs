@@ -45,6 +45,7 @@ probe!(
     LARGE_LOCALS = probe_fault_large_locals,
     ENDLESS = probe_fault_endless,
     RACE = probe_fault_race,
+    ACCESSES = probe_accesses,
 );
 
 /// One family of primitives.
@@ -277,4 +278,21 @@ impl Fault {
         // errors: of pages that no process has. Wild addresses otherwise go to primitives only, which check them.
         unsafe { device.launch(StreamId::Compute, kernel, [num_ctas, 1, 1], &params, &footprint) }
     }
+}
+
+/// Enqueues one CTA of accesses whose cost is known. There is no GPU code for it.
+///
+/// # Errors
+/// [`Error::Unsupported`] on a GPU; [`Error::Input`] when a view is too short.
+pub fn launch_accesses(device: &Device, input: &View<u32>, output: &View<u32>) -> Result<()> {
+    if !device.capability().is_emulator {
+        return Err(Error::Unsupported("probe: counted accesses are for the emulator".to_string()));
+    }
+    check_len("probe_accesses", "input", input, 8 * 32)?;
+    check_len("probe_accesses", "output", output, THREADS + 1)?;
+    let mut footprint = Footprint::new(device);
+    let params = params(input, output, 1, &mut footprint)?;
+    // SAFETY: params is this entry's generated type; the kernel reads 8 words per lane and writes one per thread and one
+    // more, checked above; vectors are read from the start of a view, which allocations align.
+    unsafe { device.launch(StreamId::Compute, &ACCESSES, [1, 1, 1], &params, &footprint) }
 }

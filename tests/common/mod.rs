@@ -3,6 +3,7 @@
 #![allow(dead_code)] // every test file uses a part of it
 
 use half::bf16;
+use schnell::device::emulator::accesses::RECORDS_ACCESSES;
 use schnell::device::{AsyncCopies, Device, EmulatorOptions, HostBuffer, Order, StreamId, View};
 
 pub const COMPUTE: StreamId = StreamId::Compute;
@@ -10,7 +11,10 @@ pub const COMPUTE: StreamId = StreamId::Compute;
 /// The emulator under the options that the environment asks for (`SCHNELL_EMU_SEED`: a random schedule).
 pub fn emulator() -> Device {
     match env_number("SCHNELL_EMU_SEED") {
-        None => Device::emulator(EmulatorOptions::default()),
+        None => Device::emulator(EmulatorOptions {
+            track_writers: RECORDS_ACCESSES,
+            ..EmulatorOptions::default()
+        }),
         Some(seed) => random_emulator(seed, 2),
     }
 }
@@ -27,6 +31,7 @@ pub fn random_emulator(seed: u64, threads: usize) -> Device {
         order: Order::Random,
         async_copies: AsyncCopies::Random,
         seed,
+        track_writers: RECORDS_ACCESSES,
         ..EmulatorOptions::default()
     };
     Device::emulator(options)
@@ -76,7 +81,97 @@ impl Bench {
         let mut host: HostBuffer = self.device.allocate_host(view.num_bytes().max(1)).unwrap();
         self.device.copy_to_host(COMPUTE, &mut host, 0, view).unwrap();
         self.device.synchronize(COMPUTE).unwrap();
-        bytemuck::cast_slice(&host.as_slice()[..view.num_bytes()]).to_vec()
+        let values: Vec<T> = bytemuck::cast_slice(&host.as_slice()[..view.num_bytes()]).to_vec();
+        provenance::remember(&self.device, view, &values);
+        values
+    }
+}
+
+/// Where the numbers of a comparison came from, for `scripts/sanitize accesses TEST`: comparisons see slices, so what
+/// was downloaded is kept, and looked for when it turns out wrong.
+mod provenance {
+    use super::*;
+    use std::cell::RefCell;
+    use std::collections::{BTreeSet, VecDeque};
+
+    struct Download {
+        device: Device,
+        view: View<u8>,
+        element_bytes: usize,
+        bytes: Vec<u8>,
+    }
+
+    const KEPT: usize = 6;
+
+    thread_local! {
+        static DOWNLOADS: RefCell<VecDeque<Download>> = const { RefCell::new(VecDeque::new()) };
+    }
+
+    pub fn remember<T: bytemuck::NoUninit>(device: &Device, view: &View<T>, values: &[T]) {
+        if !RECORDS_ACCESSES {
+            return;
+        }
+        let download = Download {
+            device: device.clone(),
+            view: view.cast().unwrap(),
+            element_bytes: size_of::<T>(),
+            bytes: bytemuck::cast_slice(values).to_vec(),
+        };
+        DOWNLOADS.with_borrow_mut(|downloads| {
+            downloads.push_front(download);
+            downloads.truncate(KEPT);
+        });
+    }
+
+    impl Download {
+        /// The elements at which `part` is found, as it was or widened from bf16.
+        fn find(&self, part: &[u8], element_bytes: usize) -> Vec<usize> {
+            let widened: Vec<u8>;
+            let bytes = match self.element_bytes {
+                2 if element_bytes == 4 => {
+                    let pairs = self.bytes.chunks_exact(2);
+                    widened = pairs.flat_map(|pair| [0, 0, pair[0], pair[1]]).collect();
+                    &widened
+                }
+                n if n == element_bytes => &self.bytes,
+                _ => return Vec::new(),
+            };
+            let places = bytes.windows(part.len()).step_by(element_bytes).enumerate();
+            places.filter(|(_, place)| *place == part).map(|(element, _)| element).collect()
+        }
+    }
+
+    /// Who wrote element `index` of `got`, if that came from a download and one place of it: looked for with all of `got`
+    /// around it, then with some neighbours, since a test may have gathered its rows.
+    pub fn of<T: bytemuck::NoUninit>(got: &[T], index: usize) -> String {
+        DOWNLOADS.with_borrow(|downloads| {
+            for reach in [got.len(), 16, 4, 1] {
+                let (start, end) = (index.saturating_sub(reach), got.len().min(index + reach + 1));
+                for download in downloads {
+                    let places = download.find(bytemuck::cast_slice(&got[start..end]), size_of::<T>());
+                    let writer = |place: &usize| {
+                        let element = (place + index - start) * download.element_bytes;
+                        download.device.last_writer(&download.view, element)
+                    };
+                    let writers: BTreeSet<_> = places.iter().filter_map(writer).collect();
+                    match writers.into_iter().collect::<Vec<_>>().as_slice() {
+                        [] => {}
+                        [writer] => return format!("; {writer}"),
+                        _ => return String::new(),
+                    }
+                }
+            }
+            String::new()
+        })
+    }
+}
+
+/// Equality that names the first element that differs, and in a build that knows, who wrote it.
+#[track_caller]
+pub fn assert_same<T: bytemuck::NoUninit + PartialEq + std::fmt::Debug>(what: &str, got: &[T], want: &[T]) {
+    assert_eq!(got.len(), want.len(), "{what}: lengths");
+    if let Some(i) = (0..got.len()).find(|&i| got[i] != want[i]) {
+        panic!("{what}: element {i} is {:?}, expected {:?}{}", got[i], want[i], provenance::of(got, i));
     }
 }
 
@@ -142,13 +237,30 @@ pub fn assert_close(what: &str, got: &[f32], want: &[f32], plain: &[f32]) {
     assert_eq!(got.len(), want.len(), "{what}: lengths");
     assert_eq!(plain.len(), want.len(), "{what}: lengths");
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
-        assert!(g.is_finite() == w.is_finite(), "{what}: element {i} is {g}, expected {w}");
+        if g.is_finite() != w.is_finite() {
+            panic!("{what}: element {i} is {g}, expected {w}{}", provenance::of(got, i));
+        }
     }
+    let worst = || {
+        let error = |i: &usize| (got[*i] - want[*i]).abs();
+        let Some(i) = (0..got.len()).max_by(|a, b| error(a).total_cmp(&error(b))) else {
+            return String::new();
+        };
+        format!("; worst is element {i}: {}, expected {}{}", got[i], want[i], provenance::of(got, i))
+    };
     let (error, allowed) = (rel_l2(got, want), 2.0 * rel_l2(plain, want));
-    assert!(error <= allowed.max(1e-7), "{what}: relative L2 error {error:.3e}, allowed {allowed:.3e}");
+    assert!(
+        error <= allowed.max(1e-7),
+        "{what}: relative L2 error {error:.3e}, allowed {allowed:.3e}{}",
+        worst()
+    );
     let (error, allowed) = (max_abs(got, want), 2.0 * max_abs(plain, want));
     let scale = want.iter().fold(0f32, |m, w| m.max(w.abs())) as f64;
-    assert!(error <= allowed.max(1e-6 * scale), "{what}: max-abs error {error:.3e}, allowed {allowed:.3e}");
+    assert!(
+        error <= allowed.max(1e-6 * scale),
+        "{what}: max-abs error {error:.3e}, allowed {allowed:.3e}{}",
+        worst()
+    );
 }
 
 /// `x[m, k] . w[n, k]^T + bias[n]` in f32 by candle.

@@ -3,7 +3,7 @@
 //!
 //! Read `runtime.rs` for what happens inside a CTA (`runtime/hopper.rs` for what only Hopper has), `tile.rs` for the
 //! arithmetic of the tensor cores, `pool.rs` for how CTAs spread over OS threads, `faults.rs` for kernels that crash or
-//! hang; this file queues work on streams and carries it out.
+//! hang, `accesses.rs` for what memory accesses cost; this file queues work on streams and carries it out.
 //!
 //! Streams are lazy: work runs when somebody waits for it, as late as the events allow, or in a seeded random
 //! interleaving ([`Order::Random`]), so that a missing event shows as a wrong result.
@@ -13,6 +13,7 @@
 //! from [`super::Device`], which has checked them against those allocations and keeps the allocations, host buffers
 //! and parameters alive until the queue has run. Queued parameters are copied.
 
+pub mod accesses;
 mod faults;
 mod pool;
 mod runtime;
@@ -22,12 +23,13 @@ mod tile;
 use std::alloc::Layout;
 use std::collections::VecDeque;
 use std::ffi::c_void;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::{Capability, EventId, Kernel, Machine, Span, StreamId, TensorTile};
 use crate::abi;
 use crate::{Error, Result};
+use accesses::{AccessCounts, Records};
 use pool::Pool;
 use sanitizer::SANITIZER;
 
@@ -69,6 +71,11 @@ pub struct EmulatorOptions {
     pub hang_seconds: u32,
     /// The compute capability to pose as, which decides what kernels are chosen; 0 means 80. All of them run.
     pub arch: u32,
+    /// Counts bank conflicts and sectors for [`super::Device::access_counts`]. Slow, and needs instrumented kernels:
+    /// [`accesses::RECORDS_ACCESSES`].
+    pub count_accesses: bool,
+    /// Keeps who wrote what for [`super::Device::last_writer`]. As above.
+    pub track_writers: bool,
 }
 
 /// Alignment of device memory, as the driver's allocations have (and TMA would want).
@@ -113,6 +120,7 @@ pub(crate) struct Emulator {
     capability: Capability,
     options: EmulatorOptions,
     pool: Pool,
+    records: Option<Arc<Records>>,
     state: Mutex<State>,
 }
 
@@ -141,11 +149,20 @@ impl Emulator {
             n => Duration::from_secs(n.into()),
         };
         let state = State { rng: options.seed, ..State::default() };
-        Emulator { capability, options, pool: Pool::new(threads, patience), state: Mutex::new(state) }
+        let records = Records::new(options.count_accesses, options.track_writers);
+        let pool = Pool::new(threads, patience);
+        Emulator { capability, options, pool, records, state: Mutex::new(state) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        lock(&self.state)
+    }
+
+    /// The host writes here.
+    fn forget_writers(&self, address: u64, bytes: usize) {
+        if let Some(records) = &self.records {
+            records.forget(address, bytes);
+        }
     }
 
     fn push(&self, stream: StreamId, op: Op) -> Result<()> {
@@ -210,7 +227,11 @@ impl Emulator {
                     async_copies: self.options.async_copies,
                     seed: self.options.seed.wrapping_add(state.launches << 32),
                     emulator_seed: self.options.seed,
+                    records: self.records.as_ref(),
                 };
+                if let Some(records) = &self.records {
+                    records.begin_launch(kernel.name, grid);
+                }
                 guard(&state.memory, &footprint);
                 let result = self.pool.run(&launch);
                 unguard(&state.memory);
@@ -220,16 +241,20 @@ impl Emulator {
                         Some((format!("kernel {}", kernel.name), format!("{reason} (seed {seed})")));
                 }
             }
-            // SAFETY: both ends were checked by `Device` and are alive (module text).
-            Op::CopyToDevice { dst, src, bytes } => unsafe {
-                std::ptr::copy_nonoverlapping(src as *const u8, dst as *mut u8, bytes);
-            },
+            Op::CopyToDevice { dst, src, bytes } => {
+                self.forget_writers(dst, bytes);
+                // SAFETY: both ends were checked by `Device` and are alive (module text).
+                unsafe { std::ptr::copy_nonoverlapping(src as *const u8, dst as *mut u8, bytes) };
+            }
             // SAFETY: as above.
             Op::CopyToHost { dst, src, bytes } => unsafe {
                 std::ptr::copy_nonoverlapping(src as *const u8, dst as *mut u8, bytes);
             },
-            // SAFETY: as above.
-            Op::Fill { dst, value, bytes } => unsafe { std::ptr::write_bytes(dst as *mut u8, value, bytes) },
+            Op::Fill { dst, value, bytes } => {
+                self.forget_writers(dst, bytes);
+                // SAFETY: as above.
+                unsafe { std::ptr::write_bytes(dst as *mut u8, value, bytes) };
+            }
             Op::Record { event, ticket } => {
                 state.events[event].done = ticket;
                 state.events[event].time = Some(Instant::now());
@@ -258,6 +283,10 @@ fn unguard(memory: &[(u64, usize)]) {
             address.unpoison(base as *const u8, bytes);
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 fn layout(bytes: usize) -> Result<Layout> {
@@ -303,6 +332,7 @@ impl Machine for Emulator {
     }
 
     unsafe fn free(&self, address: u64, bytes: usize) {
+        self.forget_writers(address, bytes);
         self.lock().memory.retain(|&(base, _)| base != address);
         if let Ok(layout) = layout(bytes) {
             // SAFETY: `address` came from `allocate` with the same size; the caller has drained the streams.
@@ -345,6 +375,22 @@ impl Machine for Emulator {
             ..runtime::TensorMap::empty()
         };
         Ok(map.encode())
+    }
+
+    fn access_counts(&self) -> Result<AccessCounts> {
+        let counts = self.records.as_ref().and_then(|records| records.counts());
+        counts.ok_or_else(|| {
+            Error::Unsupported(match accesses::RECORDS_ACCESSES {
+                true => "this emulator was made without `count_accesses`".to_string(),
+                false => "this build's kernels do not tell of their accesses: run scripts/sanitize accesses"
+                    .to_string(),
+            })
+        })
+    }
+
+    fn last_writer(&self, address: u64) -> Option<String> {
+        let writer = self.records.as_ref()?.last_writer(address)?;
+        Some(format!("{writer} (seed {})", self.options.seed))
     }
 
     fn prepare(&self, _kernel: &'static Kernel) -> Result<()> {

@@ -15,11 +15,13 @@
 
 use std::ffi::{CStr, c_char, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Once};
 
 use corosensei::stack::{DefaultStack, Stack as _};
 use corosensei::trap::CoroutineTrapHandler;
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 
+use super::accesses::{self, Recorder, Records};
 use super::faults::Fault;
 use super::pool::Progress;
 use super::sanitizer::{self, Fiber, SANITIZER, Stack};
@@ -29,7 +31,7 @@ pub(super) use hopper::tma::Map as TensorMap;
 
 mod hopper;
 
-const WARP: usize = 32;
+pub(super) const WARP: usize = 32;
 /// Kernels keep fragments and accumulators in locals: a few KiB. The guard page catches what grows past this.
 const STACK_BYTES: usize = 64 << 10;
 
@@ -178,6 +180,8 @@ pub(super) struct Launch<'a> {
     pub seed: u64,
     /// The emulator's, which replays it.
     pub emulator_seed: u64,
+    /// Where its accesses are counted.
+    pub records: Option<&'a Arc<Records>>,
 }
 
 /// The runtime of one worker: the fibers and shared memory that it uses for CTA after CTA.
@@ -199,6 +203,7 @@ pub(super) struct Cta {
     seed: u64,
     /// Of the worker.
     progress: *const Progress,
+    recorder: Recorder,
     /// For the sanitizers: the worker itself and its stack, and the names of what orders one CTA after the other: all
     /// threads come after its beginning and before its end, but no thread's end comes before another's beginning.
     worker: Fiber,
@@ -247,6 +252,7 @@ impl Cta {
             kernel: "",
             seed: 0,
             progress: std::ptr::null(),
+            recorder: Recorder::default(),
             worker: Fiber::NONE,
             worker_stack: Stack::UNKNOWN,
             begun: 0,
@@ -308,6 +314,7 @@ impl Cta {
             self.error = Some(format!("deadlock: {}", self.who_waits_where()));
             return Err(self.abandon());
         }
+        self.recorder.finish();
         sanitizer::acquire(&raw const self.ended);
         self.open_shared_memory();
         // SAFETY: sets a thread-local of this OS thread.
@@ -353,6 +360,8 @@ impl Cta {
             smem: (base + (base.wrapping_neg() & 1023)) as *mut c_void,
         };
         self.fence_shared_memory();
+        let smem = self.index.smem as usize..self.index.smem as usize + self.smem_bytes;
+        self.recorder.start(launch, cta, smem);
         self.kernel = launch.name;
         self.seed = launch.emulator_seed;
         self.num_synced = 0;
@@ -639,9 +648,22 @@ unsafe extern "C" {
 
 /// Tells the host-compiled kernels where the runtime is. Idempotent.
 pub(super) fn install() {
-    // SAFETY: stores the address of a static; every caller stores the same one.
-    unsafe { schnell_emu_set_runtime((&raw const RUNTIME).cast()) };
-    hopper::install();
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: stores the address of a static.
+        unsafe { schnell_emu_set_runtime((&raw const RUNTIME).cast()) };
+        accesses::install();
+        hopper::install();
+    });
+}
+
+/// The recorder of the CTA that `thread` belongs to, and the thread's place in the CTA.
+///
+/// # Safety
+/// `thread` is the running fiber's own, and its CTA's recorder is not in use.
+pub(super) unsafe fn recorder<'a>(thread: *mut Thread) -> (&'a mut Recorder, usize) {
+    // SAFETY: thread and CTA are alive while the fiber runs, and nothing else of the CTA is referred to.
+    unsafe { (&mut (*(*thread).cta).recorder, (*thread).thread as usize) }
 }
 
 /// Gives way to the scheduler until this thread is made ready again.
@@ -682,6 +704,7 @@ unsafe extern "C" fn sync_cta(thread: *mut Thread, site: *const Site) {
         if cta.barrier_arrived == cta.live {
             cta.barrier_arrived = 0;
             cta.num_synced += 1;
+            cta.recorder.converge_all();
             let me = (*thread).thread as usize;
             for (w, warp) in cta.warps.iter_mut().enumerate() {
                 if warp.arrived != 0 {
@@ -737,6 +760,7 @@ unsafe fn rendezvous(
         }
         warp.arrived = 0;
         warp.ready = !(1 << lane);
+        (*cta).recorder.converge(me / WARP);
         let operands: *const [Operands; WARP] = &warp.operands;
         if let Err(what) = run(&*cta, &*operands) {
             fail(thread, *site, what);

@@ -1,0 +1,663 @@
+//! What the kernels' memory accesses cost: bank conflicts and sectors, by source line (scripts/sanitize accesses).
+//!
+//! Kernels run at shapes like those of FLUX, aligned and whole tiles, and must access memory at the least cost that there
+//! is, but for the lines in [`ALLOWED`], each with its reason. `docs/accesses.txt` has every line's cost; `BLESS=1` writes it
+//! anew for a reviewer to see.
+
+mod common;
+use common::*;
+use half::bf16;
+use schnell::Error;
+use schnell::device::emulator::accesses::{AccessKind, LineAccesses, RECORDS_ACCESSES};
+use schnell::device::{Device, EmulatorOptions, Order, View};
+use schnell::kernels::FloatOut;
+use schnell::kernels::attention::{Attention, Heads, RelativeBias};
+use schnell::kernels::bf16_gemm::{Bf16Gemm, Bf16Weight};
+use schnell::kernels::conv2d::{self, Conv2d};
+use schnell::kernels::count_nonfinite::CountNonfinite;
+use schnell::kernels::euler_step::EulerStep;
+use schnell::kernels::gemm::{Activation, Epilogue, Problem, Segment};
+use schnell::kernels::gemv::{Gemv, GemvActivation, GemvWeight};
+use schnell::kernels::group_norm_silu::GroupNormSilu;
+use schnell::kernels::head_norm_rope::HeadNormRope;
+use schnell::kernels::layer_norm_mod::LayerNormMod;
+use schnell::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
+use schnell::kernels::nf4_quantize::{Nf4Layout, Nf4Quantize, Nf4Source};
+use schnell::kernels::probe;
+use schnell::kernels::rms_norm::RmsNorm;
+use schnell::kernels::to_rgb::ToRgb;
+use schnell::kernels::unpack_latents::UnpackLatents;
+
+const COMMITTED: &str = "docs/accesses.txt";
+
+/// A line that costs more than the least, the ratio that it may cost, and why that is all right.
+struct Allowed {
+    file: &'static str,
+    kind: AccessKind,
+    /// Part of the line.
+    text: &'static str,
+    ratio: f64,
+    #[allow(dead_code)] // for the reader
+    because: &'static str,
+}
+
+use AccessKind::{GlobalRead, GlobalWrite, SharedRead, SharedWrite};
+
+const fn allow(
+    file: &'static str,
+    kind: AccessKind,
+    text: &'static str,
+    ratio: f64,
+    because: &'static str,
+) -> Allowed {
+    Allowed { file, kind, text, ratio, because }
+}
+
+const ONCE_PER_TILE: &str = "8 neighbours by 8 scalar loads, once per tile; after the first they are in L1";
+const HALVES: &str =
+    "one half of each lane's 32 bytes; the next instruction has the other half of the same sectors";
+const PER_PICTURE: &str = "once per picture";
+const AT_LOAD: &str = "once per weight, when a model is loaded";
+
+const ALLOWED: &[Allowed] = &[
+    // Epilogues.
+    allow("gemm_tile.cuh", GlobalRead, "q.bias[feature + c]", 8.0, ONCE_PER_TILE),
+    allow("gemm_tile.cuh", GlobalRead, "static_cast<const float *>(s.aux)[feature + c", 8.0, ONCE_PER_TILE),
+    allow("gemm_tile.cuh", GlobalRead, "reinterpret_cast<const float4 *>(in)[0], hi", 2.0, HALVES),
+    allow(
+        "gemm_tile.cuh",
+        GlobalWrite,
+        "gpu::store_vector(reinterpret_cast<float4 *>(out), float4",
+        2.0,
+        HALVES,
+    ),
+    allow(
+        "gemm_tile.cuh",
+        GlobalWrite,
+        "gpu::store_vector(reinterpret_cast<float4 *>(out) + 1, float4",
+        2.0,
+        HALVES,
+    ),
+    allow(
+        "attention.cu",
+        GlobalWrite,
+        "*reinterpret_cast<uint32_t *>(row + column)",
+        2.0,
+        "a fragment has 16 bytes of a row; the next one's store has the other half of the sector",
+    ),
+    allow("attention.cu", GlobalRead, "p.bias[", 1.2, "the table's rows start anywhere"),
+    allow(
+        "gemv.cu",
+        GlobalWrite,
+        "p.out[m * p.out_pitch + n]",
+        2.0,
+        "a warp has 4 of a row's results: half a sector, once",
+    ),
+    // Norms.
+    allow(
+        "group_norm_silu.cu",
+        GlobalRead,
+        "p.statistics[2 * group]",
+        4.0,
+        "once per chunk of 64 pixels; neighbouring channels share a group, and L1 has the other half of the pair",
+    ),
+    allow("group_norm_silu.cu", GlobalRead, "p.statistics[2 * group + 1] *", 4.0, "as above"),
+    allow("group_norm_silu.cu", GlobalRead, "reinterpret_cast<const float4 *>(from)[0], hi", 2.0, HALVES),
+    allow("group_norm_silu.cu", GlobalRead, "(partials[2 * chunk] - origin)", 2.0, "a pair by two loads"),
+    allow("group_norm_silu.cu", GlobalRead, "partials[2 * chunk] - mean", 2.0, "a pair by two loads"),
+    allow("group_norm_silu.cu", GlobalRead, "partials[2 * chunk + 1] /", 2.0, "a pair by two loads"),
+    allow(
+        "group_norm_silu.cu",
+        SharedWrite,
+        "smem.mean[slot * V + j] =",
+        8.0,
+        "once per chunk; nvcc makes STS.128 of them, 2-way",
+    ),
+    allow(
+        "group_norm_silu.cu",
+        SharedWrite,
+        "smem.m2[slot * V + j] =",
+        8.0,
+        "once per chunk; nvcc makes STS.128 of them, 2-way",
+    ),
+    allow(
+        "group_norm_silu.cu",
+        SharedRead,
+        "origin = smem.mean[",
+        16.0,
+        "a lane per group, groups side by side",
+    ),
+    allow(
+        "group_norm_silu.cu",
+        SharedRead,
+        "sum += smem.mean[",
+        16.0,
+        "a lane per group, groups side by side",
+    ),
+    allow(
+        "group_norm_silu.cu",
+        SharedRead,
+        "d = smem.mean[i] - mean",
+        16.0,
+        "a lane per group, groups side by side",
+    ),
+    allow(
+        "group_norm_silu.cu",
+        SharedRead,
+        "m2 += smem.m2[i]",
+        16.0,
+        "a lane per group, groups side by side",
+    ),
+    allow("group_norm_silu.cu", GlobalWrite, "to[0] = mean", 8.0, "8 bytes per group and chunk of 64 pixels"),
+    allow("group_norm_silu.cu", GlobalWrite, "to[1] = m2", 8.0, "8 bytes per group and chunk of 64 pixels"),
+    allow("head_norm_rope.cu", GlobalRead, "p.weight[2 * pair]", 2.0, "a pair by two loads"),
+    allow("head_norm_rope.cu", GlobalRead, "p.weight[2 * pair + 1]", 2.0, "a pair by two loads"),
+    // Not in any loop over a model's layers.
+    allow("nf4_quantize.cu", GlobalRead, "p.src_bf16[", 2.0, AT_LOAD),
+    allow("nf4_quantize.cu", GlobalRead, "p.src_f32[", 2.0, AT_LOAD),
+    allow("nf4_quantize.cu", GlobalWrite, "p.codes[", 2.0, AT_LOAD),
+    allow("to_rgb.cu", GlobalRead, "p.x[pixel * p.pitch", 3.0, PER_PICTURE),
+    allow("unpack_latents.cu", GlobalRead, "patch[4 * c]", 4.0, PER_PICTURE),
+    allow("unpack_latents.cu", GlobalRead, "patch[4 * c + 4]", 4.0, PER_PICTURE),
+];
+
+fn counting(order: Order) -> Bench {
+    let options =
+        EmulatorOptions { count_accesses: true, track_writers: true, order, ..EmulatorOptions::default() };
+    Bench::with_bytes(Device::emulator(options), 32 << 20)
+}
+
+/// What the launches cost, in the order of the source.
+fn counts(order: Order, launches: impl Fn(&Bench)) -> Vec<LineAccesses> {
+    let bench = counting(order);
+    launches(&bench);
+    bench.device.synchronize(COMPUTE).unwrap();
+    bench.device.access_counts().unwrap().lines
+}
+
+fn source_text(line: &LineAccesses) -> String {
+    let source = std::fs::read_to_string(format!("kernels/{}", line.file))
+        .unwrap_or_else(|e| panic!("kernels/{}, where {line:?} should be: {e}", line.file));
+    source.lines().nth(line.line as usize - 1).unwrap_or_default().trim().to_string()
+}
+
+/// NaN patterns are as good as any numbers: no kernel's addresses depend on data, but for the codes of NF4.
+fn codes(bench: &Bench, len: usize) -> View<u8> {
+    let mut rng = Rng(1);
+    bench.upload(&(0..len).map(|_| rng.bits() as u8).collect::<Vec<u8>>())
+}
+
+fn nf4_gemm(bench: &Bench) {
+    let [m, n, k] = [128, 256, 256];
+    let (x, bias, gate) = (bench.alloc(m * k), bench.alloc(n), bench.alloc(n));
+    let layout = Nf4Layout::Fragments;
+    let (codes, absmax) = (codes(bench, layout.codes_len(n, k)), bench.alloc(layout.absmax_len(n, k)));
+    let (out, residual) = (bench.alloc::<bf16>(m * n), bench.alloc::<f32>(m * n));
+    let (norm, cos, sin) = (bench.alloc(128), bench.alloc(m * 64), bench.alloc(m * 64));
+    let problem = |activation, epilogue| Problem::simple(&x, [m, n, k], Some(&bias), activation, epilogue);
+    let heads = Segment {
+        begin: 0,
+        end: n,
+        pitch: n,
+        activation: Activation::None,
+        epilogue: Epilogue::NormRope { out: &out, weight: &norm },
+    };
+    for problem in [
+        problem(Activation::GeluTanh, Epilogue::Store(&out)),
+        problem(Activation::None, Epilogue::Add(&residual, Some(&gate))),
+        Problem {
+            rope: Some((&cos, &sin)),
+            segments: vec![heads],
+            ..problem(Activation::None, Epilogue::Store(&out))
+        },
+    ] {
+        let weight = Nf4Weight { codes: &codes, absmax: &absmax };
+        Nf4Gemm { problems: &[(problem, weight)] }.launch(&bench.device, COMPUTE).unwrap();
+    }
+}
+
+fn bf16_gemm(bench: &Bench) {
+    let [m, n, k] = [128, 128, 256];
+    let (x, bias, values) = (bench.alloc(m * k), bench.alloc(n), bench.alloc(n * k));
+    let (out, product) = (bench.alloc::<f32>(m * n), bench.alloc::<bf16>(m * n));
+    let other = bench.alloc::<bf16>(m * n);
+    for epilogue in [
+        Epilogue::StoreF32(&out),
+        Epilogue::Store(&product),
+        Epilogue::AddBf16(&product, &other),
+        Epilogue::MulBf16(&product, &other),
+    ] {
+        let problem = Problem::simple(&x, [m, n, k], Some(&bias), Activation::None, epilogue);
+        let weight = Bf16Weight { values: &values, pitch: k };
+        Bf16Gemm { problems: &[(problem, weight)] }.launch(&bench.device, COMPUTE).unwrap();
+    }
+}
+
+fn conv2d(bench: &Bench) {
+    let (height, width, channels, out_channels) = (8, 16, 64, 128);
+    let x = bench.alloc(height * width * channels);
+    let (bias, residual) = (bench.alloc(out_channels), bench.alloc(height * width * out_channels));
+    for (kernel, upsample) in [(3, false), (1, false), (3, true)] {
+        let weight = bench.alloc(out_channels * conv2d::weight_pitch(channels, kernel));
+        let out = bench.alloc::<bf16>(height * width * out_channels * if upsample { 4 } else { 1 });
+        let epilogue = if kernel == 1 { Epilogue::AddBf16(&out, &residual) } else { Epilogue::Store(&out) };
+        Conv2d {
+            x: &x,
+            x_pitch: channels,
+            height,
+            width,
+            channels,
+            out_channels,
+            kernel,
+            upsample,
+            weight: &weight,
+            bias: Some(&bias),
+            epilogue,
+            out_pitch: out_channels,
+        }
+        .launch(&bench.device, COMPUTE)
+        .unwrap();
+    }
+}
+
+/// As CLIP (causal), T5 (biased), FLUX and the VAE use it.
+fn attention(bench: &Bench) {
+    for (head_dim, heads, causal, biased) in [
+        (64, 2, true, false),
+        (64, 2, false, true),
+        (128, 2, false, false),
+        (256, 1, false, false),
+        (512, 1, false, false),
+    ] {
+        let len = 128;
+        let pitch = heads * head_dim;
+        let [q, k, v, out] = [(); 4].map(|()| bench.alloc(len * pitch));
+        let bias = bench.alloc(heads * (2 * len - 1));
+        fn place(view: &View<bf16>, pitch: usize, head_stride: usize) -> Heads<'_> {
+            Heads { view, pitch, head_stride }
+        }
+        Attention {
+            q: place(&q, pitch, head_dim),
+            k: place(&k, pitch, head_dim),
+            v: place(&v, pitch, head_dim),
+            out: place(&out, pitch, head_dim),
+            bias: biased.then_some(RelativeBias { view: &bias, len }),
+            causal,
+            softmax_scale: 0.1,
+            q_len: len,
+            kv_len: len,
+            heads,
+            head_dim,
+        }
+        .launch(&bench.device, COMPUTE)
+        .unwrap();
+    }
+}
+
+/// Every number of rows that has an entry point.
+fn gemv(bench: &Bench) {
+    let (n, k) = (64, 2048);
+    let bias = bench.alloc(n);
+    let weight = bench.alloc(n * k);
+    let (codes, absmax) = (codes(bench, n * k / 2), bench.alloc(n * k / 64));
+    for m in [1, 2, 4, 8] {
+        let (x, out) = (bench.alloc(m * k), bench.alloc(m * n));
+        for weight in [
+            GemvWeight::Bf16 { weight: &weight, pitch: k },
+            GemvWeight::Nf4 { codes: &codes, absmax: &absmax },
+        ] {
+            Gemv {
+                x: &x,
+                pitch: k,
+                m,
+                n,
+                k,
+                weight,
+                bias: Some(&bias),
+                act_in: GemvActivation::Silu,
+                act_out: GemvActivation::None,
+                add: None,
+                out: &out,
+                out_pitch: n,
+            }
+            .launch(&bench.device, COMPUTE)
+            .unwrap();
+        }
+    }
+}
+
+fn norms(bench: &Bench) {
+    let rows = 8;
+    for width in [768, 3072, 4096] {
+        let x = bench.alloc(rows * width);
+        let (scale, shift) = (bench.alloc(width), bench.alloc(width));
+        let (floats, rounded) = (bench.alloc(rows * width), bench.alloc(rows * width));
+        for out in [FloatOut::F32(&floats), FloatOut::Bf16(&rounded)] {
+            let norm = LayerNormMod {
+                x: &x,
+                pitch: width,
+                rows,
+                width,
+                scale: &scale,
+                shift: &shift,
+                scale_offset: 1.0,
+                eps: 1e-6,
+                out,
+                out_pitch: width,
+            };
+            // Only T5 is wider than 3072, and has no such norm.
+            if width <= 3072 {
+                norm.launch(&bench.device, COMPUTE).unwrap();
+            }
+            RmsNorm { x: &x, pitch: width, rows, width, weight: &scale, eps: 1e-6, out, out_pitch: width }
+                .launch(&bench.device, COMPUTE)
+                .unwrap();
+        }
+    }
+}
+
+/// The widths of the VAE.
+fn group_norm_silu(bench: &Bench) {
+    for channels in [128, 256, 512] {
+        let (pixels, groups) = (192, 32);
+        let [x, out] = [(); 2].map(|()| bench.alloc(pixels * channels));
+        let (weight, bias) = (bench.alloc(channels), bench.alloc(channels));
+        GroupNormSilu {
+            x: &x,
+            pitch: channels,
+            pixels,
+            channels,
+            groups,
+            weight: &weight,
+            bias: &bias,
+            eps: 1e-6,
+            silu: true,
+            out: &out,
+            out_pitch: channels,
+            workspace: &bench.alloc(GroupNormSilu::workspace_len(pixels, groups)),
+        }
+        .launch(&bench.device, COMPUTE)
+        .unwrap();
+    }
+}
+
+fn head_norm_rope(bench: &Bench) {
+    let (rows, heads, head_dim) = (8, 4, 128);
+    let pitch = heads * head_dim;
+    let (cos, sin) = (bench.alloc(rows * head_dim / 2), bench.alloc(rows * head_dim / 2));
+    let weight = bench.alloc(head_dim);
+    let x = bench.alloc(rows * pitch);
+    let (cos, sin, weight) = (&cos, &sin, &weight);
+    HeadNormRope { x: &x, pitch, rows, heads, head_dim, weight, eps: 1e-6, cos, sin, rope_row: 0 }
+        .launch(&bench.device, COMPUTE)
+        .unwrap();
+}
+
+/// What runs once per picture or model.
+fn once(bench: &Bench) {
+    let n = 1024;
+    let [latents, velocity] = [(); 2].map(|()| bench.alloc(n));
+    let latents_bf16 = bench.alloc(n);
+    EulerStep {
+        latents: &latents,
+        velocity: &velocity,
+        negative: None,
+        latents_bf16: &latents_bf16,
+        dt: -0.25,
+    }
+    .launch(&bench.device, COMPUTE)
+    .unwrap();
+    let counter = bench.upload(&[0u32]);
+    CountNonfinite { x: &latents, counter: &counter }.launch(&bench.device, COMPUTE).unwrap();
+    let (height, width, channels) = (8, 16, 16);
+    let tokens = bench.alloc(height * width * channels);
+    let map = bench.alloc(height * width * 16);
+    UnpackLatents {
+        tokens: &tokens,
+        height,
+        width,
+        channels,
+        scaling: 0.3611,
+        shift: 0.1159,
+        out: &map,
+        pitch: 16,
+    }
+    .launch(&bench.device, COMPUTE)
+    .unwrap();
+    let (pixels, pitch) = (512, 8);
+    ToRgb { x: &bench.alloc(pixels * pitch), pitch, pixels, out: &bench.alloc(pixels * 3) }
+        .launch(&bench.device, COMPUTE)
+        .unwrap();
+    let (n, k) = (64, 256);
+    let (f32s, bf16s) = (bench.alloc(n * k), bench.alloc(n * k));
+    for (src, layout) in
+        [(Nf4Source::F32(&f32s), Nf4Layout::Rows), (Nf4Source::Bf16(&bf16s), Nf4Layout::Fragments)]
+    {
+        let codes = bench.alloc(layout.codes_len(n, k));
+        let absmax = bench.alloc(layout.absmax_len(n, k));
+        Nf4Quantize { src, pitch: k, rows: n, k, first_row: 0, n, layout, codes: &codes, absmax: &absmax }
+            .launch(&bench.device, COMPUTE)
+            .unwrap();
+    }
+}
+
+fn product_kernels(bench: &Bench) {
+    for launch in [nf4_gemm, bf16_gemm, conv2d, attention, gemv, norms, group_norm_silu, head_norm_rope, once]
+    {
+        launch(bench);
+    }
+}
+
+/// One line per line, aligned.
+fn table(lines: &[LineAccesses]) -> String {
+    let mut table = String::from(concat!(
+        "What the kernels' memory accesses cost, per access of a warp: wavefronts of shared memory, 32-byte sectors of\n",
+        "device memory, and the least that its lanes and bytes could cost. At the shapes of tests/accesses.rs, as g++ for\n",
+        "the emulator sees the code. `BLESS=1 scripts/sanitize accesses` writes this file.\n",
+    ));
+    let mut kernel = "";
+    for line in lines {
+        if line.kernel != kernel {
+            kernel = line.kernel;
+            table += &format!("\n{kernel}\n      accesses  bytes   cost  least\n");
+        }
+        let (executions, per) = (line.executions, |n: u64| n as f64 / line.executions as f64);
+        let mark = if line.cost > line.least { '*' } else { ' ' };
+        let columns = format!(
+            "{mark} {:13}{executions:7}{:5}{:7.2}{:7.2}  {}: {}",
+            line.kind,
+            line.bytes,
+            per(line.cost),
+            per(line.least),
+            line.file,
+            source_text(line)
+        );
+        table += &columns;
+        table += "\n";
+    }
+    table
+}
+
+#[test]
+#[cfg_attr(not(schnell_accesses), ignore = "needs instrumented kernels: scripts/sanitize accesses")]
+fn product_kernels_cost_the_least_but_for_what_is_listed() {
+    let lines = counts(Order::InOrder, product_kernels);
+    let table = table(&lines);
+    println!("{table}");
+    let mut faults = Vec::new();
+    let mut used = vec![false; ALLOWED.len()];
+    for line in lines.iter().filter(|line| line.cost > line.least) {
+        let text = source_text(line);
+        let applies = |a: &Allowed| a.file == line.file && a.kind == line.kind && text.contains(a.text);
+        let allowed = ALLOWED.iter().position(applies);
+        let ratio = line.cost as f64 / line.least as f64;
+        match allowed {
+            Some(i) if ratio <= ALLOWED[i].ratio => used[i] = true,
+            _ => faults.push(format!(
+                "{}: {}:{}: {}: {ratio:.2} times the least: {text}",
+                line.kernel, line.file, line.line, line.kind
+            )),
+        }
+    }
+    for (allowed, used) in ALLOWED.iter().zip(used) {
+        if !used {
+            faults.push(format!("no longer needed: {}: {}: {}", allowed.file, allowed.kind, allowed.text));
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(COMMITTED, &table).unwrap();
+    }
+    let committed = std::fs::read_to_string(COMMITTED).unwrap_or_default();
+    for (now, reviewed) in table.lines().zip(committed.lines()) {
+        assert_eq!(now, reviewed, "`BLESS=1 scripts/sanitize accesses` accepts it");
+    }
+    assert_eq!(table.lines().count(), committed.lines().count(), "{COMMITTED} is stale");
+}
+
+/// Entry points that FLUX does not use: what is not aligned, and the probe.
+#[test]
+fn every_entry_point_of_a_pipeline_is_counted() {
+    let bench = Bench::new(emulator());
+    product_kernels(&bench);
+    bench.device.synchronize(COMPUTE).unwrap();
+    let launched = bench.device.launched();
+    let exempt = ["_any", "partials_x1", "apply_x1"];
+    for kernel in schnell::kernels::product() {
+        let counted = launched.contains(&kernel.name);
+        assert!(counted != exempt.iter().any(|end| kernel.name.ends_with(end)), "{kernel:?}");
+    }
+}
+
+/// Accesses happen in the order of the schedule, and CTAs on any worker; what they cost must not depend on it.
+#[test]
+#[cfg_attr(not(schnell_accesses), ignore = "needs instrumented kernels: scripts/sanitize accesses")]
+fn counts_do_not_depend_on_the_schedule() {
+    assert_eq!(counts(Order::Random, product_kernels), counts(Order::InOrder, product_kernels));
+}
+
+/// Per access of a warp: text of the line, how often, cost and least.
+const PROBE: &[(&str, AccessKind, u64, u64, u64)] = &[
+    ("words[lane];", SharedRead, 1, 1, 1),
+    ("words[2 * lane];", SharedRead, 1, 2, 1),
+    ("words[32 * lane];", SharedRead, 1, 32, 1),
+    ("words[33 * lane];", SharedRead, 1, 1, 1),
+    ("words[lane / 8];", SharedRead, 1, 1, 1),
+    ("uint8_t *>(words)[lane];", SharedRead, 1, 1, 1),
+    ("pair = pairs[lane];", SharedRead, 1, 2, 2),
+    ("far_pair = pairs[2 * lane];", SharedRead, 1, 4, 2),
+    ("quad = quads[lane];", SharedRead, 1, 4, 4),
+    ("far_quad = quads[2 * lane];", SharedRead, 1, 8, 4),
+    ("same_quad = quads[lane / 8];", SharedRead, 1, 4, 4),
+    ("words[2 * lane + 1];", SharedRead, 1, 1, 1),
+    // Three times four turns, of 32, 24, 16 and 8 lanes; grouped across turns of the outer loop they would be fewer.
+    ("words[32 * j + lane];", SharedRead, 12, 1, 1),
+    ("words[64 + i];", SharedRead, 3, 1, 1),
+    ("words[2 * t] = sum;", SharedWrite, 1, 2, 1),
+    ("quads[2 * t] = quad;", SharedWrite, 1, 8, 4),
+    ("p.input[lane];", GlobalRead, 1, 4, 4),
+    ("p.input[8 * lane];", GlobalRead, 1, 32, 4),
+    ("p.input[lane + 1];", GlobalRead, 1, 5, 4),
+    ("p.input[0];", GlobalRead, 1, 1, 1),
+    ("device_quad =", GlobalRead, 1, 16, 16),
+    ("p.input[7 - lane];", GlobalRead, 1, 1, 1),
+    ("p.output[t] = sum;", GlobalWrite, 1, 4, 4),
+    ("atomic_add", GlobalWrite, 1, 1, 1),
+    ("&quads[lane], p.input", AccessKind::CopyFrom, 1, 16, 16),
+    ("&quads[lane], p.input", AccessKind::CopyTo, 1, 4, 4),
+    ("&quads[2 * lane], p.input", AccessKind::CopyFrom, 1, 16, 4),
+    ("&quads[2 * lane], p.input", AccessKind::CopyTo, 1, 8, 4),
+    // Two tiles of four matrices: rows side by side, and 8 rows that begin in one bank.
+    ("ldmatrix_x4_tile", AccessKind::LoadMatrix, 2, (4 + 32) / 2, 4),
+    ("p.output[t] +=", GlobalRead, 1, 4, 4),
+    ("p.output[t] +=", GlobalWrite, 1, 4, 4),
+];
+
+#[test]
+#[cfg_attr(not(schnell_accesses), ignore = "needs instrumented kernels: scripts/sanitize accesses")]
+fn accesses_of_known_cost_are_counted_so() {
+    const NUM_WARPS: u64 = 2;
+    for order in [Order::InOrder, Order::Random] {
+        let lines = counts(order, |bench| {
+            let (input, output) = (bench.upload(&[1u32; 256]), bench.upload(&[0u32; 65]));
+            probe::launch_accesses(&bench.device, &input, &output).unwrap();
+        });
+        assert_eq!(lines.len(), PROBE.len());
+        for &(text, kind, executions, cost, least) in PROBE {
+            let mut found = lines.iter().filter(|line| line.kind == kind && source_text(line).contains(text));
+            let line = found.next().unwrap_or_else(|| panic!("{text}: {kind} was not counted"));
+            assert!(found.next().is_none(), "{text}: twice");
+            let times = executions * NUM_WARPS;
+            assert_eq!(
+                (line.executions, line.cost, line.least),
+                (times, times * cost, times * least),
+                "{text}"
+            );
+        }
+    }
+}
+
+#[test]
+#[cfg_attr(not(schnell_accesses), ignore = "needs instrumented kernels: scripts/sanitize accesses")]
+fn the_last_writer_is_named() {
+    let bench = counting(Order::InOrder);
+    let (input, output) = (bench.upload(&[1u32; 256]), bench.upload(&[0u32; 65]));
+    let writer = |index| bench.device.last_writer(&output, index).unwrap();
+    assert!(writer(40).contains("no kernel"), "{}", writer(40));
+    for launch in 1..3 {
+        probe::launch_accesses(&bench.device, &input, &output).unwrap();
+        bench.device.synchronize(COMPUTE).unwrap();
+        let line = |text| {
+            let source = std::fs::read_to_string("kernels/probe.cu").unwrap();
+            source.lines().position(|line| line.contains(text)).unwrap() + 1
+        };
+        let place = format!(
+            "kernel probe_accesses (launch {launch}), CTA [0, 0, 0], thread 40 at probe.cu:{} (seed 0)",
+            line("p.output[t] += ")
+        );
+        assert!(writer(40).contains(&place), "{}", writer(40));
+        // In order, the warp that completes a barrier goes on.
+        let atomic = format!("thread 31 at probe.cu:{}", line("gpu::atomic_add(p.output + PROBE_THREADS"));
+        assert!(writer(64).contains(&atomic), "{}", writer(64));
+    }
+    bench.device.fill(COMPUTE, &output, 0).unwrap();
+    bench.device.synchronize(COMPUTE).unwrap();
+    assert!(writer(40).contains("no kernel"), "{}", writer(40));
+}
+
+/// The way of a failing comparison: rows gathered from a pitched download, widened.
+#[test]
+#[cfg_attr(not(schnell_accesses), ignore = "needs instrumented kernels: scripts/sanitize accesses")]
+fn a_wrong_element_is_reported_with_its_writer() {
+    let bench = Bench::new(emulator());
+    let (rows, pitch) = (3, 40);
+    let x = bench.upload(&Rng(4).f32s(rows * 32, 1.0));
+    let weight = bench.upload(&(0..32).map(|i| i as f32).collect::<Vec<f32>>());
+    let out = bench.alloc(rows * pitch);
+    let (weight, to) = (&weight, FloatOut::Bf16(&out));
+    RmsNorm { x: &x, pitch: 32, rows, width: 32, weight, eps: 1e-6, out: to, out_pitch: pitch }
+        .launch(&bench.device, COMPUTE)
+        .unwrap();
+    let got = to_f32(&bench.download(&out));
+    let got: Vec<f32> = got.chunks(pitch).flat_map(|row| row[..32].to_vec()).collect();
+    let mut want = got.clone();
+    want[2 * 32 + 5] += 1.0;
+    let panic = std::panic::catch_unwind(|| assert_close("x", &got, &want, &want)).unwrap_err();
+    let message = panic.downcast_ref::<String>().unwrap();
+    // Four columns a lane, one warp a row.
+    assert!(message.contains("element 69: "), "{message}");
+    assert!(
+        message.contains("; last written by kernel rms_norm_small (launch 1), CTA [0, 0, 0]"),
+        "{message}"
+    );
+    assert!(message.contains("thread 65 at row.cuh:"), "{message}");
+}
+
+#[test]
+fn what_is_missing_for_counts_is_said() {
+    let error = Device::emulator(EmulatorOptions::default()).access_counts().unwrap_err();
+    assert!(matches!(error, Error::Unsupported(_)));
+    let missing = if RECORDS_ACCESSES { "count_accesses" } else { "scripts/sanitize accesses" };
+    assert!(error.to_string().contains(missing), "{error}");
+}
