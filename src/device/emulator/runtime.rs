@@ -366,6 +366,8 @@ impl Cta {
         self.seed = launch.emulator_seed;
         self.num_synced = 0;
         self.worker = Fiber::current();
+        // The CTA before may have been another worker's: what hands the fibers over is not instrumented.
+        sanitizer::acquire(&raw const self.ended);
         sanitizer::release(&raw const self.begun);
         let this: *mut Cta = self;
         while self.fibers.len() < threads {
