@@ -3,21 +3,8 @@
 mod common;
 use common::*;
 use schnell::Error;
-use schnell::device::{AsyncCopies, Device, EmulatorOptions, Order};
+use schnell::device::{AsyncCopies, Device, Order};
 use schnell::kernels::probe_sm90::Fault;
-
-fn device(order: Order, async_copies: AsyncCopies, seed: u64) -> Device {
-    Device::emulator(EmulatorOptions {
-        threads: 1,
-        order,
-        async_copies,
-        seed,
-        arch: 90,
-        ..Default::default()
-    })
-}
-
-const MODES: [AsyncCopies; 3] = [AsyncCopies::Eager, AsyncCopies::Lazy, AsyncCopies::Random];
 
 fn run_fault(fault: Fault, device: Device) -> Result<Vec<u32>, String> {
     let bench = Bench::with_bytes(device, 2 << 20);
@@ -36,9 +23,9 @@ fn run_fault(fault: Fault, device: Device) -> Result<Vec<u32>, String> {
 /// The emulator says so whatever the mode, in both orders.
 #[track_caller]
 fn complaint(fault: Fault, must_contain: &[&str]) {
-    for mode in MODES {
+    for mode in ASYNC_COPIES {
         for (order, seed) in [(Order::InOrder, 0), (Order::Random, 1), (Order::Random, 2)] {
-            let reason = run_fault(fault, device(order, mode, seed))
+            let reason = run_fault(fault, hopper_emulator(order, mode, seed))
                 .expect_err(&format!("{fault:?} must show under {order:?}, {mode:?}"));
             for part in must_contain {
                 assert!(reason.contains(part), "{fault:?}: no {part:?} in {reason:?}");
@@ -59,8 +46,8 @@ fn place(after: &str, call: &str) -> String {
 fn an_uninitialised_barrier_is_named() {
     let at = place("FAULT_UNINITIALISED)", "mbarrier_arrive");
     // In a random order another thread may have initialised it before the first arrives.
-    for mode in MODES {
-        let reason = run_fault(Fault::Uninitialised, device(Order::InOrder, mode, 0)).unwrap_err();
+    for mode in ASYNC_COPIES {
+        let reason = run_fault(Fault::Uninitialised, hopper_emulator(Order::InOrder, mode, 0)).unwrap_err();
         for part in ["thread 0 at", &at, "no initialised mbarrier", "CTA [0, 0, 0]", "seed 0"] {
             assert!(reason.contains(part), "{reason}");
         }
@@ -103,7 +90,7 @@ fn copies_are_checked_before_they_touch_memory() {
 
 #[test]
 fn a_missing_wait_for_a_copy_shows_when_copies_are_late() {
-    let read = |mode| run_fault(Fault::NoCopyWait, device(Order::InOrder, mode, 0)).unwrap()[0];
+    let read = |mode| run_fault(Fault::NoCopyWait, hopper_emulator(Order::InOrder, mode, 0)).unwrap()[0];
     assert_eq!(read(AsyncCopies::Eager), 0x3f80_4000, "correct on a lucky day");
     assert_eq!(read(AsyncCopies::Lazy), u32::MAX);
 }
@@ -111,7 +98,8 @@ fn a_missing_wait_for_a_copy_shows_when_copies_are_late() {
 #[test]
 fn a_copy_that_outlives_its_cta_is_found() {
     let at = place("case PROBE_SM90_FAULT_COPY_LEFT", "bulk_load");
-    let reason = run_fault(Fault::CopyLeft, device(Order::InOrder, AsyncCopies::Lazy, 0)).unwrap_err();
+    let reason =
+        run_fault(Fault::CopyLeft, hopper_emulator(Order::InOrder, AsyncCopies::Lazy, 0)).unwrap_err();
     assert!(reason.contains("in flight") && reason.contains(&at), "{reason}");
 }
 
@@ -143,8 +131,8 @@ fn registers_must_be_named_in_a_fence_after_they_were_written() {
 
 #[test]
 fn accumulators_read_before_the_wait_are_nan() {
-    for mode in MODES {
-        let words = run_fault(Fault::NoWgmmaWait, device(Order::InOrder, mode, 0)).unwrap();
+    for mode in ASYNC_COPIES {
+        let words = run_fault(Fault::NoWgmmaWait, hopper_emulator(Order::InOrder, mode, 0)).unwrap();
         assert!(words.iter().all(|&word| f32::from_bits(word).is_nan()), "{mode:?}");
     }
 }

@@ -28,11 +28,7 @@ fn machines() -> Vec<Device> {
 #[track_caller]
 fn check(part: Part, input: &[u32], want: &[u32]) {
     for device in machines() {
-        let got = run(device, part, input);
-        assert_eq!(got.len(), want.len(), "{part:?}");
-        if let Some(i) = (0..want.len()).find(|&i| got[i] != want[i]) {
-            panic!("{part:?}: word {i} is {:#010x}, expected {:#010x}", got[i], want[i]);
-        }
+        assert_same(&format!("{part:?}"), &run(device, part, input), want);
     }
 }
 

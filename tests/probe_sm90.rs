@@ -7,34 +7,17 @@ use schnell::Error;
 use schnell::device::{AsyncCopies, Device, EmulatorOptions, Order};
 use schnell::kernels::probe_sm90::Part;
 
-fn device(order: Order, async_copies: AsyncCopies, seed: u64) -> Device {
-    Device::emulator(EmulatorOptions {
-        threads: 1,
-        order,
-        async_copies,
-        seed,
-        arch: 90,
-        ..Default::default()
-    })
-}
-
-const MODES: [AsyncCopies; 3] = [AsyncCopies::Eager, AsyncCopies::Lazy, AsyncCopies::Random];
-
 /// Every way to run the emulator must give the same words.
 fn machines() -> impl Iterator<Item = Device> {
-    let in_order = MODES.into_iter().map(|mode| device(Order::InOrder, mode, 0));
-    let random = (1..=4).flat_map(|seed| MODES.map(|mode| device(Order::Random, mode, seed)));
+    let in_order = ASYNC_COPIES.into_iter().map(|mode| hopper_emulator(Order::InOrder, mode, 0));
+    let random = (1..=4).flat_map(|seed| ASYNC_COPIES.map(|mode| hopper_emulator(Order::Random, mode, seed)));
     in_order.chain(random)
 }
 
 #[track_caller]
 fn check(part: Part, input: &[u32], want: &[u32]) {
     for device in machines() {
-        let got = run(device, part, input);
-        assert_eq!(got.len(), want.len(), "{part:?}");
-        if let Some(i) = (0..want.len()).find(|&i| got[i] != want[i]) {
-            panic!("{part:?}: word {i} is {:#010x}, expected {:#010x}", got[i], want[i]);
-        }
+        assert_same(&format!("{part:?}"), &run(device, part, input), want);
     }
 }
 
@@ -199,7 +182,7 @@ fn a_pipeline_gives_the_same_under_many_schedules() {
     for part in [Part::Shared(64), Part::Registers(64)] {
         let want = products(64, |row, column| matrices.product(row, column));
         for seed in 10..60 {
-            let got = run(device(Order::Random, AsyncCopies::Random, seed), part, &matrices.words);
+            let got = run(hopper_emulator(Order::Random, AsyncCopies::Random, seed), part, &matrices.words);
             assert!(got == want, "{part:?}, seed {seed}");
         }
     }

@@ -37,6 +37,20 @@ pub fn random_emulator(seed: u64, threads: usize) -> Device {
     Device::emulator(options)
 }
 
+/// An emulator that poses as a Hopper.
+pub fn hopper_emulator(order: Order, async_copies: AsyncCopies, seed: u64) -> Device {
+    Device::emulator(EmulatorOptions {
+        threads: 1,
+        order,
+        async_copies,
+        seed,
+        arch: 90,
+        ..EmulatorOptions::default()
+    })
+}
+
+pub const ASYNC_COPIES: [AsyncCopies; 3] = [AsyncCopies::Eager, AsyncCopies::Lazy, AsyncCopies::Random];
+
 /// The machine under test and its memory, bump-allocated and poisoned with NaN patterns.
 pub struct Bench {
     pub device: Device,
@@ -171,7 +185,7 @@ mod provenance {
 pub fn assert_same<T: bytemuck::NoUninit + PartialEq + std::fmt::Debug>(what: &str, got: &[T], want: &[T]) {
     assert_eq!(got.len(), want.len(), "{what}: lengths");
     if let Some(i) = (0..got.len()).find(|&i| got[i] != want[i]) {
-        panic!("{what}: element {i} is {:?}, expected {:?}{}", got[i], want[i], provenance::of(got, i));
+        panic!("{what}: element {i} is {:#x?}, expected {:#x?}{}", got[i], want[i], provenance::of(got, i));
     }
 }
 
