@@ -2,8 +2,8 @@
 //! small launches themselves.
 //!
 //! # Safety
-//! A [`Launch`] borrows its parameters from the caller of [`Pool::run`], which returns only when every worker has let
-//! go of it; that is what makes sending its raw pointers to the workers sound.
+//! A [`Launch`] borrows its parameters from the caller of [`Pool::run`], which returns only when every worker that takes
+//! part has let go of it, and the others do not look into it; that is what makes sending its raw pointers sound.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -77,7 +77,7 @@ impl Pool {
         let workers = (0..threads)
             .map(|worker| {
                 let shared = shared.clone();
-                std::thread::spawn(move || work(&shared, &shared.progress[worker]))
+                std::thread::spawn(move || work(&shared, worker))
             })
             .collect();
         Pool { shared, workers }
@@ -86,7 +86,7 @@ impl Pool {
     /// Runs every CTA of the launch; the error is that of the lowest CTA that failed.
     pub fn run(&self, launch: &Launch<'_>) -> Result<(), String> {
         let num_ctas = launch.grid.iter().map(|&n| n as usize).product();
-        // SAFETY: only the lifetime changes; this function does not return before the workers are done.
+        // SAFETY: only the lifetime changes; this function does not return before the workers that use it are done.
         let launch = unsafe { std::mem::transmute::<Launch<'_>, Launch<'static>>(*launch) };
         let task = Arc::new(Task {
             launch,
@@ -98,7 +98,7 @@ impl Pool {
         sanitizer::release(Arc::as_ptr(&task));
         let mut board = lock(&self.shared.board);
         board.generation += 1;
-        board.busy = self.workers.len();
+        board.busy = self.workers.len().min(num_ctas);
         board.task = Some(task.clone());
         self.shared.work.notify_all();
         let mut watch: Vec<(u64, u32)> = vec![(0, 0); self.workers.len()];
@@ -159,33 +159,18 @@ struct Idle(Box<Cta>);
 // thread up anew when it is resumed.
 unsafe impl Send for Idle {}
 
-fn work(shared: &Shared, progress: &Progress) {
-    let idle = lock(&IDLE).pop();
-    let mut cta = idle.map_or_else(Cta::new, |idle| idle.0);
-    serve(shared, &mut cta, progress);
-    lock(&IDLE).push(Idle(cta));
-}
-
-fn serve(shared: &Shared, cta: &mut Cta, progress: &Progress) {
+/// A worker's life. Of a launch with fewer CTAs than there are workers only the first take part: the fibers that the others
+/// would make are not needed, and cost all of ThreadSanitizer's clocks.
+fn work(shared: &Shared, worker: usize) {
+    let mut cta = None;
     let mut seen = 0;
-    loop {
-        let task = {
-            let mut board = lock(&shared.board);
-            loop {
-                if board.shutdown {
-                    return;
-                }
-                if board.generation != seen
-                    && let Some(task) = &board.task
-                {
-                    seen = board.generation;
-                    break task.clone();
-                }
-                board = shared.work.wait(board).unwrap_or_else(|e| e.into_inner());
-            }
-        };
+    while let Some(task) = next_task(shared, &mut seen) {
+        if worker >= task.num_ctas {
+            continue;
+        }
+        let cta = cta.get_or_insert_with(|| lock(&IDLE).pop().map_or_else(Cta::new, |idle| idle.0));
         sanitizer::acquire(Arc::as_ptr(&task));
-        run_some(cta, &task, progress);
+        run_some(cta, &task, &shared.progress[worker]);
         sanitizer::release(Arc::as_ptr(&task));
         drop(task);
         let mut board = lock(&shared.board);
@@ -193,6 +178,24 @@ fn serve(shared: &Shared, cta: &mut Cta, progress: &Progress) {
         if board.busy == 0 {
             shared.done.notify_all();
         }
+    }
+    lock(&IDLE).extend(cta.map(Idle));
+}
+
+/// Waits for the launch after the one that was `seen`; `None` when there will be no more.
+fn next_task(shared: &Shared, seen: &mut u64) -> Option<Arc<Task>> {
+    let mut board = lock(&shared.board);
+    loop {
+        if board.shutdown {
+            return None;
+        }
+        if board.generation != *seen
+            && let Some(task) = &board.task
+        {
+            *seen = board.generation;
+            return Some(task.clone());
+        }
+        board = shared.work.wait(board).unwrap_or_else(|e| e.into_inner());
     }
 }
 

@@ -78,6 +78,8 @@ pub(super) struct Thread {
     fault: Option<Fault>,
     copies: Vec<PendingCopy>,
     copy_group: u32,
+    /// Groups that a wait has covered; later waits need not look at them.
+    groups_awaited: u32,
     /// For the sanitizers: this thread, the engine that makes its copies, and its stack.
     fiber: Fiber,
     engine: Fiber,
@@ -383,6 +385,7 @@ impl Cta {
                 fault: None,
                 copies: Vec::with_capacity(64),
                 copy_group: 0,
+                groups_awaited: 0,
                 fiber: Fiber::create(),
                 engine: Fiber::NONE,
                 stack,
@@ -396,6 +399,7 @@ impl Cta {
             thread.state = State::Running;
             thread.copies.clear();
             thread.copy_group = 0;
+            thread.groups_awaited = 0;
         }
         self.warps.clear();
         let nothing = Operands { out: std::ptr::null_mut(), a: std::ptr::null(), b: std::ptr::null() };
@@ -867,13 +871,18 @@ fn note_copy(thread: &mut Thread, copy: &PendingCopy) {
     sanitizer::acquire(&raw const thread.copies_issued);
     sanitizer::reads(copy.src, copy.valid_bytes as usize);
     sanitizer::writes(copy.dst, copy.bytes as usize);
-    sanitizer::release(&raw const thread.copies_done[copy.group as usize % COPY_GROUPS]);
     thread.fiber.switch_to();
 }
 
 unsafe extern "C" fn cp_async_commit(thread: *mut Thread) {
     // SAFETY: the kernel passes its own thread.
-    unsafe { (*thread).copy_group += 1 };
+    let thread = unsafe { &mut *thread };
+    if thread.engine.exists() {
+        thread.engine.switch_to();
+        sanitizer::release(&raw const thread.copies_done[thread.copy_group as usize % COPY_GROUPS]);
+        thread.fiber.switch_to();
+    }
+    thread.copy_group += 1;
 }
 
 unsafe extern "C" fn cp_async_wait(thread: *mut Thread, pending: u32, _site: *const Site) {
@@ -881,9 +890,11 @@ unsafe extern "C" fn cp_async_wait(thread: *mut Thread, pending: u32, _site: *co
     let thread = unsafe { &mut *thread };
     // The `pending` most recent committed groups may stay in flight; copies not yet committed stay too.
     let group = thread.copy_group;
-    for due in (0..group.saturating_sub(pending)).rev().take(COPY_GROUPS) {
-        sanitizer::acquire(&raw const thread.copies_done[due as usize % COPY_GROUPS]);
+    let due = group.saturating_sub(pending);
+    for done in (thread.groups_awaited..due).rev().take(COPY_GROUPS) {
+        sanitizer::acquire(&raw const thread.copies_done[done as usize % COPY_GROUPS]);
     }
+    thread.groups_awaited = thread.groups_awaited.max(due);
     thread.copies.retain(|copy| {
         let due = copy.group < group && group - copy.group > pending;
         if due {

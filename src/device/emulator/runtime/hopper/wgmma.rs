@@ -98,6 +98,8 @@ pub(in super::super) struct Warpgroup {
     operands: [Operands; THREADS],
     /// How many groups each thread has committed.
     num_committed: [u32; THREADS],
+    /// How many groups the waits of each thread have covered; later waits need not look at them.
+    num_awaited: [u32; THREADS],
     named: Vec<Vec<Named>>,
     products: Vec<Product>,
     held: Vec<Held>,
@@ -119,6 +121,7 @@ impl Warpgroup {
             site: Site::NOWHERE,
             operands: [Operands { acc: std::ptr::null_mut(), a: std::ptr::null_mut() }; THREADS],
             num_committed: [0; THREADS],
+            num_awaited: [0; THREADS],
             named: (0..THREADS).map(|_| Vec::new()).collect(),
             products: Vec::new(),
             held: Vec::new(),
@@ -134,6 +137,7 @@ impl Warpgroup {
     pub fn reset(&mut self) {
         self.arrived = 0;
         self.num_committed = [0; THREADS];
+        self.num_awaited = [0; THREADS];
         self.named.iter_mut().for_each(Vec::clear);
         self.products.clear();
         self.held.clear();
@@ -664,9 +668,11 @@ pub(super) unsafe extern "C" fn wait(thread: *mut Thread, pending: u32, site: *c
             let first_thread = me - me % THREADS;
             cta.hopper.warpgroups[me / THREADS].complete(first_thread, pending, committed, smem)
         });
-        let group: *const Warpgroup = &(&(*cta).hopper.warpgroups)[me / THREADS];
-        for due in (0..committed.saturating_sub(pending)).rev().take(GROUPS) {
-            sanitizer::acquire(&raw const (*group).done[due as usize % GROUPS]);
+        let group = &mut (&mut (*cta).hopper.warpgroups)[me / THREADS];
+        let due = committed.saturating_sub(pending);
+        for done in (group.num_awaited[me % THREADS]..due).rev().take(GROUPS) {
+            sanitizer::acquire(&raw const group.done[done as usize % GROUPS]);
         }
+        group.num_awaited[me % THREADS] = group.num_awaited[me % THREADS].max(due);
     }
 }
