@@ -192,6 +192,10 @@ impl Nvcc {
         for line in text.lines().filter(|line| line.contains("warning")) {
             println!("cargo::warning={line}");
         }
+        // Said as an aside, of code several times slower than it looks: wgmma that ptxas had to serialise.
+        if let Some(line) = text.lines().find(|line| line.contains("Performance Loss")) {
+            return Err(format!("{}: {line}", kernel.display()));
+        }
         for (from, ending) in [(&fatbin, "fatbin"), (&log, "ptxas")] {
             std::fs::copy(from, out.join(&stem).with_extension(ending)).expect("OUT_DIR is writable");
         }
