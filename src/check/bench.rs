@@ -1,7 +1,10 @@
 //! How fast the kernels are at the shapes of FLUX.1-schnell: each launch alone, timed by events on the device.
 //!
-//! Inputs are random numbers, since a GPU's power, and so its clock, depends on them. Every repetition takes another
-//! copy of the buffers, until they exceed what a cache can keep.
+//! Inputs are random numbers, since a GPU's power, and so its clock, depends on them. Before every launch a kernel reads
+//! more than any cache keeps: the launch finds its operands in memory, nothing that must still be written back, and is
+//! enqueued before its turn has come, so that the CPU's share of launching is not timed.
+
+use std::time::{Duration, Instant};
 
 use half::bf16;
 
@@ -11,6 +14,7 @@ use crate::kernels::FloatOut;
 use crate::kernels::attention::{Attention, Heads};
 use crate::kernels::bf16_gemm::{Bf16Gemm, Bf16Weight};
 use crate::kernels::conv2d::{self, Conv2d};
+use crate::kernels::count_nonfinite::CountNonfinite;
 use crate::kernels::gemm::{Activation, Epilogue, Problem};
 use crate::kernels::gemv::{Gemv, GemvActivation, GemvWeight};
 use crate::kernels::group_norm_silu::GroupNormSilu;
@@ -20,8 +24,11 @@ use crate::kernels::nf4_quantize::Nf4Layout;
 use crate::{Error, Result};
 
 const COMPUTE: StreamId = StreamId::Compute;
-/// More than the L2 of any GPU there is (H200: 50 MB, RTX PRO 6000: 128 MB).
-const CACHE_BYTES: usize = 256 << 20;
+/// Read between launches: more than the L2 of any GPU there is (H200: 50 MB, RTX PRO 6000: 128 MB), and some 100
+/// microseconds on the fastest.
+const FLUSH_BYTES: usize = 512 << 20;
+/// Of launches before those that count: idle GPUs run at a fraction of their clock.
+const WARM_UP: Duration = Duration::from_millis(300);
 
 /// One kernel at one shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,20 +189,35 @@ impl Work {
         }
     }
 
-    /// Times `repetitions` launches after as many warm-up launches as there are copies of the buffers.
+    /// Times `repetitions` launches, after some to warm up.
     ///
     /// # Errors
     /// [`Error::Capacity`] when the machine has no room for the buffers, [`Error::Device`] when it refuses.
     pub fn measure(&self, device: &Device, repetitions: usize) -> Result<Measured> {
         let lab = Lab { device: device.clone(), fill: Fill::Nothing };
-        let num_copies = CACHE_BYTES.div_ceil(self.bytes()).clamp(2, 64);
-        let copies = (0..num_copies).map(|_| self.prepare(&lab)).collect::<Result<Vec<_>>>()?;
-        for launch in &copies {
+        let launch = self.prepare(&lab)?;
+        // The emulator has neither clocks nor caches that these would change.
+        let (flush_bytes, warm_up) = match device.capability().is_emulator {
+            true => (1 << 10, Duration::ZERO),
+            false => (FLUSH_BYTES, WARM_UP),
+        };
+        let flush = lab.alloc::<f32>(flush_bytes / size_of::<f32>())?;
+        device.fill(COMPUTE, &flush.cast::<u8>()?, 0)?;
+        let counter = lab.upload(&[0u32])?;
+        let cold = || CountNonfinite { x: &flush, counter: &counter }.launch(device, COMPUTE);
+        let begun = Instant::now();
+        loop {
+            cold()?;
             launch()?;
+            device.synchronize(COMPUTE)?;
+            if begun.elapsed() >= warm_up {
+                break;
+            }
         }
         let (start, end) = (device.create_event()?, device.create_event()?);
         let mut ms = Vec::with_capacity(repetitions);
-        for launch in copies.iter().cycle().take(repetitions) {
+        for _ in 0..repetitions {
+            cold()?;
             device.record(COMPUTE, &start)?;
             launch()?;
             device.record(COMPUTE, &end)?;

@@ -148,16 +148,12 @@ impl Cuda {
         device_error(&self.name, operation, error)
     }
 
-    /// The context must be current.
-    fn free_now(&self) -> u64 {
-        result::mem_get_info().map_or(0, |(free, _)| free as u64)
-    }
-
     fn out_of_memory(&self, what: &str, bytes: usize, advice: &str) -> Error {
         Error::Capacity {
             what: what.to_string(),
             needed_bytes: bytes as u64,
-            available_bytes: self.free_now(),
+            // The context is current; where even this fails, nothing is available.
+            available_bytes: result::mem_get_info().map_or(0, |(free, _)| free as u64),
             advice: advice.to_string(),
         }
     }
@@ -280,7 +276,8 @@ impl Machine for Cuda {
 
     fn free_bytes(&self) -> Result<u64> {
         self.enter()?;
-        Ok(self.free_now())
+        let (free, _) = result::mem_get_info().map_err(|e| self.error("read the free memory", e))?;
+        Ok(free as u64)
     }
 
     unsafe fn allocate(&self, bytes: usize) -> Result<u64> {

@@ -8,32 +8,17 @@ use schnell::device::Device;
 use schnell::nn::Quantize;
 use schnell::pipeline::{BindOptions, Model, Pipeline, Request};
 use schnell::plan::{Plan, Shape};
-use schnell::timing::Timings;
 use schnell::{Error, Result};
-use serde_json::json;
+
+use super::Part;
+use super::finding::{Finding, Row, Size};
 
 /// Pictures per size; the first also warms the machine up.
 const PICTURES: usize = 4;
 
-/// One size.
-pub(super) struct Size {
-    side: usize,
-    plan_bytes: u64,
-    /// Free memory that vanished while the pipeline was bound and ran.
-    taken_bytes: u64,
-    allocations: usize,
-    load_seconds: f64,
-    /// Of every picture.
-    timings: Vec<Timings>,
-    /// The same seed gave the same bytes.
-    same_bytes: bool,
-}
-
-pub(super) fn run(device: &Device) -> Result<Vec<Size>> {
-    if device.capability().is_emulator {
-        return Err(Error::Unsupported("the full-size pipeline needs a GPU".to_string()));
-    }
-    [512, 1024].into_iter().map(|side| measure(device, PipelineConfig::schnell(), side)).collect()
+pub(super) fn run(device: &Device, side: usize) -> Result<()> {
+    Finding::Size(measure(device, PipelineConfig::schnell(), side)?).say();
+    Ok(())
 }
 
 fn measure(device: &Device, config: PipelineConfig, side: usize) -> Result<Size> {
@@ -62,13 +47,16 @@ fn measure(device: &Device, config: PipelineConfig, side: usize) -> Result<Size>
         allocations: device.num_allocations() - allocations,
         load_seconds,
         same_bytes: pictures.iter().all(|picture| picture.rgb == pictures[0].rgb),
-        timings: pictures.into_iter().map(|picture| picture.timings).collect(),
+        pictures: pictures
+            .into_iter()
+            .map(|picture| picture.timings.stages.into_iter().map(|stage| (stage.stage, stage.ms)).collect())
+            .collect(),
     })
 }
 
 impl Size {
-    /// What must not be: in words, one line each.
-    pub fn faults(&self) -> Vec<String> {
+    /// What must not be, a row each.
+    pub fn faults(&self) -> Vec<Row> {
         let mut faults = Vec::new();
         if !self.same_bytes {
             faults.push("the same seed gave other bytes".to_string());
@@ -76,21 +64,19 @@ impl Size {
         if self.allocations != 1 {
             faults.push(format!("{} device allocations instead of one", self.allocations));
         }
-        faults
-    }
-
-    pub fn side(&self) -> usize {
-        self.side
+        let name = format!("{0}x{0}", self.side);
+        faults.into_iter().map(|fault| Row::fault(Part::Full, &name, fault)).collect()
     }
 
     /// The middle picture's time of each stage, in the order of a run.
-    fn medians(&self) -> Vec<(String, f64)> {
-        let warm = &self.timings[1..];
-        (0..warm[0].stages.len())
-            .map(|stage| {
-                let mut ms: Vec<f64> = warm.iter().map(|timings| timings.stages[stage].ms).collect();
+    fn medians(&self) -> Vec<(&str, f64)> {
+        let warm = &self.pictures[1..];
+        let stages = warm[0].iter().enumerate();
+        stages
+            .map(|(i, (stage, _))| {
+                let mut ms: Vec<f64> = warm.iter().map(|picture| picture[i].1).collect();
                 ms.sort_by(f64::total_cmp);
-                (warm[0].stages[stage].stage.clone(), ms[ms.len() / 2])
+                (&stage[..], ms[ms.len() / 2])
             })
             .collect()
     }
@@ -112,18 +98,6 @@ impl Size {
         let _ = writeln!(text, "  {:12} {total:>10.3} ms (medians of {} pictures)", "all", PICTURES - 1);
         text
     }
-
-    pub fn json(&self) -> serde_json::Value {
-        json!({
-            "side": self.side,
-            "plan_bytes": self.plan_bytes,
-            "taken_bytes": self.taken_bytes,
-            "allocations": self.allocations,
-            "load_seconds": self.load_seconds,
-            "same_bytes": self.same_bytes,
-            "pictures": self.timings,
-        })
-    }
 }
 
 #[cfg(test)]
@@ -138,12 +112,11 @@ mod tests {
         schnell::demo::write(dir.path()).unwrap();
         let config = PipelineConfig::open(dir.path()).unwrap();
         let size = measure(&Device::emulator(EmulatorOptions::default()), config, 64).unwrap();
-        assert_eq!(size.faults(), Vec::<String>::new());
-        assert_eq!(size.timings.len(), PICTURES);
+        assert!(size.faults().is_empty(), "{:?}", size.faults());
+        assert_eq!(size.pictures.len(), PICTURES);
         let text = size.text();
         for stage in ["clip", "t5", "step 3", "vae", "all"] {
             assert!(text.contains(&format!("  {stage} ")), "{text}");
         }
-        assert_eq!(size.json()["pictures"].as_array().unwrap().len(), PICTURES);
     }
 }

@@ -7,10 +7,11 @@ use std::process::Command;
 
 use schnell::{Error, Result};
 
-use super::{Part, Row};
+use super::finding::{Finding, Row};
+use super::{Arguments, Part};
 
 /// What a tool looks for, and what it needs to be told.
-const TOOLS: [(&str, &[&str], &[&str]); 4] = [
+pub(super) const TOOLS: [(&str, &[&str], &[&str]); 4] = [
     // Room around every allocation, so that an access past its end does not fall into the next.
     ("memcheck", &["--padding", "64"], &[]),
     ("racecheck", &["--racecheck-report", "all"], &[]),
@@ -20,43 +21,37 @@ const TOOLS: [(&str, &[&str], &[&str]); 4] = [
 /// What compute-sanitizer exits with when it has found something.
 const FOUND: i32 = 99;
 
-/// One row per tool. The full reports go to `<out>/compute-sanitizer-<tool>.txt`.
-pub(super) fn run(device: &str, only: &str, out: &Path) -> Result<Vec<Row>> {
-    if !device.starts_with("cuda") {
-        return Err(Error::Unsupported(
-            "compute-sanitizer watches a GPU; for the emulator there is scripts/sanitize".to_string(),
-        ));
-    }
-    let binary = std::env::current_exe().map_err(Error::io("find", Path::new("gpu-check")))?;
-    let tool = find(&binary)?;
-    std::fs::create_dir_all(out).map_err(Error::io("create", out))?;
-    TOOLS
-        .iter()
-        .map(|(name, options, arguments)| {
-            let output = Command::new(&tool)
-                .args(["--tool", name, "--error-exitcode", &FOUND.to_string()])
-                .args(*options)
-                .arg(&binary)
-                .args(["probe", "kernels", "--small", "--device", device, "--only", only])
-                .args(*arguments)
-                .arg("--out")
-                .arg(out.join(format!("under-{name}")))
-                .output()
-                .map_err(Error::io("run", &tool))?;
-            let report = [output.stdout, output.stderr].concat();
-            let path = out.join(format!("compute-sanitizer-{name}.txt"));
-            std::fs::write(&path, &report).map_err(Error::io("write", &path))?;
-            let report = String::from_utf8_lossy(&report);
-            Ok(row(name, &report, output.status.code(), &path))
-        })
-        .collect()
+/// One tool over a worker of its own. The full report goes to `<out>/compute-sanitizer-<tool>.txt`.
+pub(super) fn run(tool: usize, arguments: &Arguments) -> Result<Row> {
+    let (name, options, more) = TOOLS[tool];
+    let binary = std::env::current_exe().map_err(Error::io("find", "gpu-check"))?;
+    let program = find(&binary)?;
+    let output = Command::new(&program)
+        // Not what the worker starts itself, nvidia-smi.
+        .args(["--tool", name, "--target-processes", "application-only"])
+        .args(["--error-exitcode", &FOUND.to_string()])
+        .args(options)
+        .arg(&binary)
+        .args(["probe", "kernels", "--small", "--work-from", "0"])
+        .args(["--device", &arguments.device, "--only", &arguments.only])
+        .args(more)
+        .output()
+        .map_err(Error::io("run", &program))?;
+    let report = [output.stdout, output.stderr].concat();
+    let path = arguments.out.join(format!("compute-sanitizer-{name}.txt"));
+    std::fs::create_dir_all(&arguments.out).map_err(Error::io("create", &arguments.out))?;
+    std::fs::write(&path, &report).map_err(Error::io("write", &path))?;
+    Ok(row(name, &String::from_utf8_lossy(&report), output.status.code(), &path))
 }
 
 fn row(tool: &str, report: &str, code: Option<i32>, path: &Path) -> Row {
+    let rows: Vec<Row> = report.lines().filter_map(compared).collect();
+    let differs = rows.iter().find_map(|row| Some(format!("{}: {}", row.case, row.fault.as_ref()?)));
     let found = errors(report);
     let fault = match (found, code) {
-        (Some(0), Some(0)) => None,
-        (Some(0), _) => Some(format!("gpu-check itself failed under it: {}", path.display())),
+        (Some(0), Some(0)) if rows.is_empty() => Some(format!("nothing ran: {}", path.display())),
+        (Some(0), Some(0)) => differs.map(|what| format!("under it, {what}")),
+        (Some(0), code) => Some(format!("gpu-check itself ended with {code:?}: {}", path.display())),
         (Some(_), _) => Some(format!("{}: {}", first_finding(report), path.display())),
         // The tool did not get as far as a summary: it was refused, or cannot work here.
         (None, code) => Some(format!("not run (exit code {code:?}): {}", first_finding(report))),
@@ -65,10 +60,18 @@ fn row(tool: &str, report: &str, code: Option<i32>, path: &Path) -> Row {
         part: Part::Sanitize,
         case: tool.to_string(),
         output: "errors".to_string(),
-        count: launches(report),
-        worst: found.map_or(f64::NAN, |n| n as f64),
+        count: rows.len(),
+        worst: found.map(|n| n as f64),
         allowed: 0.0,
         fault,
+    }
+}
+
+/// An output that the worker compared.
+fn compared(line: &str) -> Option<Row> {
+    match Finding::parse(line)? {
+        Finding::Row(row) => Some(row),
+        _ => None,
     }
 }
 
@@ -76,12 +79,6 @@ fn row(tool: &str, report: &str, code: Option<i32>, path: &Path) -> Row {
 fn errors(report: &str) -> Option<usize> {
     let line = report.lines().rev().find(|line| line.contains("SUMMARY:"))?;
     line.split("SUMMARY:").nth(1)?.split_whitespace().next()?.parse().ok()
-}
-
-/// How many outputs the run under the tool compared, from its own table.
-fn launches(report: &str) -> usize {
-    let line = report.lines().rev().find(|line| line.contains(" outputs, "));
-    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
 fn first_finding(report: &str) -> String {
@@ -122,17 +119,19 @@ mod tests {
         let hazards = "========= RACECHECK SUMMARY: 3 hazards displayed (2 errors, 1 warning)\n";
         assert_eq!(errors(hazards), Some(3));
         assert_eq!(errors("========= Error: Failed to launch\n"), None);
-        assert_eq!(
-            launches("probe x\n\n130 outputs, 0 faults, 4.5 s\n========= ERROR SUMMARY: 0 errors"),
-            130
-        );
     }
 
     #[test]
     fn a_clean_report_alone_is_no_fault() {
-        let fault = |report: &str, code| row("memcheck", report, Some(code), Path::new("x.txt")).fault;
-        assert_eq!(fault("9 outputs, 0 faults\n========= ERROR SUMMARY: 0 errors", 0), None);
-        assert!(fault("========= ERROR SUMMARY: 0 errors", 6).is_some());
+        let fault = |report: &str, code| super::row("memcheck", report, Some(code), Path::new("x.txt")).fault;
+        let clean = "========= ERROR SUMMARY: 0 errors";
+        let mut row = Row::fault(Part::Probe, "probe_echo", "byte 0 is 0x01".to_string());
+        let said = |row: &Row| serde_json::to_string(&Finding::Row(row.clone())).unwrap() + "\n" + clean;
+        assert!(fault(&said(&row), 0).unwrap().contains("byte 0 is 0x01"));
+        row.fault = None;
+        assert_eq!(fault(&said(&row), 0), None);
+        assert!(fault(clean, 0).unwrap().contains("nothing ran"));
+        assert!(fault(&said(&row), 6).is_some());
         let wild = "========= Invalid __global__ read of size 4 bytes\n========= ERROR SUMMARY: 1 error";
         assert!(fault(wild, FOUND).is_some());
         let refused = fault("========= Error: the debugger interface is not allowed", 255).unwrap();
