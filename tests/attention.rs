@@ -30,7 +30,8 @@ fn run(case: Case, device: Device) -> Vec<bf16> {
     let k = rng.bf16s(kv_len * width, amplitude);
     let v = rng.bf16s(kv_len * width, 1.0);
     let table = rng.f32s(heads * (2 * kv_len.max(q_len) - 1), 3.0);
-    let out = bench.alloc::<bf16>(q_len * width);
+    let out_pitch = width + 8;
+    let out = bench.alloc::<bf16>(pitched_len(q_len, out_pitch, width));
     let table_view = bench.upload(&table);
     let relative = bias.then_some(RelativeBias { view: &table_view, len: kv_len.max(q_len) });
     let views = if fused {
@@ -54,7 +55,7 @@ fn run(case: Case, device: Device) -> Vec<bf16> {
         q: q_heads,
         k: k_heads,
         v: v_heads,
-        out: Heads { view: &out, pitch: width, head_stride: head_dim },
+        out: Heads { view: &out, pitch: out_pitch, head_stride: head_dim },
         bias: relative,
         causal,
         softmax_scale: scale,
@@ -65,7 +66,7 @@ fn run(case: Case, device: Device) -> Vec<bf16> {
     }
     .launch(&bench.device, COMPUTE)
     .unwrap();
-    let got = bench.download(&out);
+    let got = without_gaps(&bench.download(&out), out_pitch, width);
 
     let tensor = |x: &[bf16], len: usize| {
         let x = Tensor::from_slice(&to_f32(x), (len, heads, head_dim), &Candle::Cpu).unwrap();
@@ -132,6 +133,11 @@ fn causal_and_position_bias() {
         emulator(),
     );
     run(Case { q_len: 130, kv_len: 130, head_dim: 32, causal: true, fused: true, ..BASE }, emulator());
+    // Several tiles of keys beside one of queries.
+    for head_dim in [200, 512] {
+        let heads = 1;
+        run(Case { q_len: 100, kv_len: 100, heads, head_dim, causal: true, bias: true, ..BASE }, emulator());
+    }
     run(
         Case { q_len: 256, kv_len: 256, heads: 4, head_dim: 64, bias: true, fused: true, ..BASE },
         emulator(),

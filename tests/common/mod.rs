@@ -221,6 +221,22 @@ pub fn end_rows<T: Copy>(rows: &mut Vec<T>, pitch: usize, width: usize, nan: T) 
     rows.truncate(rows.len() - (pitch - width));
 }
 
+/// The first `width` of every row of an output, what lies between them having been left as [`Bench::alloc`] made it.
+pub fn without_gaps<T: bytemuck::NoUninit>(values: &[T], pitch: usize, width: usize) -> Vec<T> {
+    let rows = values.chunks(pitch).enumerate();
+    rows.flat_map(|(row, values)| {
+        let gap = bytemuck::cast_slice::<T, u8>(&values[width..]);
+        assert!(gap.iter().all(|byte| *byte == 0xff), "the gap behind row {row} was written");
+        values[..width].to_vec()
+    })
+    .collect()
+}
+
+/// Elements of `rows` rows with nothing behind the last: a store there is one outside the view.
+pub fn pitched_len(rows: usize, pitch: usize, width: usize) -> usize {
+    (rows - 1) * pitch + width
+}
+
 pub fn to_f32(values: &[bf16]) -> Vec<f32> {
     values.iter().map(|v| v.to_f32()).collect()
 }
