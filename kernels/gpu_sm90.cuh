@@ -13,6 +13,8 @@
 //   - From wgmma_m64k16 to the wgmma_wait that covers it, its accumulators and A registers belong to the engine: they may
 //     be neither read nor written, and must not go out of scope. The emulator fills them with NaN and looks whether they
 //     were touched. Several products may use the same registers meanwhile.
+//     nvcc does not know: it moves accumulators between registers as it likes, above all where a loop turns. What it has made
+//     of a kernel is looked through by scripts/check-sass; a loop that leaves nothing in flight is safe.
 //   - Registers that were written, or never used by wgmma before, must be named in a wgmma_fence() afterwards; the names
 //     also keep nvcc from moving the writes past it. The emulator compares.
 #ifndef SCHNELL_GPU_SM90_CUH
