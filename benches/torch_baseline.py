@@ -6,9 +6,11 @@
 Needs torch with CUDA; --full also diffusers and transformers. Weights are random bf16, as PyTorch users have them on a GPU
 with room enough. Writes <date>-<gpu>-torch.json beside the record and prints a table: their time, ours, and the ratio.
 
-Kernels: every repetition takes another copy of the buffers (cold caches), timed by CUDA events, median of 30: cuBLAS
-through linear, scaled_dot_product_attention, cuDNN through conv2d (channels last), layer_norm and group_norm with what follows them.
-Full: diffusers' transformer (eager, and compiled with CUDA graphs), T5, CLIP and the VAE's decoder.
+Kernels: before every repetition something large is read (cold caches, and the launch is enqueued ahead of its turn), timed
+by CUDA events, median of 30: cuBLAS through linear, scaled_dot_product_attention, cuDNN through conv2d (channels last, its
+fastest algorithm), layer_norm and group_norm with what follows them.
+Full: diffusers' transformer (eager, and its repeated blocks compiled), T5, CLIP and the VAE's decoder.
+What has been measured is written after every row; what fails is a row without a time.
 --device cpu --tiny tries the script itself, on any machine; its times mean nothing.
 """
 
@@ -21,15 +23,18 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-CACHE_BYTES = 256 << 20
+FLUSH_BYTES = 512 << 20
 REPETITIONS = 30
+WARM_UP_SECONDS = 0.3
 
 
 class Timer:
-    def __init__(self, device):
+    def __init__(self, device, tiny):
         self.cuda = device.type == "cuda"
+        self.flush = torch.zeros((1 << 10 if tiny else FLUSH_BYTES) // 4, device=device)
 
     def ms(self, call):
+        self.flush.sum()
         if not self.cuda:
             begin = time.perf_counter()
             call()
@@ -41,10 +46,34 @@ class Timer:
         end.synchronize()
         return begin.elapsed_time(end)
 
-    def median(self, calls, repetitions=REPETITIONS):
-        for call in calls:
+    def median(self, call, repetitions=REPETITIONS):
+        begin = time.perf_counter()
+        while True:
             call()
-        return statistics.median(self.ms(calls[i % len(calls)]) for i in range(repetitions))
+            if self.cuda:
+                torch.cuda.synchronize()
+            if time.perf_counter() - begin > (WARM_UP_SECONDS if self.cuda else 0):
+                break
+        return statistics.median(self.ms(call) for _ in range(repetitions))
+
+
+class Table:
+    """Rows, written to the file as they come."""
+
+    def __init__(self, path, head):
+        self.path, self.head, self.rows = path, head, []
+        print(f"{'':36} {'torch':>10} {'ours':>10} {'ratio':>7}")
+
+    def add(self, what, ours, measure):
+        row = {"what": what, "ours_ms": ours}
+        try:
+            row["torch_ms"] = measure()
+            print(f"{what:36} {row['torch_ms']:>10.4f} {ours:>10.4f} {row['torch_ms'] / ours:>6.2f}x", flush=True)
+        except Exception as error:  # the rows before it are worth keeping
+            row["error"] = f"{type(error).__name__}: {error}"
+            print(f"{what:36} {row['error'][:80]}", flush=True)
+        self.rows.append(row)
+        self.path.write_text(json.dumps({**self.head, "rows": self.rows}, indent=1) + "\n")
 
 
 def kernel(name, device):
@@ -92,15 +121,10 @@ def kernel(name, device):
     return makers[kind]
 
 
-def kernels(record, device, timer):
-    rows = []
+def kernels(record, device, timer, table):
     for ours in record["times"]["kernels"]:
-        copies = max(2, min(64, -(-CACHE_BYTES // ours["bytes"])))
-        make = kernel(ours["kernel"], device)
-        calls = [make() for _ in range(copies)]
-        rows.append({"what": ours["kernel"], "torch_ms": timer.median(calls), "ours_ms": statistics.median(ours["ms"])})
-        del calls
-    return rows
+        name = ours["kernel"]
+        table.add(name, statistics.median(ours["ms"]), lambda: timer.median(kernel(name, device)()))
 
 
 def models(tiny):
@@ -123,11 +147,10 @@ def models(tiny):
     return transformer, t5, clip, vae
 
 
-def full(record, device, timer, tiny):
+def full(record, device, timer, table, tiny):
     torch.set_default_dtype(torch.bfloat16)
     with device:
         transformer, t5, clip, vae = (model.eval().requires_grad_(False) for model in models(tiny))
-    rows = []
     for ours in record["full"]:
         side = ours["side"]
         tokens = (side // 16) ** 2
@@ -141,27 +164,33 @@ def full(record, device, timer, tiny):
                       timestep=torch.ones(1, device=device), img_ids=ids, txt_ids=torch.zeros(256, 3, device=device))
         prompt = torch.ones(1, 256, dtype=torch.long, device=device)
         latents = rand(1, 16, side // 8, side // 8)
-        compiled = torch.compile(transformer, mode="max-autotune-no-cudagraphs" if tiny else "max-autotune")
         stages = {
             "clip": (lambda: clip(prompt[:, :77]), "clip"),
             "t5": (lambda: t5(prompt), "t5"),
             "step, eager": (lambda: transformer(**inputs), "step"),
-            "step, compiled": (lambda: compiled(**inputs), "step"),
             "vae": (lambda: vae.decode(latents), "vae"),
+            # Last: it replaces the blocks' forward.
+            "step, compiled": (lambda: transformer(**inputs), "step"),
         }
-        warm = ours["pictures"][1:]
+        if timer.cuda:
+            torch.cuda.reset_peak_memory_stats()
         for name, (call, stage) in stages.items():
+            def measure():
+                if "compiled" in name:
+                    # Sizes would be taken for variables otherwise.
+                    torch._dynamo.reset()
+                    transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
+                return timer.median(call, 10)
+
             if tiny and "compiled" in name:
                 continue
-            times = [s["ms"] for picture in warm for s in picture["stages"] if s["stage"].startswith(stage)]
-            for _ in range(3):
-                call()
-            rows.append({"what": f"{side}x{side} {name}", "torch_ms": timer.median([call], 10),
-                         "ours_ms": statistics.median(times)})
+            times = [ms for picture in ours["pictures"][1:] for name_, ms in picture if name_.startswith(stage)]
+            table.add(f"{side}x{side} {name}", statistics.median(times), measure)
+        for block in [*transformer.transformer_blocks, *transformer.single_transformer_blocks]:
+            block._compiled_call_impl = None
         if timer.cuda:
-            rows.append({"what": f"{side}x{side} peak MiB", "torch_ms": torch.cuda.max_memory_allocated() / 2**20,
-                         "ours_ms": ours["taken_bytes"] / 2**20})
-    return rows
+            peak = torch.cuda.max_memory_allocated() / 2**20
+            table.add(f"{side}x{side} peak MiB", ours["taken_bytes"] / 2**20, lambda: peak)
 
 
 def main():
@@ -173,23 +202,18 @@ def main():
     arguments = parser.parse_args()
     record = json.loads(arguments.record.read_text())
     device = torch.device(arguments.device)
-    timer = Timer(device)
-    rows = []
+    timer = Timer(device, arguments.tiny)
+    torch.backends.cudnn.benchmark = True
+    gpu = torch.cuda.get_device_name() if timer.cuda else "no GPU: these times mean nothing"
+    print(f"torch {torch.__version__} on {gpu}; ours: commit {record['commit']}")
+    head = {"gpu": gpu, "torch": torch.__version__, "cuda": torch.version.cuda, "commit": record["commit"]}
+    table = Table(arguments.record.with_name(arguments.record.stem + "-torch.json"), head)
     with torch.inference_mode():
         if record.get("times"):
-            rows += kernels(record, device, timer)
+            kernels(record, device, timer, table)
         if arguments.full:
-            rows += full(record, device, timer, arguments.tiny)
-    gpu = torch.cuda.get_device_name() if timer.cuda else "no GPU: these times mean nothing"
-    out = {"gpu": gpu, "torch": torch.__version__, "cuda": torch.version.cuda, "commit": record["commit"], "rows": rows}
-    path = arguments.record.with_name(arguments.record.stem + "-torch.json")
-    path.write_text(json.dumps(out, indent=1) + "\n")
-    print(f"torch {torch.__version__} on {gpu}; ours: commit {record['commit']}")
-    print(f"{'':36} {'torch':>10} {'ours':>10} {'ratio':>7}")
-    for row in rows:
-        ratio = row["torch_ms"] / row["ours_ms"]
-        print(f"{row['what']:36} {row['torch_ms']:>10.4f} {row['ours_ms']:>10.4f} {ratio:>6.2f}x")
-    print(f"wrote {path}")
+            full(record, device, timer, table, arguments.tiny)
+    print(f"wrote {table.path}")
 
 
 main()

@@ -6,7 +6,7 @@
 //         num_lanes-th pixel of the chunk:
 //             unit    0  1  2 .. | 0  1  2 .. | ..       slot = lane * num_units + unit, one slot per thread
 //             pixel   0  0  0    | 1  1  1    |          (more than one only above 256 units)
-// Layout  chunks depend on the pixel index alone, so the bits do not depend on the grid or the machine.
+// Layout  chunks depend on the pixel index alone, so the bits do not depend on the grid or the number of SMs.
 // Bound   memory: 6 bytes per element over the three launches.
 // Source  GroupNorm (arXiv:1803.08494); Chan, Golub, LeVeque: updating formulae for the sample variance (1979).
 //
