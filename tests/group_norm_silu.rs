@@ -93,7 +93,6 @@ fn run(device: Device, case: &Case, inputs: &Inputs) -> Vec<bf16> {
     let workspace = bench.alloc::<f32>(GroupNormSilu::workspace_len(case.pixels, case.groups));
     let out_len = pitched_len(case.pixels, case.out_pitch, case.channels);
     let out = if case.in_place { x.clone() } else { bench.alloc::<bf16>(out_len) };
-
     GroupNormSilu {
         x: &x,
         pitch: case.pitch,
