@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use schnell::check::bench::{flux_shapes, upload_rate};
+use schnell::check::bench::{self, flux_shapes, upload_rate};
 use schnell::check::{Case, Fill, cases, compare};
 use schnell::device::{AsyncCopies, Device, EmulatorOptions, Order};
 use schnell::nn::Quantize;
@@ -18,36 +18,19 @@ pub(super) struct Item {
     pub part: Part,
     pub name: String,
     pub work: Work,
+    /// After so long without a word it hangs: ten times what it should take, or more.
+    pub deadline: Duration,
 }
 
-#[derive(Clone, Copy)]
 pub(super) enum Work {
-    /// Of [`cases`], by its place.
-    Case(usize),
+    Case(Case),
     Image,
     /// Of compute-sanitizer's, by its place.
     Tool(usize),
-    /// Of [`flux_shapes`], by its place.
-    Time(usize),
+    Time(bench::Work),
     Upload,
     /// Pixels each way.
     Full(usize),
-    /// For tests of the supervisor: it hangs soon.
-    #[cfg(test)]
-    Sleep,
-}
-
-impl Item {
-    /// After so long without a word it hangs: ten times what it should take, or more.
-    pub fn deadline(&self) -> Duration {
-        Duration::from_secs(match self.work {
-            Work::Case(_) | Work::Time(_) | Work::Upload => 60,
-            Work::Image => 120,
-            Work::Tool(_) | Work::Full(_) => 240,
-            #[cfg(test)]
-            Work::Sleep => 1,
-        })
-    }
 }
 
 const REPETITIONS: usize = 30;
@@ -65,7 +48,12 @@ pub(super) fn list(arguments: &Arguments) -> Result<Vec<Item>> {
     let mut add = |part, name: String, work| {
         // Of the tools none is left out: `only` picks the cases under them.
         if name.contains(&arguments.only) || matches!(work, Work::Tool(_)) {
-            items.push(Item { part, name, work });
+            let seconds = match work {
+                Work::Case(_) | Work::Time(_) | Work::Upload => 60,
+                Work::Image => 120,
+                Work::Tool(_) | Work::Full(_) => 240,
+            };
+            items.push(Item { part, name, work, deadline: Duration::from_secs(seconds) });
         }
     };
     for &part in parts {
@@ -77,9 +65,9 @@ pub(super) fn list(arguments: &Arguments) -> Result<Vec<Item>> {
         match part {
             Part::Probe | Part::Kernels => {
                 let name = if part == Part::Probe { "probe" } else { "kernels" };
-                for (i, case) in cases().into_iter().enumerate() {
+                for case in cases() {
                     if case.part == name && (case.small || !arguments.small) {
-                        add(part, case.name, Work::Case(i));
+                        add(part, case.name.clone(), Work::Case(case));
                     }
                 }
             }
@@ -90,8 +78,8 @@ pub(super) fn list(arguments: &Arguments) -> Result<Vec<Item>> {
                 }
             }
             Part::Bench => {
-                for (i, work) in flux_shapes().into_iter().enumerate() {
-                    add(part, work.to_string(), Work::Time(i));
+                for work in flux_shapes() {
+                    add(part, work.to_string(), Work::Time(work));
                 }
                 add(part, "upload".to_string(), Work::Upload);
             }
@@ -141,27 +129,21 @@ pub(super) fn work(arguments: &Arguments, first: usize) -> Result<()> {
 
 impl Item {
     fn run(&self, arguments: &Arguments, device: &Device) -> Result<()> {
-        match self.work {
-            Work::Case(i) => {
-                cases().into_iter().nth(i).map_or(Ok(()), |case| self.compare(&case, arguments, device))
-            }
+        match &self.work {
+            Work::Case(case) => self.compare(case, arguments, device),
             Work::Image => image(device),
-            Work::Tool(tool) => sanitize::run(tool, arguments).map(|row| Finding::Row(row).say()),
-            Work::Time(i) => {
-                for work in flux_shapes().into_iter().skip(i).take(1) {
-                    let ms = work.measure(device, REPETITIONS)?.ms;
-                    let (flops, bytes) = (work.flops(), work.bytes());
-                    Finding::Time(Time { kernel: work.to_string(), ms, flops, bytes }).say();
-                }
+            Work::Tool(tool) => sanitize::run(*tool, arguments).map(|row| Finding::Row(row).say()),
+            Work::Time(work) => {
+                let ms = work.measure(device, REPETITIONS)?.ms;
+                let (flops, bytes) = (work.flops(), work.bytes());
+                Finding::Time(Time { kernel: self.name.clone(), ms, flops, bytes }).say();
                 Ok(())
             }
             Work::Upload => {
                 Finding::UploadGbPerS(upload_rate(device, UPLOAD_BYTES, 10)?).say();
                 Ok(())
             }
-            Work::Full(side) => full::run(device, side),
-            #[cfg(test)]
-            Work::Sleep => Ok(()),
+            Work::Full(side) => full::run(device, *side),
         }
     }
 

@@ -3,13 +3,16 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use schnell::{Error, Result};
 use serde_json::json;
 
 use super::finding::{Finding, Machine, Row, Size, Time};
 use super::{Arguments, COMMIT, NVCC};
+
+/// nvidia-smi takes longer than most items.
+const CLOCKS_EVERY: Duration = Duration::from_secs(20);
 
 pub(super) struct Record {
     device: String,
@@ -20,6 +23,7 @@ pub(super) struct Record {
     num_done: usize,
     machine: Option<Machine>,
     clocks: Option<String>,
+    clocks_read: Option<Instant>,
     rows: Vec<Row>,
     times: Vec<Time>,
     upload_gb_per_s: Option<f64>,
@@ -37,6 +41,7 @@ impl Record {
             num_done: 0,
             machine: None,
             clocks: None,
+            clocks_read: None,
             rows: Vec::new(),
             times: Vec::new(),
             upload_gb_per_s: None,
@@ -73,7 +78,11 @@ impl Record {
             }
             Finding::Done(_) => {
                 self.num_done += 1;
-                self.clocks = clocks(&self.device).or(self.clocks.take());
+                let is_last = self.num_done == self.num_items;
+                if is_last || self.clocks_read.is_none_or(|then| then.elapsed() > CLOCKS_EVERY) {
+                    self.clocks = clocks(&self.device).or(self.clocks.take());
+                    self.clocks_read = Some(Instant::now());
+                }
                 self.write()?;
             }
         }
@@ -121,7 +130,7 @@ impl Record {
             let _ = writeln!(text, "\nuploads from pinned memory: {rate:.1} GB/s");
         }
         let clocks = self.clocks.as_deref().unwrap_or("not read");
-        let _ = writeln!(text, "\nclocks, temperature, power after the last item: {clocks}");
+        let _ = writeln!(text, "\nclocks, temperature, power when last read: {clocks}");
         if self.num_faults() > 0 {
             let _ = writeln!(text, "\nfaults:");
             text.extend(self.rows.iter().filter(|row| row.fault.is_some()).map(row_text));

@@ -27,9 +27,7 @@ pub(super) fn run(tool: usize, arguments: &Arguments) -> Result<Row> {
     let binary = std::env::current_exe().map_err(Error::io("find", "gpu-check"))?;
     let program = find(&binary)?;
     let output = Command::new(&program)
-        // Not what the worker starts itself, nvidia-smi.
-        .args(["--tool", name, "--target-processes", "application-only"])
-        .args(["--error-exitcode", &FOUND.to_string()])
+        .args(["--tool", name, "--error-exitcode", &FOUND.to_string()])
         .args(options)
         .arg(&binary)
         .args(["probe", "kernels", "--small", "--work-from", "0"])

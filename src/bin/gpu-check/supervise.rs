@@ -28,7 +28,7 @@ pub(super) fn supervise(
         let mut process = Worker::start(worker(next))?;
         let (mut current, mut begun) = (None, false);
         let end = loop {
-            let deadline = current.map_or(OPENING, |item: usize| items[item].deadline());
+            let deadline = current.map_or(OPENING, |item: usize| items[item].deadline);
             match process.findings.recv_timeout(deadline) {
                 Ok(finding) => {
                     match finding {
@@ -40,7 +40,7 @@ pub(super) fn supervise(
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     process.kill();
-                    break format!("killed: nothing was heard of it for {} s", deadline.as_secs());
+                    break format!("was killed: nothing was heard of it for {} s", deadline.as_secs());
                 }
                 Err(RecvTimeoutError::Disconnected) => break process.end()?,
             }
@@ -121,7 +121,12 @@ mod tests {
     /// Runs a shell script as the worker: `$0` is the first item. What was heard of the items, in short.
     fn heard(num_items: usize, script: &str) -> Vec<String> {
         let items: Vec<Item> = (0..num_items)
-            .map(|i| Item { part: Part::Probe, name: format!("item {i}"), work: Work::Sleep })
+            .map(|i| Item {
+                part: Part::Probe,
+                name: format!("item {i}"),
+                work: Work::Image,
+                deadline: Duration::from_secs(1),
+            })
             .collect();
         let worker = |first: usize| {
             let mut command = Command::new("sh");
@@ -166,7 +171,7 @@ mod tests {
         let script =
             format!("{DO} [ $0 = 0 ] || {{ do_item 1; exit; }}; echo '{{\"begin\":0}}'; sleep 1000 & wait");
         let heard = heard(2, &script);
-        assert_eq!(heard[0], "item 0: the process killed: nothing was heard of it for 1 s");
+        assert_eq!(heard[0], "item 0: the process was killed: nothing was heard of it for 1 s");
         assert_eq!(heard[1..], ["done 0", "done 1"]);
     }
 
