@@ -21,7 +21,7 @@ use std::sync::{Mutex, MutexGuard};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 
-use super::{Capability, EventId, Kernel, Machine, Span, StreamId, TensorElement, TensorTile};
+use super::{Capability, EventId, Kernel, Machine, StreamId, TensorElement, TensorTile, Work};
 use crate::abi;
 use crate::{Error, Result};
 
@@ -405,7 +405,7 @@ impl Machine for Cuda {
         grid: [u32; 3],
         params: *const c_void,
         params_bytes: usize,
-        _footprint: &[Span],
+        _work: &Work,
     ) -> Result<()> {
         self.enter()?;
         let function = self.function(kernel)?;

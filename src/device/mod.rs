@@ -123,7 +123,7 @@ pub(crate) trait Machine: Send + Sync {
         grid: [u32; 3],
         params: *const c_void,
         params_bytes: usize,
-        footprint: &[Span],
+        work: &Work,
     ) -> Result<()>;
     fn create_event(&self) -> Result<EventId>;
     unsafe fn destroy_event(&self, event: EventId);
@@ -344,7 +344,7 @@ impl Device {
         self.inner.launched.lock().unwrap_or_else(|e| e.into_inner()).insert(kernel.name);
         let pointer = std::ptr::from_ref(params).cast::<c_void>();
         // SAFETY: the caller's promise; the machine copies the params before it returns.
-        unsafe { self.machine().launch(stream, kernel, grid, pointer, size_of::<P>(), &footprint.spans) }
+        unsafe { self.machine().launch(stream, kernel, grid, pointer, size_of::<P>(), &footprint.work) }
     }
 
     /// What the memory accesses of all launches so far cost. For the emulator alone, and there a matter of build and
@@ -409,32 +409,106 @@ impl Device {
     }
 }
 
-/// Some device memory.
+/// Some device memory that a launch touches: `address..address + bytes`, and of that the rows that it reads or writes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Span {
     pub address: u64,
+    /// Of the whole view.
+    pub bytes: usize,
+    pub rows: Rows,
+    pub mode: Mode,
+}
+
+/// `num` rows of `bytes` each, `pitch` bytes apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rows {
+    pub num: usize,
+    pub pitch: usize,
     pub bytes: usize,
 }
 
+/// What a launch does to a [`Span`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Read,
+    /// All of the rows, whatever was there.
+    Write,
+    /// Reads first.
+    Update,
+}
+
+/// What a launch touches, and how much it computes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Work {
+    pub spans: Vec<Span>,
+    /// Multiply-adds times two, of matrix products and attention alone.
+    pub flops: u64,
+}
+
 /// The device memory that one launch may touch. Whoever fills a params struct takes its addresses from here: so a kernel
-/// never gets another machine's memory, and the emulator knows what is out of bounds.
+/// never gets another machine's memory, the emulator knows what is out of bounds, and a program what depends on what.
 #[derive(Debug)]
 pub(crate) struct Footprint<'a> {
     device: &'a Device,
-    spans: Vec<Span>,
+    work: Work,
 }
 
 impl<'a> Footprint<'a> {
     /// Nothing yet, on `device`.
     pub fn new(device: &'a Device) -> Self {
-        Footprint { device, spans: Vec::with_capacity(8) }
+        Footprint { device, work: Work { spans: Vec::with_capacity(8), flops: 0 } }
     }
 
-    /// The address of `view`, which the launch may touch from now on.
-    pub fn add<T>(&mut self, view: &View<T>) -> Result<u64> {
+    fn add<T>(&mut self, view: &View<T>, rows: Rows, mode: Mode) -> Result<u64> {
         self.device.check_own(&view.memory.device)?;
-        self.spans.push(Span { address: view.address(), bytes: view.num_bytes() });
+        self.work.spans.push(Span { address: view.address(), bytes: view.num_bytes(), rows, mode });
         Ok(view.address())
+    }
+
+    /// The address of `view`, all of which the launch may read from now on.
+    pub fn reads<T>(&mut self, view: &View<T>) -> Result<u64> {
+        self.add(view, Rows::all(view), Mode::Read)
+    }
+
+    /// The address of `view`, all of which the launch writes.
+    pub fn writes<T>(&mut self, view: &View<T>) -> Result<u64> {
+        self.add(view, Rows::all(view), Mode::Write)
+    }
+
+    /// The address of `view`, which the launch reads and writes.
+    pub fn updates<T>(&mut self, view: &View<T>) -> Result<u64> {
+        self.add(view, Rows::all(view), Mode::Update)
+    }
+
+    /// As [`Footprint::reads`], of which `rows` rows of `width` elements, `pitch` elements apart, matter.
+    pub fn reads_rows<T>(&mut self, view: &View<T>, rows: usize, pitch: usize, width: usize) -> Result<u64> {
+        self.add(view, Rows::of::<T>(rows, pitch, width), Mode::Read)
+    }
+
+    /// As [`Footprint::writes`], of such rows.
+    pub fn writes_rows<T>(&mut self, view: &View<T>, rows: usize, pitch: usize, width: usize) -> Result<u64> {
+        self.add(view, Rows::of::<T>(rows, pitch, width), Mode::Write)
+    }
+
+    /// As [`Footprint::updates`], of such rows.
+    pub fn updates_rows<T>(
+        &mut self,
+        view: &View<T>,
+        rows: usize,
+        pitch: usize,
+        width: usize,
+    ) -> Result<u64> {
+        self.add(view, Rows::of::<T>(rows, pitch, width), Mode::Update)
+    }
+
+    /// As [`Footprint::reads`]; null for nothing.
+    pub fn reads_optional<T>(&mut self, view: Option<&View<T>>) -> Result<u64> {
+        view.map_or(Ok(0), |view| self.reads(view))
+    }
+
+    /// Multiply-adds times two, added to what there is.
+    pub fn computes(&mut self, flops: u64) {
+        self.work.flops += flops;
     }
 
     /// How a kernel fetches boxes of a matrix, which begins where `view` does and may be touched from now on.
@@ -442,7 +516,7 @@ impl<'a> Footprint<'a> {
     /// # Errors
     /// [`Error::Unsupported`] where the hardware cannot; [`Error::Input`] when the view is too short.
     pub fn tensor_map<T>(&mut self, view: &View<T>, tile: &TensorTile) -> Result<abi::tensor_map> {
-        let address = self.add(view)?;
+        let address = self.reads(view)?;
         let arch = self.device.capability().arch;
         if arch / 10 != 9 {
             return Err(Error::Unsupported(format!("tensor maps need compute capability 9.0, not {arch}")));
@@ -450,10 +524,16 @@ impl<'a> Footprint<'a> {
         tile.check(address, view.num_bytes())?;
         self.device.machine().tensor_map(address, tile)
     }
+}
 
-    /// As [`Footprint::add`]; null for nothing.
-    pub fn add_optional<T>(&mut self, view: Option<&View<T>>) -> Result<u64> {
-        view.map_or(Ok(0), |view| self.add(view))
+impl Rows {
+    fn all<T>(view: &View<T>) -> Rows {
+        Rows { num: 1, pitch: view.num_bytes(), bytes: view.num_bytes() }
+    }
+
+    fn of<T>(num: usize, pitch: usize, width: usize) -> Rows {
+        let bytes = |len: usize| len.saturating_mul(size_of::<T>());
+        Rows { num, pitch: bytes(pitch), bytes: bytes(width) }
     }
 }
 

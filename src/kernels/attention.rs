@@ -91,6 +91,15 @@ impl Attention<'_> {
         }
     }
 
+    /// Elements of a token, from its first head's first to its last head's last.
+    fn row(&self, heads: &Heads<'_>) -> usize {
+        (self.heads - 1) * heads.head_stride + self.head_dim
+    }
+
+    fn reads(&self, footprint: &mut Footprint<'_>, heads: &Heads<'_>, tokens: usize) -> Result<u64> {
+        footprint.reads_rows(heads.view, tokens, heads.pitch, self.row(heads))
+    }
+
     /// Enqueues the attention of all heads.
     ///
     /// # Errors
@@ -129,12 +138,13 @@ impl Attention<'_> {
             check_len(NAME, "bias", bias.view, self.heads * (2 * bias.len - 1))?;
         }
         let mut footprint = Footprint::new(device);
+        footprint.computes(4 * (self.q_len * self.kv_len * self.heads * self.head_dim) as u64);
         let params = abi::attention_params {
-            q: footprint.add(self.q.view)?,
-            k: footprint.add(self.k.view)?,
-            v: footprint.add(self.v.view)?,
-            out: footprint.add(self.out.view)?,
-            bias: footprint.add_optional(self.bias.map(|b| b.view))?,
+            q: self.reads(&mut footprint, &self.q, self.q_len)?,
+            k: self.reads(&mut footprint, &self.k, self.kv_len)?,
+            v: self.reads(&mut footprint, &self.v, self.kv_len)?,
+            out: footprint.writes_rows(self.out.view, self.q_len, self.out.pitch, self.row(&self.out))?,
+            bias: footprint.reads_optional(self.bias.map(|b| b.view))?,
             q_pitch: self.q.pitch as i64,
             k_pitch: self.k.pitch as i64,
             v_pitch: self.v.pitch as i64,

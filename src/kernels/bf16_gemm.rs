@@ -62,8 +62,9 @@ impl Bf16Gemm<'_> {
         for ((problem, weight), out) in self.problems.iter().zip(&mut params.problem) {
             problem.check_tokens(NAME)?;
             *out = problem.params(NAME, &mut footprint)?;
+            out.x = problem.tokens(&mut footprint)?;
             weight.check(NAME, problem.n, problem.k)?;
-            out.w = footprint.add(weight.values)?;
+            out.w = footprint.reads_rows(weight.values, problem.n, weight.pitch, problem.k)?;
             out.w_pitch = weight.pitch as i64;
         }
         let grid = grid(self.problems.iter().map(|(problem, _)| problem));

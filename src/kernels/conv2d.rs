@@ -97,7 +97,10 @@ impl Conv2d<'_> {
         };
         let mut footprint = Footprint::new(device);
         let mut gemm = problem.params(NAME, &mut footprint)?;
-        gemm.w = footprint.add(self.weight)?;
+        let (taps, row) = (self.kernel * self.kernel, self.x_pitch);
+        footprint.computes(2 * (m * self.out_channels * taps * self.channels) as u64);
+        gemm.x = footprint.reads_rows(self.x, self.height * self.width, row, self.channels)?;
+        gemm.w = footprint.reads_rows(self.weight, self.out_channels, k, k)?;
         gemm.w_pitch = k as i64;
         let params = abi::conv2d_params {
             gemm,

@@ -35,8 +35,8 @@ impl CountNonfinite<'_> {
         check_len(NAME, "counter", self.counter, 1)?;
         let mut footprint = Footprint::new(device);
         let params = abi::count_nonfinite_params {
-            x: footprint.add(self.x)?,
-            counter: footprint.add(self.counter)?,
+            x: footprint.reads(self.x)?,
+            counter: footprint.updates(self.counter)?,
             count: self.x.len() as i64,
         };
         let per_cta = (abi::COUNT_NONFINITE_THREADS * abi::COUNT_NONFINITE_PER_THREAD) as usize;

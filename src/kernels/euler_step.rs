@@ -46,10 +46,10 @@ impl EulerStep<'_> {
         }
         let mut footprint = Footprint::new(device);
         let params = abi::euler_step_params {
-            latents: footprint.add(self.latents)?,
-            velocity: footprint.add(self.velocity)?,
-            negative: footprint.add_optional(self.negative.map(|(view, _)| view))?,
-            latents_bf16: footprint.add(self.latents_bf16)?,
+            latents: footprint.updates(self.latents)?,
+            velocity: footprint.reads(self.velocity)?,
+            negative: footprint.reads_optional(self.negative.map(|(view, _)| view))?,
+            latents_bf16: footprint.writes(self.latents_bf16)?,
             count: count as i64,
             dt: self.dt,
             true_cfg_scale: self.negative.map_or(1.0, |(_, scale)| scale),

@@ -125,7 +125,13 @@ impl<'a> Problem<'a> {
         check_len(kernel, "x", self.x, self.m.saturating_sub(1) * self.x_pitch + self.k)
     }
 
-    /// Checks every view but `x` against the shapes; `w`, `absmax` and `w_pitch` are the caller's.
+    /// The address of `x`, a plain matrix.
+    pub(super) fn tokens(&self, footprint: &mut Footprint<'_>) -> Result<u64> {
+        footprint.computes(self.flops());
+        footprint.reads_rows(self.x, self.m, self.x_pitch, self.k)
+    }
+
+    /// Checks every view but `x` against the shapes; `x`, `w`, `absmax` and `w_pitch` are the caller's.
     pub(super) fn params(&self, kernel: &str, footprint: &mut Footprint<'_>) -> Result<abi::gemm_problem> {
         if self.m == 0 || self.n == 0 || self.k == 0 {
             return Err(refuse(kernel, format!("empty product {} x {} x {}", self.m, self.n, self.k)));
@@ -141,8 +147,7 @@ impl<'a> Problem<'a> {
             return Err(refuse(kernel, format!("{} segments", self.segments.len())));
         }
         let mut params = abi::gemm_problem {
-            x: footprint.add(self.x)?,
-            bias: footprint.add_optional(self.bias)?,
+            bias: footprint.reads_optional(self.bias)?,
             x_pitch: self.x_pitch as i64,
             m: to_i32(kernel, "m", self.m)?,
             n: to_i32(kernel, "n", self.n)?,
@@ -170,7 +175,9 @@ impl<'a> Problem<'a> {
             check_len(kernel, "rope sin", sin, self.m * HEAD_WIDTH / 2)?;
             check_aligned(kernel, "rope cos", cos.address())?;
             check_aligned(kernel, "rope sin", sin.address())?;
-            (params.rope_cos, params.rope_sin) = (footprint.add(cos)?, footprint.add(sin)?);
+            let half = HEAD_WIDTH / 2;
+            params.rope_cos = footprint.reads_rows(cos, self.m, half, half)?;
+            params.rope_sin = footprint.reads_rows(sin, self.m, half, half)?;
         }
         Ok(params)
     }
@@ -189,18 +196,19 @@ impl<'a> Problem<'a> {
         let (kind, out, aux) = match s.epilogue {
             Epilogue::Store(out) => {
                 check_len(kernel, "out", out, extent)?;
-                (abi::GEMM_STORE_BF16, footprint.add(out)?, 0)
+                (abi::GEMM_STORE_BF16, footprint.writes_rows(out, self.m, s.pitch, columns)?, 0)
             }
             Epilogue::StoreF32(out) => {
                 check_len(kernel, "out", out, extent)?;
-                (abi::GEMM_STORE_F32, footprint.add(out)?, 0)
+                (abi::GEMM_STORE_F32, footprint.writes_rows(out, self.m, s.pitch, columns)?, 0)
             }
             Epilogue::Add(out, gate) => {
                 check_len(kernel, "out", out, extent)?;
                 if let Some(gate) = gate {
                     check_len(kernel, "gate", gate, columns)?;
                 }
-                (abi::GEMM_ADD_F32, footprint.add(out)?, footprint.add_optional(gate)?)
+                let gate = footprint.reads_optional(gate)?;
+                (abi::GEMM_ADD_F32, footprint.updates_rows(out, self.m, s.pitch, columns)?, gate)
             }
             Epilogue::AddBf16(out, other) | Epilogue::MulBf16(out, other) => {
                 check_len(kernel, "out", out, extent)?;
@@ -209,8 +217,8 @@ impl<'a> Problem<'a> {
                 let add = matches!(s.epilogue, Epilogue::AddBf16(..));
                 (
                     if add { abi::GEMM_ADD_BF16 } else { abi::GEMM_MUL_BF16 },
-                    footprint.add(out)?,
-                    footprint.add(other)?,
+                    footprint.writes_rows(out, self.m, s.pitch, columns)?,
+                    footprint.reads_rows(other, self.m, s.pitch, columns)?,
                 )
             }
             Epilogue::NormRope { out, weight } => {
@@ -227,7 +235,8 @@ impl<'a> Problem<'a> {
                 check_len(kernel, "out", out, extent)?;
                 check_len(kernel, "norm weight", weight, HEAD_WIDTH)?;
                 check_aligned(kernel, "norm weight", weight.address())?;
-                (abi::GEMM_NORM_ROPE, footprint.add(out)?, footprint.add(weight)?)
+                let weight = footprint.reads_rows(weight, 1, HEAD_WIDTH, HEAD_WIDTH)?;
+                (abi::GEMM_NORM_ROPE, footprint.writes_rows(out, self.m, s.pitch, columns)?, weight)
             }
         };
         check_aligned(kernel, "out", out)?;

@@ -144,11 +144,12 @@ impl Gemv<'_> {
             check_len(NAME, "add", add.rows, matrix_len(m, add.pitch, n))?;
         }
         let mut footprint = Footprint::new(device);
+        footprint.computes(2 * (m * n * k) as u64);
         let mut params = abi::gemv_params {
-            x: footprint.add(self.x)?,
-            bias: footprint.add_optional(self.bias)?,
-            add: footprint.add_optional(self.add.map(|add| add.rows))?,
-            out: footprint.add(self.out)?,
+            x: footprint.reads_rows(self.x, m, self.pitch, k)?,
+            bias: footprint.reads_optional(self.bias)?,
+            add: footprint.reads_optional(self.add.map(|add| add.rows))?,
+            out: footprint.writes_rows(self.out, m, self.out_pitch, n)?,
             pitch: self.pitch as i64,
             add_pitch: self.add.map_or(0, |add| add.pitch as i64),
             out_pitch: self.out_pitch as i64,
@@ -165,7 +166,7 @@ impl Gemv<'_> {
             GemvWeight::Bf16 { weight, pitch } => {
                 check_pitch(NAME, "weight.pitch", pitch, k)?;
                 check_len(NAME, "weight", weight, matrix_len(n, pitch, k))?;
-                params.weight = footprint.add(weight)?;
+                params.weight = footprint.reads_rows(weight, n, pitch, k)?;
                 params.weight_pitch = pitch as i64;
                 params.weight_vectors = i32::from(pitch % 8 == 0 && all_aligned(&[weight.address()], 16));
             }
@@ -178,8 +179,8 @@ impl Gemv<'_> {
                 }
                 check_len(NAME, "codes", codes, n.saturating_mul(k / 2))?;
                 check_len(NAME, "absmax", absmax, n.saturating_mul(k / 64))?;
-                params.codes = footprint.add(codes)?;
-                params.absmax = footprint.add(absmax)?;
+                params.codes = footprint.reads(codes)?;
+                params.absmax = footprint.reads(absmax)?;
             }
         }
         Ok((params, footprint))

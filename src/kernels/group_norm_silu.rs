@@ -81,7 +81,7 @@ impl GroupNormSilu<'_> {
         2 * groups * (num_chunks(pixels) + 1)
     }
 
-    fn check<'d>(&self, device: &'d Device) -> Result<(abi::group_norm_silu_params, Footprint<'d>)> {
+    fn check<'d>(&self, device: &'d Device) -> Result<(abi::group_norm_silu_params, [Footprint<'d>; 3])> {
         let most = abi::GROUP_NORM_SILU_MAX_CHANNELS as usize;
         if self.channels == 0 || self.channels > most {
             return Err(refuse(NAME, format!("channels = {} is not in 1..={most}", self.channels)));
@@ -100,15 +100,23 @@ impl GroupNormSilu<'_> {
         check_len(NAME, "bias", self.bias, self.channels)?;
         check_len(NAME, "workspace", self.workspace, Self::workspace_len(self.pixels, self.groups))?;
         let num_chunks = num_chunks(self.pixels);
-        let mut footprint = Footprint::new(device);
-        let partials = footprint.add(self.workspace)?;
+        let [mut sums, mut finish, mut apply] = [(); 3].map(|()| Footprint::new(device));
+        let sums_len = 2 * self.groups * num_chunks;
+        let (partials, statistics) =
+            (self.workspace.slice(0, sums_len)?, self.workspace.slice(sums_len, 2 * self.groups)?);
+        let x = sums.reads_rows(self.x, self.pixels, self.pitch, self.channels)?;
+        sums.writes(&partials)?;
+        finish.reads(&partials)?;
+        finish.writes(&statistics)?;
+        apply.reads(&statistics)?;
+        apply.reads_rows(self.x, self.pixels, self.pitch, self.channels)?;
         let params = abi::group_norm_silu_params {
-            x: footprint.add(self.x)?,
-            weight: footprint.add(self.weight)?,
-            bias: footprint.add(self.bias)?,
-            out: footprint.add(self.out)?,
-            partials,
-            statistics: partials + (2 * self.groups * num_chunks * size_of::<f32>()) as u64,
+            x,
+            weight: apply.reads(self.weight)?,
+            bias: apply.reads(self.bias)?,
+            out: apply.writes_rows(self.out, self.pixels, self.out_pitch, self.channels)?,
+            partials: partials.address(),
+            statistics: statistics.address(),
             pixels: self.pixels as i64,
             pitch: self.pitch as i64,
             out_pitch: self.out_pitch as i64,
@@ -119,7 +127,7 @@ impl GroupNormSilu<'_> {
             eps: self.eps,
             reserved: 0,
         };
-        Ok((params, footprint))
+        Ok((params, [sums, finish, apply]))
     }
 
     /// Enqueues the three launches.
@@ -128,7 +136,7 @@ impl GroupNormSilu<'_> {
     /// [`Error::Input`] when a view is shorter than its shape, a pitch is less than `channels`, or `groups` does not
     /// divide `channels`; [`Error::Unsupported`] for too many channels.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
-        let (params, footprint) = self.check(device)?;
+        let (params, [sums, finish, applies]) = self.check(device)?;
         if self.pixels == 0 {
             return Ok(());
         }
@@ -145,9 +153,9 @@ impl GroupNormSilu<'_> {
         // their pitches and the workspace both statistics (checked above); the vector entries get rows that are
         // aligned for them; the launches are ordered by the stream.
         unsafe {
-            device.launch(stream, partials, chunks, &params, &footprint)?;
-            device.launch(stream, &GROUP_NORM_FINISH, groups, &params, &footprint)?;
-            device.launch(stream, apply, chunks, &params, &footprint)
+            device.launch(stream, partials, chunks, &params, &sums)?;
+            device.launch(stream, &GROUP_NORM_FINISH, groups, &params, &finish)?;
+            device.launch(stream, apply, chunks, &params, &applies)
         }
     }
 }

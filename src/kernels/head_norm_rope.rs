@@ -67,10 +67,10 @@ impl HeadNormRope<'_> {
         check_len(NAME, "sin", self.sin, table_len)?;
         let mut footprint = Footprint::new(device);
         let params = abi::head_norm_rope_params {
-            x: footprint.add(self.x)?,
-            weight: footprint.add(self.weight)?,
-            cos: footprint.add(self.cos)?,
-            sin: footprint.add(self.sin)?,
+            x: footprint.updates_rows(self.x, self.rows, self.pitch, self.heads * self.head_dim)?,
+            weight: footprint.reads(self.weight)?,
+            cos: footprint.reads(self.cos)?,
+            sin: footprint.reads(self.sin)?,
             pitch: self.pitch as i64,
             rope_row: self.rope_row as i64,
             rows: to_i32(NAME, "rows", self.rows)?,

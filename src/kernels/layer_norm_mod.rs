@@ -66,11 +66,12 @@ impl LayerNormMod<'_> {
         check_len(NAME, "shift", self.shift, self.width)?;
         self.out.check_len(NAME, matrix_len(self.rows, self.out_pitch, self.width))?;
         let mut footprint = Footprint::new(device);
-        let (out_bf16, out_f32) = self.out.addresses(&mut footprint)?;
+        let (out_bf16, out_f32) =
+            self.out.addresses(&mut footprint, self.rows, self.out_pitch, self.width)?;
         let params = abi::layer_norm_mod_params {
-            x: footprint.add(self.x)?,
-            scale: footprint.add(self.scale)?,
-            shift: footprint.add(self.shift)?,
+            x: footprint.reads_rows(self.x, self.rows, self.pitch, self.width)?,
+            scale: footprint.reads(self.scale)?,
+            shift: footprint.reads(self.shift)?,
             out_bf16,
             out_f32,
             pitch: self.pitch as i64,

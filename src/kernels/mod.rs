@@ -172,10 +172,16 @@ impl FloatOut<'_> {
     }
 
     /// The addresses of the bf16 and of the f32 output; the one that is not meant is null.
-    fn addresses(&self, footprint: &mut Footprint<'_>) -> Result<(u64, u64)> {
+    fn addresses(
+        &self,
+        footprint: &mut Footprint<'_>,
+        rows: usize,
+        pitch: usize,
+        width: usize,
+    ) -> Result<(u64, u64)> {
         Ok(match self {
-            FloatOut::Bf16(view) => (footprint.add(view)?, 0),
-            FloatOut::F32(view) => (0, footprint.add(view)?),
+            FloatOut::Bf16(view) => (footprint.writes_rows(view, rows, pitch, width)?, 0),
+            FloatOut::F32(view) => (0, footprint.writes_rows(view, rows, pitch, width)?),
         })
     }
 

@@ -55,8 +55,9 @@ impl Nf4Gemm<'_> {
             check_aligned(NAME, "absmax", weight.absmax.address())?;
             problem.check_tokens(NAME)?;
             *out = problem.params(NAME, &mut footprint)?;
-            out.w = footprint.add(weight.codes)?;
-            out.absmax = footprint.add(weight.absmax)?;
+            out.x = problem.tokens(&mut footprint)?;
+            out.w = footprint.reads(weight.codes)?;
+            out.absmax = footprint.reads(weight.absmax)?;
         }
         let grid = grid(self.problems.iter().map(|(problem, _)| problem));
         // SAFETY: params is this entry's generated type; `Problem::params` and the checks above cover every address

@@ -116,20 +116,18 @@ impl Nf4Quantize<'_> {
         let needed = matrix_len(self.rows, self.pitch, self.k);
         let mut footprint = Footprint::new(device);
         let (src_f32, src_bf16) = match self.src {
-            Nf4Source::F32(src) => {
-                check_len(NAME, "src", src, needed).and_then(|()| Ok((footprint.add(src)?, 0)))?
-            }
-            Nf4Source::Bf16(src) => {
-                check_len(NAME, "src", src, needed).and_then(|()| Ok((0, footprint.add(src)?)))?
-            }
+            Nf4Source::F32(src) => check_len(NAME, "src", src, needed)
+                .and_then(|()| Ok((footprint.reads_rows(src, self.rows, self.pitch, self.k)?, 0)))?,
+            Nf4Source::Bf16(src) => check_len(NAME, "src", src, needed)
+                .and_then(|()| Ok((0, footprint.reads_rows(src, self.rows, self.pitch, self.k)?)))?,
         };
         check_len(NAME, "codes", self.codes, self.layout.codes_len(self.n, self.k))?;
         check_len(NAME, "absmax", self.absmax, self.layout.absmax_len(self.n, self.k))?;
         let params = abi::nf4_quantize_params {
             src_f32,
             src_bf16,
-            codes: footprint.add(self.codes)?,
-            absmax: footprint.add(self.absmax)?,
+            codes: footprint.updates(self.codes)?,
+            absmax: footprint.updates(self.absmax)?,
             rows: self.rows as i64,
             pitch: self.pitch as i64,
             k: self.k as i64,

@@ -169,7 +169,7 @@ impl Part {
         let grid = self.grid(input.len());
         let mut footprint = Footprint::new(device);
         if self == Part::Echo {
-            let first_words = footprint.add(output)?;
+            let first_words = footprint.updates(output)?;
             let last_words = first_words + 4 * abi::PROBE_ECHO_WORDS as u64 / 2;
             let params = abi::probe_echo_params { first_words, last_words, ..echo() };
             // SAFETY: params is this entry's generated type; the kernel writes PROBE_ECHO_WORDS words, checked above.
@@ -189,8 +189,8 @@ fn params(
     footprint: &mut Footprint<'_>,
 ) -> Result<abi::probe_params> {
     Ok(abi::probe_params {
-        input: footprint.add(input)?,
-        output: footprint.add(output)?,
+        input: footprint.reads(input)?,
+        output: footprint.updates(output)?,
         num_input_words: to_i32("probe", "input words", input.len())?,
         num_ctas_y: num_ctas_y as i32,
     })

@@ -212,8 +212,8 @@ fn params(
 ) -> Result<abi::probe_sm90_params> {
     Ok(abi::probe_sm90_params {
         maps,
-        input: footprint.add(input)?,
-        output: footprint.add(output)?,
+        input: footprint.reads(input)?,
+        output: footprint.updates(output)?,
         num_input_words: to_i32("probe_sm90", "input words", input.len())?,
         fault,
         unused: [0; 10],

@@ -57,10 +57,11 @@ impl RmsNorm<'_> {
         check_len(NAME, "weight", self.weight, self.width)?;
         self.out.check_len(NAME, matrix_len(self.rows, self.out_pitch, self.width))?;
         let mut footprint = Footprint::new(device);
-        let (out_bf16, out_f32) = self.out.addresses(&mut footprint)?;
+        let (out_bf16, out_f32) =
+            self.out.addresses(&mut footprint, self.rows, self.out_pitch, self.width)?;
         let params = abi::rms_norm_params {
-            x: footprint.add(self.x)?,
-            weight: footprint.add(self.weight)?,
+            x: footprint.reads_rows(self.x, self.rows, self.pitch, self.width)?,
+            weight: footprint.reads(self.weight)?,
             out_bf16,
             out_f32,
             pitch: self.pitch as i64,

@@ -41,8 +41,8 @@ impl ToRgb<'_> {
         check_len(NAME, "out", self.out, self.pixels.saturating_mul(3))?;
         let mut footprint = Footprint::new(device);
         let params = abi::to_rgb_params {
-            x: footprint.add(self.x)?,
-            out: footprint.add(self.out)?,
+            x: footprint.reads_rows(self.x, self.pixels, self.pitch, 3)?,
+            out: footprint.writes_rows(self.out, 1, 3 * self.pixels, 3 * self.pixels)?,
             pixels: self.pixels as i64,
             pitch: self.pitch as i64,
         };

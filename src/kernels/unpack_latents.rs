@@ -64,8 +64,8 @@ impl UnpackLatents<'_> {
         check_len(NAME, "out", self.out, elements)?;
         let mut footprint = Footprint::new(device);
         let params = abi::unpack_latents_params {
-            tokens: footprint.add(self.tokens)?,
-            out: footprint.add(self.out)?,
+            tokens: footprint.reads(self.tokens)?,
+            out: footprint.writes_rows(self.out, self.height * self.width, self.pitch, self.pitch)?,
             num_pairs: (elements / 2) as i64,
             width: to_i32(NAME, "width", self.width)?,
             channels: to_i32(NAME, "4 x channels", self.channels.saturating_mul(4))? / 4,

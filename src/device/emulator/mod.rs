@@ -26,7 +26,7 @@ use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::{Capability, EventId, Kernel, Machine, Span, StreamId, TensorTile};
+use super::{Capability, EventId, Kernel, Machine, Span, StreamId, TensorTile, Work};
 use crate::abi;
 use crate::{Error, Result};
 use accesses::{AccessCounts, Records};
@@ -416,14 +416,14 @@ impl Machine for Emulator {
         grid: [u32; 3],
         params: *const c_void,
         params_bytes: usize,
-        footprint: &[Span],
+        work: &Work,
     ) -> Result<()> {
         let mut copy = vec![ParamsLine([0; 8]); params_bytes.div_ceil(size_of::<ParamsLine>())];
         // SAFETY: `params` points to `params_bytes` bytes, and the copy is at least as large.
         unsafe {
             std::ptr::copy_nonoverlapping(params.cast::<u8>(), copy.as_mut_ptr().cast::<u8>(), params_bytes)
         };
-        self.push(stream, Op::Launch { kernel, grid, params: copy, footprint: footprint.to_vec() })
+        self.push(stream, Op::Launch { kernel, grid, params: copy, footprint: work.spans.clone() })
     }
 
     fn create_event(&self) -> Result<EventId> {
