@@ -81,7 +81,8 @@ GPU_FN void mbarrier_wait(mbarrier *barrier, int parity) {
 GPU_FN void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // Copies the map's box at column x, row y to 128-byte aligned shared memory (1024 with swizzle); what lies outside the
-// tensor is zero. Issued by one thread; counts as the whole box's bytes at `barrier`.
+// tensor is zero. Rows of the box must begin at a multiple of 16 bytes, outside the tensor, too: any other x is an illegal
+// instruction (seen on an H200; the PTX ISA is silent). Issued by one thread; counts as the whole box's bytes at `barrier`.
 GPU_FN void tma_load_2d(void *dst, const tensor_map *map, int x, int y, mbarrier *barrier) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
                  ::"r"(smem_address(dst)), "l"(map), "r"(x), "r"(y), "r"(smem_address(barrier)) : "memory");

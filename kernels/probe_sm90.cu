@@ -266,6 +266,9 @@ GPU_FN void fault_of_barriers(const probe_sm90_params &p) {
     case PROBE_SM90_FAULT_MISALIGNED_COPY:
         if (t == 0) gpu::tma_load_2d(ring.a[0] + 128, &p.maps[0], 0, 0, barrier);
         return;
+    case PROBE_SM90_FAULT_MISALIGNED_COLUMN:
+        if (t == 0) gpu::tma_load_2d(ring.a[0], &p.maps[0], 7, 0, barrier);
+        return;
     case PROBE_SM90_FAULT_COPY_LEFT:
         if (t == 0) gpu::bulk_load(ring.a[0], p.input, 16, barrier);
         return;

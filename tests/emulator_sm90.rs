@@ -86,6 +86,7 @@ fn bytes_that_nobody_announced_are_found() {
 fn copies_are_checked_before_they_touch_memory() {
     complaint(Fault::FarCopy, &["outside the memory of this launch", "thread 0"]);
     complaint(Fault::MisalignedCopy, &["shared memory + 128", "no multiple of 1024"]);
+    complaint(Fault::MisalignedColumn, &["column 7", "byte 14", "no multiple of 16"]);
 }
 
 #[test]

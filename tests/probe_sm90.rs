@@ -56,8 +56,8 @@ fn copies_fill_with_zeros_and_swizzle() {
     let (rows, pitch, box_rows) = (40i32, 224usize, 16);
     let mut rng = Rng(2);
     let matrix: Vec<u8> = (0..rows as usize * pitch).map(|_| rng.bits() as u8).collect();
-    // Inside, across every edge, in a corner, far outside.
-    let places = [(0, 0), (24, 16), (-8, -3), (88, 33), (7, -16), (-9, 5)];
+    // Inside, across every edge, in a corner, above.
+    let places = [(0, 0), (32, 16), (-16, -3), (96, 33), (16, -16), (-48, 5)];
     let mut input: Vec<u32> = words_of(&matrix);
     for (x, y) in places {
         input.extend([x as u32, y as u32]);

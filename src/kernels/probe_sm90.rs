@@ -43,7 +43,7 @@ probe!(
 pub enum Part {
     /// mbarriers: many phases, all threads and some.
     Barriers,
-    /// `tma_load_2d` of bf16 and of bytes, with and without swizzle, at any coordinates; `bulk_load`.
+    /// `tma_load_2d` of bf16 and of bytes, with and without swizzle, inside, across edges and outside; `bulk_load`.
     Copies,
     /// `wgmma_m64k16` of this width, A from shared memory, in the mainloop of a GEMM.
     Shared(usize),
@@ -244,6 +244,8 @@ pub enum Fault {
     FarCopy = abi::PROBE_SM90_FAULT_FAR_COPY,
     /// Copies swizzled rows to where the swizzle does not begin.
     MisalignedCopy = abi::PROBE_SM90_FAULT_MISALIGNED_COPY,
+    /// Copies a box whose rows begin at 14 bytes.
+    MisalignedColumn = abi::PROBE_SM90_FAULT_MISALIGNED_COLUMN,
     /// Returns with a copy on its way.
     CopyLeft = abi::PROBE_SM90_FAULT_COPY_LEFT,
     /// Multiplies what threads have stored and not fenced.

@@ -260,8 +260,15 @@ pub(super) unsafe extern "C" fn load_2d(
         if map.mark != Map::MARK {
             return fail(thread, *site, "what was passed is no tensor map of this machine".to_string());
         }
+        let x_bytes = x as i64 * map.element_bytes as i64;
+        // An illegal instruction on an H200.
+        if x_bytes % 16 != 0 {
+            let what =
+                format!("a copy of a box at column {x}: byte {x_bytes} of a row, which is no multiple of 16");
+            return fail(thread, *site, what);
+        }
         let alignment = if map.swizzled != 0 { SWIZZLE_BYTES } else { 128 };
-        let source = Source::Box { map, x: x as i64 * map.element_bytes as i64, y: y as i64 };
+        let source = Source::Box { map, x: x_bytes, y: y as i64 };
         if let Err(what) = issue(thread, dst, alignment, map.box_bytes(), source, barrier, *site) {
             fail(thread, *site, what);
         }
