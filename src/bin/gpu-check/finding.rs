@@ -16,6 +16,7 @@ pub(super) enum Finding {
     Time(Time),
     UploadGbPerS(f64),
     Size(Size),
+    Limit(Limit),
     /// The item is over.
     Done(usize),
 }
@@ -110,4 +111,16 @@ pub(super) struct Size {
     pub same_bytes: bool,
     /// The time of each stage, in the order of a run, of every picture; the first also warms the machine up.
     pub pictures: Vec<Vec<(String, f64)>>,
+}
+
+/// What one unit of the machine can do at most, as `benches/limits.cu` says it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Limit {
+    pub name: String,
+    pub value: f64,
+    pub unit: String,
+    /// 0 where it has no meaning, like the clock.
+    pub per_clock: f64,
+    pub per_clock_unit: String,
+    pub sm_ghz: f64,
 }

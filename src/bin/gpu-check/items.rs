@@ -31,6 +31,7 @@ pub(super) enum Work {
     Upload,
     /// Pixels each way.
     Full(usize),
+    Limits,
 }
 
 const REPETITIONS: usize = 30;
@@ -41,7 +42,9 @@ pub(super) fn list(arguments: &Arguments) -> Result<Vec<Item>> {
     let on_emulator = arguments.device.starts_with("emulator");
     let parts = match &arguments.parts[..] {
         [] if on_emulator => &[Part::Probe, Part::Kernels, Part::Image][..],
-        [] => &[Part::Probe, Part::Kernels, Part::Image, Part::Sanitize, Part::Bench, Part::Full],
+        [] => {
+            &[Part::Probe, Part::Kernels, Part::Image, Part::Sanitize, Part::Bench, Part::Full, Part::Limits]
+        }
         chosen => chosen,
     };
     let mut items = Vec::new();
@@ -49,7 +52,7 @@ pub(super) fn list(arguments: &Arguments) -> Result<Vec<Item>> {
         // Of the tools none is left out: `only` picks the cases under them.
         if name.contains(&arguments.only) || matches!(work, Work::Tool(_)) {
             let seconds = match work {
-                Work::Case(_) | Work::Time(_) | Work::Upload => 60,
+                Work::Case(_) | Work::Time(_) | Work::Upload | Work::Limits => 60,
                 Work::Image => 120,
                 Work::Tool(_) | Work::Full(_) => 240,
             };
@@ -57,7 +60,7 @@ pub(super) fn list(arguments: &Arguments) -> Result<Vec<Item>> {
         }
     };
     for &part in parts {
-        if on_emulator && matches!(part, Part::Sanitize | Part::Bench | Part::Full) {
+        if on_emulator && matches!(part, Part::Sanitize | Part::Bench | Part::Full | Part::Limits) {
             return Err(Error::Unsupported(format!(
                 "{part:?} needs a GPU; on the emulator there are scripts/sanitize and cargo bench"
             )));
@@ -83,6 +86,7 @@ pub(super) fn list(arguments: &Arguments) -> Result<Vec<Item>> {
                 }
                 add(part, "upload".to_string(), Work::Upload);
             }
+            Part::Limits => add(part, "limits".to_string(), Work::Limits),
             Part::Full => {
                 for side in [512, 1024] {
                     add(part, format!("{side}x{side}"), Work::Full(side));
@@ -144,6 +148,8 @@ impl Item {
                 Ok(())
             }
             Work::Full(side) => full::run(device, *side),
+            Work::Limits if device.capability().arch / 10 != 9 => Ok(()),
+            Work::Limits => limits(),
         }
     }
 
@@ -170,6 +176,20 @@ impl Item {
             .say();
         }
         Ok(())
+    }
+}
+
+/// The program beside this one says its findings itself, to the same reader.
+fn limits() -> Result<()> {
+    let program = std::env::current_exe().map_err(Error::io("find", "gpu-check"))?.with_file_name("limits");
+    let status = std::process::Command::new(&program).status().map_err(Error::io("run", &program))?;
+    match status.success() {
+        true => Ok(()),
+        false => Err(Error::Device {
+            device: "gpu-check".to_string(),
+            operation: "limits".to_string(),
+            reason: format!("the program ended with {status}"),
+        }),
     }
 }
 

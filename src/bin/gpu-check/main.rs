@@ -48,13 +48,15 @@ enum Part {
     Bench,
     /// The whole pipeline at full size, with generated weights, at 512x512 and 1024x1024.
     Full,
+    /// What a Hopper GPU can do at most, unit by unit: the program beside this one, of `benches/limits.cu`.
+    Limits,
 }
 
 /// Compares a GPU with the emulator, computation by computation.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// What to run; everything by default (on the emulator, without sanitize, bench and full).
+    /// What to run; everything by default (on the emulator, only probe, kernels and image).
     parts: Vec<Part>,
     /// The machine under test: `cuda:N`, or `emulator` to compare two schedules of the emulator (no GPU needed), or
     /// `emulator:90` to have it pose as a Hopper GPU, for the cases that need one.

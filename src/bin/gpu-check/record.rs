@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use schnell::{Error, Result};
 use serde_json::json;
 
-use super::finding::{Finding, Machine, Row, Size, Time};
+use super::finding::{Finding, Limit, Machine, Row, Size, Time};
 use super::{Arguments, COMMIT, NVCC};
 
 /// nvidia-smi takes longer than most items.
@@ -28,6 +28,7 @@ pub(super) struct Record {
     times: Vec<Time>,
     upload_gb_per_s: Option<f64>,
     sizes: Vec<Size>,
+    limits: Vec<Limit>,
 }
 
 impl Record {
@@ -46,6 +47,7 @@ impl Record {
             times: Vec::new(),
             upload_gb_per_s: None,
             sizes: Vec::new(),
+            limits: Vec::new(),
         }
     }
 
@@ -75,6 +77,10 @@ impl Record {
                 print!("{}", size.text());
                 self.rows.extend(size.faults());
                 self.sizes.push(size);
+            }
+            Finding::Limit(limit) => {
+                print!("{}", limit_text(&limit));
+                self.limits.push(limit);
             }
             Finding::Done(_) => {
                 self.num_done += 1;
@@ -120,6 +126,10 @@ impl Record {
             text.extend(self.times.iter().map(time_text));
         }
         text.extend(self.sizes.iter().map(Size::text));
+        if !self.limits.is_empty() {
+            text.push('\n');
+            text.extend(self.limits.iter().map(limit_text));
+        }
         text + &self.ending()
     }
 
@@ -160,6 +170,7 @@ impl Record {
             "outputs": self.rows,
             "times": times,
             "full": self.sizes,
+            "limits": self.limits,
         })
     }
 
@@ -207,6 +218,15 @@ fn time_text(time: &Time) -> String {
         time.flops / median / 1e9,
         time.bytes as f64 / median / 1e6,
     )
+}
+
+fn limit_text(limit: &Limit) -> String {
+    let per_clock = match limit.per_clock > 0.0 {
+        true => format!("{:>10.2} {:<12} at {:.3} GHz", limit.per_clock, limit.per_clock_unit, limit.sm_ghz),
+        false => String::new(),
+    };
+    format!("{:44} {:>10.2} {:<8} {per_clock}", limit.name, limit.value, limit.unit).trim_end().to_string()
+        + "\n"
 }
 
 /// A count as a count, a fraction as a power of ten.
