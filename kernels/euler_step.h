@@ -11,9 +11,10 @@ typedef struct euler_step_params {
     DEV(const float) velocity;     // [count]
     DEV(const float) negative;     // [count], the negative prompt's velocity, or null
     DEV(bf16_bits) latents_bf16;   // [count], the updated latents as the next step's GEMM reads them
+    DEV(const float) dt;           // [steps]: sigma[k + 1] - sigma[k], negative
+    DEV(const int32_t) step;       // [1]: k
+    DEV(const float) true_cfg_scale; // [1], with `negative`: v = negative + true_cfg_scale * (velocity - negative)
     int64_t count;
-    float dt;                      // sigma[k + 1] - sigma[k], negative
-    float true_cfg_scale;          // with `negative`: v = negative + true_cfg_scale * (velocity - negative)
 } euler_step_params;
 
 #endif

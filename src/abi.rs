@@ -61,6 +61,8 @@ pub const LAYER_NORM_MOD_ROWS: u32 = 4;
 pub const LAYER_NORM_MOD_SMALL_WIDTH: u32 = 1024;
 pub const LAYER_NORM_MOD_WIDE_WIDTH: u32 = 3072;
 pub const LAYER_NORM_MOD_SMEM_BYTES: u32 = 0;
+pub const NEXT_STEP_THREADS: u32 = 32;
+pub const NEXT_STEP_SMEM_BYTES: u32 = 0;
 pub const NF4_GEMM_STAGES: u32 = 2;
 pub const NF4_GEMM_SMEM_BYTES: u32 = 45056;
 pub const NF4_QUANTIZE_THREADS: u32 = 256;
@@ -123,6 +125,8 @@ pub const RMS_NORM_ROWS: u32 = 4;
 pub const RMS_NORM_SMALL_WIDTH: u32 = 1024;
 pub const RMS_NORM_WIDE_WIDTH: u32 = 4096;
 pub const RMS_NORM_SMEM_BYTES: u32 = 0;
+pub const SELECT_ROW_THREADS: u32 = 256;
+pub const SELECT_ROW_SMEM_BYTES: u32 = 0;
 pub const TO_RGB_THREADS: u32 = 256;
 pub const TO_RGB_SMEM_BYTES: u32 = 0;
 pub const UNPACK_LATENTS_THREADS: u32 = 256;
@@ -304,18 +308,27 @@ const _: () = {
 pub struct count_nonfinite_params {
     pub x: u64,
     pub counter: u64,
+    pub index: u64,
     pub count: i64,
+    pub width: i64,
+    pub pitch: i64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of count_nonfinite_params"][::std::mem::size_of::<count_nonfinite_params>() - 24usize];
+    ["Size of count_nonfinite_params"][::std::mem::size_of::<count_nonfinite_params>() - 48usize];
     ["Alignment of count_nonfinite_params"][::std::mem::align_of::<count_nonfinite_params>() - 8usize];
     ["Offset of field: count_nonfinite_params::x"]
         [::std::mem::offset_of!(count_nonfinite_params, x) - 0usize];
     ["Offset of field: count_nonfinite_params::counter"]
         [::std::mem::offset_of!(count_nonfinite_params, counter) - 8usize];
+    ["Offset of field: count_nonfinite_params::index"]
+        [::std::mem::offset_of!(count_nonfinite_params, index) - 16usize];
     ["Offset of field: count_nonfinite_params::count"]
-        [::std::mem::offset_of!(count_nonfinite_params, count) - 16usize];
+        [::std::mem::offset_of!(count_nonfinite_params, count) - 24usize];
+    ["Offset of field: count_nonfinite_params::width"]
+        [::std::mem::offset_of!(count_nonfinite_params, width) - 32usize];
+    ["Offset of field: count_nonfinite_params::pitch"]
+        [::std::mem::offset_of!(count_nonfinite_params, pitch) - 40usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -324,13 +337,14 @@ pub struct euler_step_params {
     pub velocity: u64,
     pub negative: u64,
     pub latents_bf16: u64,
+    pub dt: u64,
+    pub step: u64,
+    pub true_cfg_scale: u64,
     pub count: i64,
-    pub dt: f32,
-    pub true_cfg_scale: f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of euler_step_params"][::std::mem::size_of::<euler_step_params>() - 48usize];
+    ["Size of euler_step_params"][::std::mem::size_of::<euler_step_params>() - 64usize];
     ["Alignment of euler_step_params"][::std::mem::align_of::<euler_step_params>() - 8usize];
     ["Offset of field: euler_step_params::latents"]
         [::std::mem::offset_of!(euler_step_params, latents) - 0usize];
@@ -340,10 +354,11 @@ const _: () = {
         [::std::mem::offset_of!(euler_step_params, negative) - 16usize];
     ["Offset of field: euler_step_params::latents_bf16"]
         [::std::mem::offset_of!(euler_step_params, latents_bf16) - 24usize];
-    ["Offset of field: euler_step_params::count"][::std::mem::offset_of!(euler_step_params, count) - 32usize];
-    ["Offset of field: euler_step_params::dt"][::std::mem::offset_of!(euler_step_params, dt) - 40usize];
+    ["Offset of field: euler_step_params::dt"][::std::mem::offset_of!(euler_step_params, dt) - 32usize];
+    ["Offset of field: euler_step_params::step"][::std::mem::offset_of!(euler_step_params, step) - 40usize];
     ["Offset of field: euler_step_params::true_cfg_scale"]
-        [::std::mem::offset_of!(euler_step_params, true_cfg_scale) - 44usize];
+        [::std::mem::offset_of!(euler_step_params, true_cfg_scale) - 48usize];
+    ["Offset of field: euler_step_params::count"][::std::mem::offset_of!(euler_step_params, count) - 56usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -529,6 +544,17 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
+pub struct next_step_params {
+    pub step: u64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of next_step_params"][::std::mem::size_of::<next_step_params>() - 8usize];
+    ["Alignment of next_step_params"][::std::mem::align_of::<next_step_params>() - 8usize];
+    ["Offset of field: next_step_params::step"][::std::mem::offset_of!(next_step_params, step) - 0usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
 pub struct nf4_gemm_params {
     pub problem: [gemm_problem; 2usize],
 }
@@ -694,6 +720,30 @@ const _: () = {
     ["Offset of field: rms_norm_params::eps"][::std::mem::offset_of!(rms_norm_params, eps) - 56usize];
     ["Offset of field: rms_norm_params::reserved"]
         [::std::mem::offset_of!(rms_norm_params, reserved) - 60usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct select_row_params {
+    pub table: u64,
+    pub index: u64,
+    pub out: u64,
+    pub pitch: i64,
+    pub width: i64,
+    pub rows: i32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of select_row_params"][::std::mem::size_of::<select_row_params>() - 48usize];
+    ["Alignment of select_row_params"][::std::mem::align_of::<select_row_params>() - 8usize];
+    ["Offset of field: select_row_params::table"][::std::mem::offset_of!(select_row_params, table) - 0usize];
+    ["Offset of field: select_row_params::index"][::std::mem::offset_of!(select_row_params, index) - 8usize];
+    ["Offset of field: select_row_params::out"][::std::mem::offset_of!(select_row_params, out) - 16usize];
+    ["Offset of field: select_row_params::pitch"][::std::mem::offset_of!(select_row_params, pitch) - 24usize];
+    ["Offset of field: select_row_params::width"][::std::mem::offset_of!(select_row_params, width) - 32usize];
+    ["Offset of field: select_row_params::rows"][::std::mem::offset_of!(select_row_params, rows) - 40usize];
+    ["Offset of field: select_row_params::reserved"]
+        [::std::mem::offset_of!(select_row_params, reserved) - 44usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]

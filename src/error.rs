@@ -54,6 +54,14 @@ pub enum Error {
         reason: String,
     },
 
+    /// Whoever was told of the progress wanted no more of it. What it stopped can be asked for again.
+    #[error("stopped")]
+    Stopped,
+
+    /// A plan that its own check refuses: a fault of this crate.
+    #[error("the plan is wrong, a fault of schnell that deserves a report: {0}")]
+    Plan(String),
+
     /// A file that cannot be read or written.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -87,6 +95,8 @@ impl Error {
             Error::Unsupported(_) => 5,
             Error::Device { .. } => 6,
             Error::Io { .. } => 7,
+            Error::Plan(_) => 8,
+            Error::Stopped => 9,
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Text to image with FLUX.1-schnell on CUDA kernels of our own: planned memory, exact timings, the same bytes for the
 //! same seed, and an emulator that runs the same kernels where there is no GPU.
 //!
-//! Start at [`pipeline`], which has an example. The way of a prompt: [`text::tokenizer`] makes ids, [`text`] makes
-//! vectors of them, [`flux`] turns noise into latents step by step, [`vae`] makes pixels. All of it is launches of
-//! [`kernels`] on a [`device`], in memory that [`plan`] laid out before anything was loaded.
+//! Start at [`pipeline`], which has an example. The way of a prompt: [`text::tokenizer`] makes ids, the networks of [`models`]
+//! record what turns them into vectors, noise into latents and latents into pixels; the private module `program` makes a plan of
+//! that, every byte's place included, before anything is loaded; all of it is launches of [`kernels`] on a [`device`].
 //!
 //! The modules, in the order to read them:
 
@@ -11,26 +11,24 @@ pub mod error;
 
 pub mod config;
 pub mod sampling;
+pub mod text;
 pub mod weights;
 
-pub mod arena;
 #[allow(unsafe_code)]
 pub mod device;
 #[allow(unsafe_code)]
 pub mod kernels;
+mod memory;
 
 #[allow(unsafe_code)]
 pub mod abi;
 
-pub mod nn;
-pub mod text;
+mod program;
 
-pub mod flux;
-pub mod vae;
+pub mod models;
 
+#[allow(unsafe_code)]
 pub mod pipeline;
-pub mod plan;
-pub mod timing;
 
 pub mod demo;
 pub mod image;

@@ -403,12 +403,13 @@ fn once(bench: &Bench) {
         velocity: &velocity,
         negative: None,
         latents_bf16: &latents_bf16,
-        dt: -0.25,
+        dt: &bench.upload(&[-0.25f32]),
+        step: &bench.upload(&[0i32]),
     }
     .launch(&bench.device, COMPUTE)
     .unwrap();
     let counter = bench.upload(&[0u32]);
-    CountNonfinite { x: &latents, counter: &counter }.launch(&bench.device, COMPUTE).unwrap();
+    CountNonfinite::all(&latents, &counter).launch(&bench.device, COMPUTE).unwrap();
     let (height, width, channels) = (8, 16, 16);
     let tokens = bench.alloc(height * width * channels);
     let map = bench.alloc(height * width * 16);

@@ -644,8 +644,8 @@ fn plans_print_every_region_from_config_files_alone() {
             let pixels = side.parse().unwrap();
             let t5_length = if model == "demo" { 24 } else { 256 };
             let shape =
-                schnell::plan::Shape { width: pixels, height: pixels, t5_length, ..Default::default() };
-            let plan = schnell::plan::Plan::new(&config, shape, Default::default()).unwrap();
+                schnell::pipeline::Shape { width: pixels, height: pixels, t5_length, ..Default::default() };
+            let plan = schnell::pipeline::Plan::new(&config, shape, Default::default()).unwrap();
             assert_eq!(ran.stdout, plan.to_string());
             for region in plan.layout.regions().iter().filter(|r| r.bytes > 0) {
                 let line = ran.stdout.lines().find(|l| l.split_whitespace().next() == Some(&region.name));

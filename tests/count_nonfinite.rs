@@ -25,7 +25,7 @@ fn counts_and_adds() {
             let bench = Bench::with_bytes(device, 1 << 20);
             let (x, counter) = (bench.upload(&x), bench.upload(&[100u32, 7]));
             for _ in 0..2 {
-                CountNonfinite { x: &x, counter: &counter }.launch(&bench.device, COMPUTE).unwrap();
+                CountNonfinite::all(&x, &counter).launch(&bench.device, COMPUTE).unwrap();
             }
             assert_eq!(bench.download(&counter), [100 + 2 * want, 7], "{count} elements");
         }
@@ -40,7 +40,7 @@ fn one_bad_value_anywhere_is_found() {
         x[at] = f32::NAN;
         let bench = Bench::with_bytes(emulator(), 1 << 20);
         let (x, counter) = (bench.upload(&x), bench.upload(&[0u32]));
-        CountNonfinite { x: &x, counter: &counter }.launch(&bench.device, COMPUTE).unwrap();
+        CountNonfinite::all(&x, &counter).launch(&bench.device, COMPUTE).unwrap();
         assert_eq!(bench.download(&counter), [1], "at {at}");
     }
 }
@@ -49,6 +49,29 @@ fn one_bad_value_anywhere_is_found() {
 fn refuses_an_empty_counter() {
     let bench = Bench::with_bytes(emulator(), 1 << 20);
     let (x, counter) = (bench.alloc::<f32>(8), bench.alloc::<u32>(1).slice(0, 0).unwrap());
-    let bad = CountNonfinite { x: &x, counter: &counter };
+    let bad = CountNonfinite::all(&x, &counter);
     assert!(matches!(bad.launch(&bench.device, COMPUTE), Err(schnell::Error::Input(_))));
+}
+
+/// Rows with gaps, whose NaN do not count, and the counter that a number in memory names.
+#[test]
+fn counts_rows_into_the_counter_of_an_index() {
+    let (rows, width, pitch) = (3000, 3, 4);
+    let mut x = vec![f32::NAN; rows * pitch];
+    for (i, v) in x.iter_mut().enumerate().filter(|(i, _)| i % pitch < width) {
+        *v = if i % 7 == 0 { f32::INFINITY } else { 1.0 };
+    }
+    let want = (0..rows * pitch).filter(|i| i % pitch < width && i % 7 == 0).count() as u32;
+    let bench = Bench::with_bytes(emulator(), 1 << 20);
+    let (x, counter, index) = (bench.upload(&x), bench.upload(&[1u32, 2, 3]), bench.upload(&[1i32]));
+    let count = CountNonfinite { x: &x, rows, width, pitch, counter: &counter, index: Some(&index) };
+    count.launch(&bench.device, COMPUTE).unwrap();
+    assert_eq!(bench.download(&counter), [1, 2 + want, 3]);
+    for bad in [
+        CountNonfinite { rows: rows + 1, ..count },
+        CountNonfinite { pitch: 2, ..count },
+        CountNonfinite { index: Some(&index.slice(0, 0).unwrap()), ..count },
+    ] {
+        assert!(matches!(bad.launch(&bench.device, COMPUTE), Err(schnell::Error::Input(_))));
+    }
 }

@@ -57,7 +57,7 @@ fn machines_do_not_take_each_others_memory_or_events() {
         [(&a, &a, &a, true), (&b, &a, &a, false), (&a, &b, &a, false), (&a, &a, &b, false)]
     {
         let (x, counter) = (floats(x), counter(count));
-        let launched = CountNonfinite { x: &x, counter: &counter }.launch(device, stream);
+        let launched = CountNonfinite::all(&x, &counter).launch(device, stream);
         assert_eq!(launched.is_ok(), fits, "{launched:?}");
     }
 }

@@ -30,9 +30,9 @@ use candle_transformers::models::stable_diffusion::vae::{AutoEncoderKL, AutoEnco
 use candle_transformers::models::t5;
 use common::*;
 use schnell::config::{FluxConfig, PipelineConfig};
-use schnell::nn::Quantize;
+use schnell::pipeline::Quantize;
 use schnell::pipeline::{BindOptions, DumpValues, Model, Pipeline, Request};
-use schnell::plan::{Plan, Shape};
+use schnell::pipeline::{Plan, Shape};
 use schnell::weights::generated::{self, Manifest};
 use schnell::weights::{Part, SafeTensors, Source, inventory, nf4};
 use serde_json::{Value, json};
@@ -55,10 +55,10 @@ impl Drawn {
         let model = Model::open(dir.path()).unwrap();
         let plan = Plan::new(model.config(), shape, quantize).unwrap();
         let options = BindOptions { dump: true };
-        let mut pipeline = Pipeline::bind(&model, plan, &emulator(), options, &mut |_| {}).unwrap();
+        let mut pipeline = Pipeline::bind(&model, plan, &emulator(), options, &mut |_| Continue(())).unwrap();
         let prompt = "an oil painting of a quiet lighthouse and two misty ships at night";
         let request = Request { dump: true, guidance: GUIDANCE, ..Request::new(prompt, 11) };
-        let output = pipeline.generate(&request, &mut |_| {}).unwrap();
+        let output = pipeline.generate(&request, &mut |_| Continue(())).unwrap();
         let stages = output.dumps.into_iter().map(|dump| {
             let values = match dump.values {
                 DumpValues::Ids(ids) => ids.iter().map(|id| *id as f32).collect(),

@@ -7,9 +7,9 @@ use common::*;
 use golden::Golden;
 use schnell::Error;
 use schnell::device::Device;
-use schnell::nn::Quantize;
+use schnell::pipeline::Quantize;
 use schnell::pipeline::{BindOptions, Model, Noise, Pipeline, Progress, Request};
-use schnell::plan::{Plan, Shape};
+use schnell::pipeline::{Plan, Shape};
 
 /// 64 image tokens and 256 text tokens: at least 4 CTAs for every hot kernel.
 const SHAPE: Shape = Shape { width: 128, height: 128, steps: 2, t5_length: 256, true_cfg: false };
@@ -23,11 +23,11 @@ fn demo() -> (tempfile::TempDir, Model) {
 
 fn bind(model: &Model, shape: Shape, device: &Device) -> Pipeline {
     let plan = Plan::new(model.config(), shape, Quantize::Nf4).unwrap();
-    Pipeline::bind(model, plan, device, BindOptions::default(), &mut |_| {}).unwrap()
+    Pipeline::bind(model, plan, device, BindOptions::default(), &mut |_| Continue(())).unwrap()
 }
 
 fn draw(pipeline: &mut Pipeline, prompt: &str, seed: u64) -> Vec<u8> {
-    pipeline.generate(&Request::new(prompt, seed), &mut |_| {}).unwrap().rgb
+    pipeline.generate(&Request::new(prompt, seed), &mut |_| Continue(())).unwrap().rgb
 }
 
 #[test]
@@ -73,17 +73,17 @@ fn given_noise_replaces_the_seed() {
         noise: Noise::Given((0..64 * 64).map(|i| value * (i % 7) as f32).collect()),
         ..Request::new("a red circle", 1)
     };
-    let a = pipeline.generate(&noise(0.3), &mut |_| {}).unwrap().rgb;
-    let b = pipeline.generate(&Request { seed: 9, ..noise(0.3) }, &mut |_| {}).unwrap().rgb;
-    let c = pipeline.generate(&noise(0.1), &mut |_| {}).unwrap().rgb;
+    let a = pipeline.generate(&noise(0.3), &mut |_| Continue(())).unwrap().rgb;
+    let b = pipeline.generate(&Request { seed: 9, ..noise(0.3) }, &mut |_| Continue(())).unwrap().rgb;
+    let c = pipeline.generate(&noise(0.1), &mut |_| Continue(())).unwrap().rgb;
     assert_eq!(a, b);
     assert_ne!(a, c);
     let short = Request { noise: Noise::Given(vec![0.0; 5]), ..Request::new("x", 0) };
-    assert!(matches!(pipeline.generate(&short, &mut |_| {}), Err(Error::Input(_))));
+    assert!(matches!(pipeline.generate(&short, &mut |_| Continue(())), Err(Error::Input(_))));
     let nan = Request { noise: Noise::Given(vec![f32::NAN; 64 * 64]), ..Request::new("x", 0) };
-    assert!(pipeline.generate(&nan, &mut |_| {}).unwrap_err().to_string().contains("not finite"));
+    assert!(pipeline.generate(&nan, &mut |_| Continue(())).unwrap_err().to_string().contains("not finite"));
     // A failed picture leaves the pipeline usable.
-    assert_eq!(pipeline.generate(&noise(0.3), &mut |_| {}).unwrap().rgb, a);
+    assert_eq!(pipeline.generate(&noise(0.3), &mut |_| Continue(())).unwrap().rgb, a);
 }
 
 #[test]
@@ -105,14 +105,15 @@ fn refuses_before_it_works() {
     let (_dir, model) = demo();
     let device = emulator();
     let mut pipeline = bind(&model, Shape { steps: 1, ..SHAPE }, &device);
-    let empty = pipeline.generate(&Request::new("  ", 0), &mut |_| {}).unwrap_err();
+    let empty = pipeline.generate(&Request::new("  ", 0), &mut |_| Continue(())).unwrap_err();
     assert!(matches!(&empty, Error::Input(text) if text.contains("empty")), "{empty}");
     let dump = Request { dump: true, ..Request::new("x", 0) };
-    assert!(matches!(pipeline.generate(&dump, &mut |_| {}), Err(Error::Input(_))));
+    assert!(matches!(pipeline.generate(&dump, &mut |_| Continue(())), Err(Error::Input(_))));
     let golden = Golden::open("b");
     let other = Model::open(golden.dir()).unwrap();
     let plan = Plan::new(model.config(), SHAPE, Quantize::Nf4).unwrap();
-    let error = Pipeline::bind(&other, plan, &device, BindOptions::default(), &mut |_| {}).unwrap_err();
+    let error =
+        Pipeline::bind(&other, plan, &device, BindOptions::default(), &mut |_| Continue(())).unwrap_err();
     assert!(error.to_string().contains("another model"), "{error}");
 }
 
@@ -120,8 +121,9 @@ fn refuses_before_it_works() {
 fn truncated_prompts_are_counted() {
     let (_dir, model) = demo();
     let mut pipeline = bind(&model, Shape { steps: 1, t5_length: 16, ..SHAPE }, &emulator());
-    let output = pipeline.generate(&Request::new("red circle ".repeat(60), 0), &mut |_| {}).unwrap();
+    let output =
+        pipeline.generate(&Request::new("red circle ".repeat(60), 0), &mut |_| Continue(())).unwrap();
     assert!(output.clip_tokens_dropped > 0 && output.t5_tokens_dropped > 0);
-    let output = pipeline.generate(&Request::new("red", 0), &mut |_| {}).unwrap();
+    let output = pipeline.generate(&Request::new("red", 0), &mut |_| Continue(())).unwrap();
     assert_eq!((output.clip_tokens_dropped, output.t5_tokens_dropped), (0, 0));
 }

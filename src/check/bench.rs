@@ -204,7 +204,7 @@ impl Work {
         let flush = lab.alloc::<f32>(flush_bytes / size_of::<f32>())?;
         device.fill(COMPUTE, &flush.cast::<u8>()?, 0)?;
         let counter = lab.upload(&[0u32])?;
-        let cold = || CountNonfinite { x: &flush, counter: &counter }.launch(device, COMPUTE);
+        let cold = || CountNonfinite::all(&flush, &counter).launch(device, COMPUTE);
         let begun = Instant::now();
         loop {
             cold()?;

@@ -21,9 +21,11 @@ use crate::kernels::gemv::{Gemv, GemvActivation, GemvWeight};
 use crate::kernels::group_norm_silu::GroupNormSilu;
 use crate::kernels::head_norm_rope::HeadNormRope;
 use crate::kernels::layer_norm_mod::LayerNormMod;
+use crate::kernels::next_step::NextStep;
 use crate::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
 use crate::kernels::nf4_quantize::{Nf4Layout, Nf4Quantize, Nf4Source};
 use crate::kernels::rms_norm::RmsNorm;
+use crate::kernels::select_row::SelectRow;
 use crate::kernels::to_rgb::ToRgb;
 use crate::kernels::unpack_latents::UnpackLatents;
 
@@ -36,6 +38,8 @@ pub(super) fn cases() -> Vec<Case> {
     let mut cases = vec![
         small("euler_step", euler_step),
         small("count_nonfinite", count_nonfinite),
+        small("select_row", select_row),
+        small("next_step", next_step),
         small("to_rgb", to_rgb),
         small("head_norm_rope", head_norm_rope),
         small("group_norm_silu", group_norm_silu),
@@ -97,12 +101,14 @@ fn euler_step(lab: &Lab) -> Result<Vec<Output>> {
     let n = 1025;
     let (latents, velocity) = (lab.f32s(1, n, 3.0)?, lab.f32s(2, n, 2.0)?);
     let latents_bf16 = lab.alloc::<bf16>(n)?;
+    let (dt, step) = (lab.upload(&[-0.5f32, -0.25])?, lab.upload(&[1i32])?);
     EulerStep {
         latents: &latents,
         velocity: &velocity,
         negative: None,
         latents_bf16: &latents_bf16,
-        dt: -0.25,
+        dt: &dt,
+        step: &step,
     }
     .launch(lab.device(), COMPUTE)?;
     let guided = lab.f32s(3, n, 3.0)?;
@@ -110,9 +116,10 @@ fn euler_step(lab: &Lab) -> Result<Vec<Output>> {
     EulerStep {
         latents: &guided,
         velocity: &velocity,
-        negative: Some((&negative, 2.5)),
+        negative: Some((&negative, &lab.upload(&[2.5f32])?)),
         latents_bf16: &lab.alloc::<bf16>(n)?,
-        dt: -0.25,
+        dt: &dt,
+        step: &step,
     }
     .launch(lab.device(), COMPUTE)?;
     Ok(vec![
@@ -225,9 +232,31 @@ fn bf16_gemm_epilogues(lab: &Lab) -> Result<Vec<Output>> {
 fn count_nonfinite(lab: &Lab) -> Result<Vec<Output>> {
     // Any bits: about one in 128 is an infinity or NaN.
     let x = lab.upload(&random_bits(1, 100_003))?.cast::<f32>()?;
-    let counter = lab.upload(&[7u32])?;
-    CountNonfinite { x: &x, counter: &counter }.launch(lab.device(), COMPUTE)?;
+    let counter = lab.upload(&[7u32, 9])?;
+    CountNonfinite::all(&x, &counter).launch(lab.device(), COMPUTE)?;
+    let index = lab.upload(&[1i32])?;
+    let (rows, width, pitch) = (700, 3, 5);
+    CountNonfinite { x: &x, rows, width, pitch, counter: &counter, index: Some(&index) }
+        .launch(lab.device(), COMPUTE)?;
     Ok(vec![lab.bits("counter", &counter)?])
+}
+
+fn select_row(lab: &Lab) -> Result<Vec<Output>> {
+    let (rows, width, pitch) = (5, 1025, 1030);
+    let table = lab.f32s(1, rows * pitch, 1.0)?;
+    let out = lab.alloc::<f32>(width)?;
+    let index = lab.upload(&[3i32])?;
+    SelectRow { table: &table, pitch, rows, width, index: &index, out: &out }
+        .launch(lab.device(), COMPUTE)?;
+    Ok(vec![lab.bits("row", &out)?])
+}
+
+fn next_step(lab: &Lab) -> Result<Vec<Output>> {
+    let step = lab.upload(&[3i32, 7])?;
+    for _ in 0..2 {
+        NextStep { step: &step }.launch(lab.device(), COMPUTE)?;
+    }
+    Ok(vec![lab.bits("step", &step)?])
 }
 
 fn to_rgb(lab: &Lab) -> Result<Vec<Output>> {

@@ -17,6 +17,7 @@
 
 mod cuda;
 pub mod emulator;
+mod tape;
 
 use std::collections::BTreeSet;
 use std::ffi::c_void;
@@ -28,6 +29,7 @@ use crate::abi;
 use crate::{Error, Result};
 use emulator::accesses::AccessCounts;
 pub use emulator::{AsyncCopies, EmulatorOptions, Order};
+pub(crate) use tape::{Tape, TapedLaunch};
 
 /// What a machine is. `select` functions may look at `arch`, `num_sms` and `smem_per_cta_bytes`, never at memory.
 #[derive(Clone, Debug)]
@@ -48,6 +50,22 @@ pub struct Capability {
     pub threads: usize,
     /// The driver's version, `13.0`, or `none`.
     pub driver: String,
+}
+
+impl Capability {
+    /// Of the oldest machine that there is code for, for what needs a machine and does not depend on it.
+    pub(crate) fn unknown() -> Capability {
+        Capability {
+            name: "a machine".to_string(),
+            arch: 80,
+            num_sms: 16,
+            smem_per_cta_bytes: 99 << 10,
+            total_bytes: u64::MAX,
+            is_emulator: false,
+            threads: 0,
+            driver: "none".to_string(),
+        }
+    }
 }
 
 /// Which of a device's two streams.
@@ -96,7 +114,42 @@ impl std::fmt::Debug for Kernel {
     }
 }
 
-/// What `cuda` and `emulator` implement; [`Device`] is the safe face of it.
+/// A kernel's params struct, kept.
+#[derive(Clone)]
+pub(crate) struct Params {
+    lines: Box<[ParamsLine]>,
+    bytes: usize,
+}
+
+/// A piece of a params struct: as aligned as the most demanding member, a tensor map.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+struct ParamsLine([u64; 8]);
+
+impl Params {
+    /// A copy of the `bytes` bytes at `params`.
+    ///
+    /// # Safety
+    /// They can be read.
+    unsafe fn copy(params: *const c_void, bytes: usize) -> Params {
+        let mut lines = vec![ParamsLine([0; 8]); bytes.div_ceil(size_of::<ParamsLine>())].into_boxed_slice();
+        // SAFETY: the caller's promise, and `lines` is at least as large.
+        unsafe { std::ptr::copy_nonoverlapping(params.cast::<u8>(), lines.as_mut_ptr().cast::<u8>(), bytes) };
+        Params { lines, bytes }
+    }
+
+    fn as_ptr(&self) -> *const c_void {
+        self.lines.as_ptr().cast()
+    }
+}
+
+impl std::fmt::Debug for Params {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes", self.bytes)
+    }
+}
+
+/// What `cuda`, `emulator` and `tape` implement; [`Device`] is the safe face of it.
 ///
 /// # Safety
 /// Of every method: addresses are live and large enough until the stream has passed the operation, handles come from
@@ -135,6 +188,10 @@ pub(crate) trait Machine: Send + Sync {
     /// See [`Device::access_counts`].
     fn access_counts(&self) -> Result<AccessCounts> {
         Err(Error::Unsupported("only the emulator counts accesses".to_string()))
+    }
+    /// See [`Device::num_skipped_launches`].
+    fn num_skipped_launches(&self) -> u64 {
+        0
     }
     /// See [`Device::last_writer`].
     fn last_writer(&self, _address: u64) -> Option<String> {
@@ -341,10 +398,37 @@ impl Device {
                 "{kernel:?}: a grid of {grid:?} CTAs; make the image smaller"
             )));
         }
-        self.inner.launched.lock().unwrap_or_else(|e| e.into_inner()).insert(kernel.name);
+        self.note_launched(kernel);
         let pointer = std::ptr::from_ref(params).cast::<c_void>();
         // SAFETY: the caller's promise; the machine copies the params before it returns.
         unsafe { self.machine().launch(stream, kernel, grid, pointer, size_of::<P>(), &footprint.work) }
+    }
+
+    /// Enqueues a launch that was recorded, its params and addresses as they were then.
+    ///
+    /// # Safety
+    /// As for [`Device::launch`], of the addresses in `params` and `work`: they are live memory of this machine until the
+    /// stream has passed the launch.
+    pub(crate) unsafe fn replay(
+        &self,
+        stream: StreamId,
+        kernel: &'static Kernel,
+        grid: [u32; 3],
+        params: &Params,
+        work: &Work,
+    ) -> Result<()> {
+        // SAFETY: the caller's promise; the params were those of this kernel when `Device::launch` took them.
+        unsafe { self.machine().launch(stream, kernel, grid, params.as_ptr(), params.bytes, work) }
+    }
+
+    /// Counts `kernel` among those of [`Device::launched`].
+    pub(crate) fn note_launched(&self, kernel: &'static Kernel) {
+        self.inner.launched.lock().unwrap_or_else(|e| e.into_inner()).insert(kernel.name);
+    }
+
+    /// A machine that writes down what is launched on it.
+    pub(crate) fn tape(tape: Arc<Tape>) -> Device {
+        Device::new(Box::new(tape))
     }
 
     /// What the memory accesses of all launches so far cost. For the emulator alone, and there a matter of build and
@@ -354,6 +438,11 @@ impl Device {
     /// [`Error::Unsupported`] says what is missing.
     pub fn access_counts(&self) -> Result<AccessCounts> {
         self.machine().access_counts()
+    }
+
+    /// Launches that were counted instead of carried out: see [`EmulatorOptions::launches_nothing`].
+    pub fn num_skipped_launches(&self) -> u64 {
+        self.machine().num_skipped_launches()
     }
 
     /// Which launch, CTA, thread and source line wrote element `index` of `view` last, in words, or that none did since the
@@ -504,6 +593,11 @@ impl<'a> Footprint<'a> {
     /// As [`Footprint::reads`]; null for nothing.
     pub fn reads_optional<T>(&mut self, view: Option<&View<T>>) -> Result<u64> {
         view.map_or(Ok(0), |view| self.reads(view))
+    }
+
+    /// What has been collected.
+    pub fn into_work(self) -> Work {
+        self.work
     }
 
     /// Multiply-adds times two, added to what there is.

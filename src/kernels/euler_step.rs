@@ -16,20 +16,22 @@ kernel!(
 /// rounded to bf16.
 ///
 /// - `latents`, `velocity`: f32 `[n]`; `latents_bf16`: bf16 `[n]`
-/// - `dt`: sigma of the next step minus sigma of this one
+/// - `dt`: f32 `[steps]`, each the sigma of the next step minus its own; `step`: which, i32 `[1]`
 /// - source: diffusers, `FlowMatchEulerDiscreteScheduler.step`
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct EulerStep<'a> {
     /// Updated in place.
     pub latents: &'a View<f32>,
     /// The network's output.
     pub velocity: &'a View<f32>,
-    /// True CFG: the negative prompt's output, and the scale `s` in `negative + s (velocity - negative)`.
-    pub negative: Option<(&'a View<f32>, f32)>,
+    /// True CFG: the negative prompt's output, and f32 `[1]`, the scale `s` in `negative + s (velocity - negative)`.
+    pub negative: Option<(&'a View<f32>, &'a View<f32>)>,
     /// The next step's input.
     pub latents_bf16: &'a View<bf16>,
-    /// Negative.
-    pub dt: f32,
+    /// Negative numbers, one per step.
+    pub dt: &'a View<f32>,
+    /// The step's number, below `dt.len()`.
+    pub step: &'a View<i32>,
 }
 
 impl EulerStep<'_> {
@@ -41,8 +43,11 @@ impl EulerStep<'_> {
         let count = self.latents.len();
         check_len("euler_step", "velocity", self.velocity, count)?;
         check_len("euler_step", "latents_bf16", self.latents_bf16, count)?;
-        if let Some((negative, _)) = self.negative {
+        check_len("euler_step", "dt", self.dt, 1)?;
+        check_len("euler_step", "step", self.step, 1)?;
+        if let Some((negative, scale)) = self.negative {
             check_len("euler_step", "negative", negative, count)?;
+            check_len("euler_step", "true_cfg_scale", scale, 1)?;
         }
         let mut footprint = Footprint::new(device);
         let params = abi::euler_step_params {
@@ -51,12 +56,13 @@ impl EulerStep<'_> {
             negative: footprint.reads_optional(self.negative.map(|(view, _)| view))?,
             latents_bf16: footprint.writes(self.latents_bf16)?,
             count: count as i64,
-            dt: self.dt,
-            true_cfg_scale: self.negative.map_or(1.0, |(_, scale)| scale),
+            dt: footprint.reads(self.dt)?,
+            step: footprint.reads(self.step)?,
+            true_cfg_scale: footprint.reads_optional(self.negative.map(|(_, scale)| scale))?,
         };
         let grid = [count.div_ceil(abi::EULER_STEP_THREADS as usize) as u32, 1, 1];
         // SAFETY: params is this entry's generated type; every view covers `count` elements, beyond which no
-        // thread reaches.
+        // thread reaches, `dt` one per step and `step`, which only `next_step` writes, a step's number.
         unsafe { device.launch(stream, &EULER_STEP, grid, &params, &footprint) }
     }
 }

@@ -19,11 +19,13 @@ pub mod gemv;
 pub mod group_norm_silu;
 pub mod head_norm_rope;
 pub mod layer_norm_mod;
+pub mod next_step;
 pub mod nf4_gemm;
 pub mod nf4_quantize;
 pub mod probe;
 pub mod probe_sm90;
 pub mod rms_norm;
+pub mod select_row;
 pub mod to_rgb;
 pub mod unpack_latents;
 
@@ -65,11 +67,13 @@ pub fn all() -> &'static [&'static Kernel] {
         &layer_norm_mod::LAYER_NORM_MOD_SMALL,
         &layer_norm_mod::LAYER_NORM_MOD_WIDE,
         &layer_norm_mod::LAYER_NORM_MOD_ANY,
+        &next_step::NEXT_STEP,
         &nf4_gemm::NF4_GEMM,
         &nf4_quantize::NF4_QUANTIZE,
         &rms_norm::RMS_NORM_SMALL,
         &rms_norm::RMS_NORM_WIDE,
         &rms_norm::RMS_NORM_ANY,
+        &select_row::SELECT_ROW,
         &to_rgb::TO_RGB,
         &unpack_latents::UNPACK_LATENTS,
         // `probe`: not part of any pipeline

@@ -1,5 +1,3 @@
-//! From words to numbers the image model understands: [`tokenizer`] makes ids, [`clip`] and [`t5`] make vectors.
+//! From words to the numbers that text encoders understand: [`tokenizer`] makes ids.
 
-pub mod clip;
-pub mod t5;
 pub mod tokenizer;

@@ -1,7 +1,7 @@
 //! Where tensors come from: the safetensors files of a diffusers-layout folder, opened, and checked against the
 //! list of what the networks need before a byte of theirs is read.
 //!
-//! Reading order: [`inventory`] says which tensors there must be, [`safetensors`] finds and reads them,
+//! Reading order: [`Needed`] is a tensor that there must be, as the networks ask for it, [`safetensors`] finds and reads them,
 //! [`Source`] here joins the two, [`convert`] turns stored numbers into f32 and bf16, and [`nf4`] is the 4-bit
 //! format as the host computes it: the reference for the kernels.
 //!
@@ -24,7 +24,6 @@ pub mod bitsandbytes;
 pub mod convert;
 pub mod generated;
 pub mod hub;
-pub mod inventory;
 pub mod nf4;
 pub mod safetensors;
 pub mod upload;
@@ -38,7 +37,6 @@ use sha2::{Digest, Sha256};
 use crate::config::PipelineConfig;
 use crate::{Error, Result};
 
-pub use self::inventory::{Needed, parameters};
 pub use self::safetensors::{Component, Dtype, SafeTensors, TensorInfo};
 
 /// A network with weights of its own.
@@ -75,16 +73,49 @@ impl Part {
             Part::T5 | Part::Clip => "model",
         }
     }
+}
 
-    /// The tensors that this part needs.
-    pub fn inventory(self, config: &PipelineConfig) -> Vec<Needed> {
-        match self {
-            Part::Transformer => inventory::transformer(&config.flux),
-            Part::T5 => inventory::t5(&config.t5),
-            Part::Clip => inventory::clip(&config.clip),
-            Part::Vae => inventory::vae_decoder(&config.vae),
-        }
+/// A tensor that a network cannot do without. (None is optional: what a model lacks by its config is not asked for.)
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Needed {
+    /// The name used throughout this crate: as in diffusers-layout files.
+    pub name: String,
+    /// Its shape, row-major: Linear weights are `[out, in]`, convolutions `[out, in, height, width]`. A 1x1 convolution may be
+    /// stored as a matrix and the other way round.
+    pub shape: Vec<usize>,
+    /// Other names to look for, in this order, when `name` is not there.
+    pub aliases: Vec<String>,
+}
+
+impl Needed {
+    /// With the other names that files are known to use.
+    pub fn new(part: Part, name: String, shape: &[usize]) -> Needed {
+        let renamed = |old: &str, new: &str| name.contains(old).then(|| name.replace(old, new));
+        let aliases: Vec<String> = match part {
+            Part::T5 => renamed("shared.weight", "encoder.embed_tokens.weight").into_iter().collect(),
+            // What transformers 5 no longer writes before every name.
+            Part::Clip => name.strip_prefix("text_model.").map(str::to_string).into_iter().collect(),
+            // Files from before diffusers 0.17.
+            Part::Vae if name.contains(".attentions.") => {
+                let old = [("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")];
+                old.iter()
+                    .filter_map(|(new, old)| renamed(&format!(".{new}."), &format!(".{old}.")))
+                    .collect()
+            }
+            Part::Vae | Part::Transformer => Vec::new(),
+        };
+        Needed { name, shape: shape.to_vec(), aliases }
     }
+
+    /// Number of elements.
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().map(|&n| n as u64).product()
+    }
+}
+
+/// Number of parameters of all of `needed`.
+pub fn parameters(needed: &[Needed]) -> u64 {
+    needed.iter().map(Needed::elements).sum()
 }
 
 impl std::fmt::Display for Part {
@@ -101,7 +132,7 @@ impl std::fmt::Display for Part {
 /// Bytes of every tensor that go into [`Source::digest`].
 const DIGESTED_BYTES: u64 = 4096;
 
-/// All tensors of a model, each found and checked, under the names of the inventory whatever the files call them.
+/// All tensors of a model, each found and checked, under the names of [`Needed`] whatever the files call them.
 #[derive(Debug)]
 pub struct Source {
     dir: PathBuf,
@@ -117,6 +148,7 @@ impl Source {
     /// [`Error::Io`], [`Error::Weights`] or [`Error::Unsupported`]: the first problem found, with a count of
     /// further ones.
     pub fn open(dir: &Path, config: &PipelineConfig) -> Result<Self> {
+        let needed = crate::models::flux::needed(config)?;
         let mut problems = Vec::new();
         let mut tensors = [const { BTreeMap::new() }; 4];
         for part in Part::ALL {
@@ -127,9 +159,9 @@ impl Source {
                     continue;
                 }
             };
-            for needed in part.inventory(config) {
-                match find(&component, &needed) {
-                    Ok(info) => drop(tensors[part as usize].insert(needed.name, info)),
+            for needed in needed.iter().filter(|(of, _)| *of == part).map(|(_, needed)| needed) {
+                match find(&component, needed) {
+                    Ok(info) => drop(tensors[part as usize].insert(needed.name.clone(), info)),
                     Err(problem) => problems.push(problem),
                 }
             }
@@ -142,41 +174,38 @@ impl Source {
 
     /// All tensors that `config` asks for, computed when they are read (see [`generated`]): bf16, no files. The pictures are
     /// texture; times and memory are those of a real model.
-    pub fn generated(config: &PipelineConfig) -> Self {
-        let tensors = Part::ALL.map(|part| {
-            let tensor = |needed: Needed| {
-                let values = generated::Values::of(&format!("{part}/{}", needed.name), &needed.shape);
-                let info = TensorInfo {
-                    name: needed.name.clone(),
-                    dtype: Dtype::BF16,
-                    bytes: 2 * needed.elements(),
-                    shape: needed.shape,
-                    file: Arc::new(self::safetensors::TensorFile::generated(values)),
-                    offset: 0,
-                    quantised: None,
-                };
-                (needed.name, info)
-            };
-            part.inventory(config).into_iter().map(tensor).collect()
-        });
-        let mut by_part = [const { BTreeMap::new() }; 4];
-        for (part, tensors) in Part::ALL.into_iter().zip(tensors) {
-            by_part[part as usize] = tensors;
-        }
-        Source { dir: PathBuf::from("generated weights"), tensors: by_part }
-    }
-
-    /// The tensor called `name` in `part`'s inventory.
     ///
     /// # Errors
-    /// [`Error::Weights`] when the inventory has no such name.
+    /// [`Error::Unsupported`] for a model that the kernels cannot run.
+    pub fn generated(config: &PipelineConfig) -> Result<Self> {
+        let mut tensors = [const { BTreeMap::new() }; 4];
+        for (part, needed) in crate::models::flux::needed(config)? {
+            let values = generated::Values::of(&format!("{part}/{}", needed.name), &needed.shape);
+            let info = TensorInfo {
+                name: needed.name.clone(),
+                dtype: Dtype::BF16,
+                bytes: 2 * needed.elements(),
+                shape: needed.shape,
+                file: Arc::new(self::safetensors::TensorFile::generated(values)),
+                offset: 0,
+                quantised: None,
+            };
+            tensors[part as usize].insert(needed.name, info);
+        }
+        Ok(Source { dir: PathBuf::from("generated weights"), tensors })
+    }
+
+    /// The tensor called `name` among those that `part` needs.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] when there is no such name.
     pub fn tensor(&self, part: Part, name: &str) -> Result<&TensorInfo> {
         self.tensors[part as usize].get(name).ok_or_else(|| {
             Error::weights(self.dir.join(part.folder()), format!("the {part} has no tensor {name}"))
         })
     }
 
-    /// All tensors of `part` with their inventory names, sorted by name.
+    /// All tensors of `part` with the names of [`Needed`], sorted by name.
     pub fn tensors(&self, part: Part) -> impl Iterator<Item = (&str, &TensorInfo)> {
         self.tensors[part as usize].iter().map(|(name, info)| (name.as_str(), info))
     }

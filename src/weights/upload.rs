@@ -1,36 +1,30 @@
-//! From files into the arena: one [`Job`] per tensor, planned with the networks, carried out in order.
+//! From files into the arena: tensor by tensor, as the networks asked for them.
 //!
 //! Bytes go file -> pinned staging -> arena, a chunk of rows at a time through two staging buffers, so that reading,
 //! copying and quantising overlap. What becomes NF4 passes through a device-side staging region, from which
 //! `nf4_quantize` writes codes and absmax; everything else is brought into its final form by the host on the way
 //! through the pinned buffer.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytemuck::cast_slice_mut;
 use half::bf16;
 
-use super::{Dtype, Part, Source, TensorInfo, convert};
-use crate::arena::{Arena, Layout, Lifetime, Phase, Slot};
+use super::{Dtype, Source, TensorInfo, convert};
 use crate::device::{Device, Event, HostBuffer, StreamId};
 use crate::kernels::conv2d::weight_pitch;
 use crate::kernels::nf4_quantize::{Nf4Layout, Nf4Quantize, Nf4Source};
+use crate::memory::arena::{Arena, Slot};
+use crate::models::layers::Weight;
+use crate::program::place::ALIGNMENT;
 use crate::{Error, Result};
-
-/// One tensor and its destination.
-#[derive(Clone, Debug)]
-pub struct Job {
-    /// Which network's.
-    pub part: Part,
-    /// Its name in the inventory.
-    pub tensor: String,
-    /// What becomes of it.
-    pub target: Target,
-}
 
 /// What becomes of a tensor.
 #[derive(Clone, Copy, Debug)]
-pub enum Target {
+pub(crate) enum Target {
+    /// The host reads it when it needs to; the device never sees it.
+    Host,
     /// Kept as f32.
     F32 {
         /// As many elements as the tensor has.
@@ -72,57 +66,65 @@ pub enum Target {
 pub const STAGING_BYTES: usize = 16 << 20;
 const SLOTS: usize = 2;
 
-/// The device side of staging, as planned.
+/// The device side of staging: two slots in the arena, where operations work later.
 #[derive(Clone, Copy, Debug)]
-pub struct Staging {
-    slots: Slot<u8>,
-    slot_bytes: usize,
+pub(crate) struct Staging {
+    pub slots: Slot<u8>,
+    pub slot_bytes: usize,
 }
 
 impl Staging {
-    /// Plans staging; `largest_bytes` is the size of the model's largest tensor in f32.
-    pub fn plan(layout: &mut Layout, largest_bytes: usize) -> Staging {
-        let slot_bytes = largest_bytes.min(STAGING_BYTES).next_multiple_of(crate::arena::ALIGNMENT);
-        let slots = layout.region("load.staging", SLOTS * slot_bytes, Lifetime::only(Phase::Load));
-        Staging { slots, slot_bytes }
+    /// Bytes of a slot that takes the largest of `weights` or many rows of it.
+    pub fn slot_bytes(weights: &[Weight]) -> usize {
+        let on_device = weights.iter().filter(|weight| !matches!(weight.target, Target::Host));
+        let largest = on_device.map(|weight| {
+            let (shape, elements) = (&weight.needed.shape, weight.needed.elements() as usize);
+            elements / shape[0].max(1) * shape[0].next_multiple_of(8) * 4
+        });
+        largest.max().unwrap_or(0).min(STAGING_BYTES).next_multiple_of(ALIGNMENT)
     }
 
-    /// Pinned host memory that loading holds, in bytes.
-    pub fn host_bytes(&self) -> usize {
-        SLOTS * self.slot_bytes
+    /// Of all slots.
+    pub fn num_bytes(slot_bytes: usize) -> usize {
+        SLOTS * slot_bytes
     }
 }
 
-/// Carries out all `jobs`. `progress(done, total)` counts file bytes.
+/// Reads all `weights`. `progress(done, total)` counts file bytes.
 ///
 /// # Errors
 /// [`Error::Io`] and [`Error::Weights`] from the files, [`Error::Device`] from the machine.
-pub fn upload(
+pub(crate) fn upload(
     device: &Device,
     arena: &Arena,
     staging: &Staging,
     source: &Source,
-    jobs: &[Job],
-    progress: &mut dyn FnMut(u64, u64),
+    weights: &[Weight],
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<()> {
     let slot = |i: usize| -> Result<Stage> {
         Ok(Stage {
             host: device.allocate_host(staging.slot_bytes)?,
-            device: Layout::part(&staging.slots, i * staging.slot_bytes, staging.slot_bytes),
+            device: staging.slots.part(i * staging.slot_bytes, staging.slot_bytes),
             copied: device.create_event()?,
             consumed: device.create_event()?,
         })
     };
     let mut uploader = Uploader { device, arena, stages: [slot(0)?, slot(1)?], next: 0, scratch: Vec::new() };
-    let tensors: Vec<&TensorInfo> =
-        jobs.iter().map(|job| source.tensor(job.part, &job.tensor)).collect::<Result<_>>()?;
-    let total = tensors.iter().map(|t| t.bytes).sum();
+    let on_device = weights.iter().filter(|weight| !matches!(weight.target, Target::Host));
+    let tensors: Vec<(&Weight, &TensorInfo)> = on_device
+        .map(|weight| Ok((weight, source.tensor(weight.part, &weight.needed.name)?)))
+        .collect::<Result<_>>()?;
+    let total = tensors.iter().map(|(_, tensor)| tensor.bytes).sum();
     let mut done = 0;
-    progress(0, total);
-    for (job, tensor) in jobs.iter().zip(tensors) {
-        uploader.tensor(job, tensor)?;
+    let mut going = progress(0, total);
+    for (weight, tensor) in tensors {
+        if going.is_break() {
+            return Err(Error::Stopped);
+        }
+        uploader.tensor(&weight.target, tensor)?;
         done += tensor.bytes;
-        progress(done, total);
+        going = progress(done, total);
     }
     device.synchronize(StreamId::Copy)?;
     device.synchronize(StreamId::Compute)
@@ -146,11 +148,12 @@ struct Uploader<'a> {
 }
 
 impl Uploader<'_> {
-    fn tensor(&mut self, job: &Job, tensor: &TensorInfo) -> Result<()> {
+    fn tensor(&mut self, target: &Target, tensor: &TensorInfo) -> Result<()> {
         let rows = tensor.shape.first().copied().unwrap_or(1).max(1);
         let row_len = tensor.elements() / rows;
         // Bytes of a row in staging: its final form, except NF4, which leaves staging as the file holds it.
-        let staged = match job.target {
+        let staged = match *target {
+            Target::Host => return Ok(()),
             Target::F32 { .. } => row_len * 4,
             Target::Bf16 { pitch, .. } => pitch * 2,
             Target::Conv { channels, kernel, .. } => weight_pitch(channels, kernel) * 2,
@@ -168,7 +171,7 @@ impl Uploader<'_> {
         let mut row = 0;
         while row < rows {
             let count = per_chunk.min(rows - row);
-            self.chunk(job, tensor, row, count, row_len, staged)?;
+            self.chunk(target, tensor, row, count, row_len, staged)?;
             row += count;
         }
         Ok(())
@@ -177,7 +180,7 @@ impl Uploader<'_> {
     /// Rows `row..row + count` of a tensor.
     fn chunk(
         &mut self,
-        job: &Job,
+        target: &Target,
         tensor: &TensorInfo,
         row: usize,
         count: usize,
@@ -192,7 +195,8 @@ impl Uploader<'_> {
         let bytes = count * staged;
         // Waits until the buffer's last copy has left it.
         let host = &mut stage.host.as_mut_slice()[..bytes];
-        match job.target {
+        match *target {
+            Target::Host => {}
             Target::F32 { .. } => convert::to_f32(tensor.dtype, &self.scratch, cast_slice_mut(host))?,
             Target::Bf16 { pitch, .. } => {
                 let file_rows = self.scratch.chunks(file_row_bytes as usize);
@@ -210,17 +214,18 @@ impl Uploader<'_> {
             Target::Nf4 { .. } => convert::to_f32(tensor.dtype, &self.scratch, cast_slice_mut(host))?,
         }
         let copy = StreamId::Copy;
-        match job.target {
+        match *target {
+            Target::Host => {}
             Target::F32 { slot } => {
-                let dst = self.arena.view(&Layout::part(&slot, row * row_len, count * row_len))?;
+                let dst = self.arena.view(&slot.part(row * row_len, count * row_len))?;
                 self.device.copy_to_device(copy, &dst, &stage.host, 0)?;
             }
             Target::Bf16 { slot, .. } | Target::Conv { slot, .. } => {
-                let dst = self.arena.view(&Layout::part(&slot, row * staged / 2, bytes / 2))?;
+                let dst = self.arena.view(&slot.part(row * staged / 2, bytes / 2))?;
                 self.device.copy_to_device(copy, &dst, &stage.host, 0)?;
             }
             Target::Nf4 { layout, codes, absmax, first_row, num_rows } => {
-                let on_device = self.arena.view(&Layout::part(&stage.device, 0, bytes))?;
+                let on_device = self.arena.view(&stage.device.part(0, bytes))?;
                 self.device.wait(copy, &stage.consumed)?;
                 self.device.copy_to_device(copy, &on_device, &stage.host, 0)?;
                 self.device.record(copy, &stage.copied)?;

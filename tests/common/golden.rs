@@ -5,9 +5,9 @@
 use std::path::{Path, PathBuf};
 
 use schnell::device::Device;
-use schnell::nn::Quantize;
+use schnell::pipeline::Quantize;
 use schnell::pipeline::{BindOptions, Model, Noise, Output, Pipeline, Request};
-use schnell::plan::{Plan, Shape};
+use schnell::pipeline::{Plan, Shape};
 use schnell::sampling::{NoiseKind, TimeRounding};
 use schnell::weights::SafeTensors;
 use schnell::weights::generated::Manifest;
@@ -85,7 +85,7 @@ impl Golden {
         let model = Model::open(self.dir()).unwrap();
         let quantize = if case["weights"] == "nf4" { Quantize::Nf4 } else { Quantize::None };
         let plan = Plan::new(model.config(), Self::shape(case), quantize).unwrap();
-        Pipeline::bind(&model, plan, device, BindOptions { dump: true }, &mut |_| {}).unwrap()
+        Pipeline::bind(&model, plan, device, BindOptions { dump: true }, &mut |_| Continue(())).unwrap()
     }
 
     pub fn request(case: &Value) -> Request {
@@ -103,7 +103,7 @@ impl Golden {
     }
 
     pub fn generate(&self, case: &Value, device: &Device) -> Output {
-        self.bind(case, device).generate(&Self::request(case), &mut |_| {}).unwrap()
+        self.bind(case, device).generate(&Self::request(case), &mut |_| Continue(())).unwrap()
     }
 }
 

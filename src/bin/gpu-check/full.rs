@@ -1,13 +1,12 @@
 //! The whole pipeline at the size of FLUX.1-schnell, with generated weights: time by stage, memory against the plan.
 
 use std::fmt::Write as _;
+use std::ops::ControlFlow::Continue;
 use std::time::Instant;
 
 use schnell::config::PipelineConfig;
 use schnell::device::Device;
-use schnell::nn::Quantize;
-use schnell::pipeline::{BindOptions, Model, Pipeline, Request};
-use schnell::plan::{Plan, Shape};
+use schnell::pipeline::{BindOptions, Model, Pipeline, Plan, Quantize, Request, Shape};
 use schnell::{Error, Result};
 
 use super::Part;
@@ -30,15 +29,15 @@ fn measure(device: &Device, config: PipelineConfig, side: usize) -> Result<Size>
     let model = model?;
     let shape = Shape { width: side, height: side, ..Shape::default() };
     let plan = Plan::new(model.config(), shape, Quantize::Nf4)?;
-    let plan_bytes = plan.layout.total_bytes() as u64;
+    let plan_bytes = plan.arena_bytes();
     let (free, allocations) = (device.free_bytes()?, device.num_allocations());
     let started = Instant::now();
-    let mut pipeline = Pipeline::bind(&model, plan, device, BindOptions::default(), &mut |_| {})?;
+    let mut pipeline = Pipeline::bind(&model, plan, device, BindOptions::default(), &mut |_| Continue(()))?;
     let load_seconds = started.elapsed().as_secs_f64();
     let request = Request::new("a red circle on a blue background", 1);
     let mut pictures = Vec::new();
     for _ in 0..PICTURES {
-        pictures.push(pipeline.generate(&request, &mut |_| {})?);
+        pictures.push(pipeline.generate(&request, &mut |_| Continue(()))?);
     }
     Ok(Size {
         side,

@@ -1,13 +1,12 @@
 //! The list of what there is to do, and the worker that does it.
 
+use std::ops::ControlFlow::Continue;
 use std::time::Duration;
 
 use schnell::check::bench::{self, flux_shapes, upload_rate};
 use schnell::check::{Case, Fill, cases, compare};
 use schnell::device::{AsyncCopies, Device, EmulatorOptions, Order};
-use schnell::nn::Quantize;
-use schnell::pipeline::{BindOptions, DumpValues, Model, Output, Pipeline, Request};
-use schnell::plan::{Plan, Shape};
+use schnell::pipeline::{BindOptions, DumpValues, Model, Output, Pipeline, Plan, Quantize, Request, Shape};
 use schnell::{Error, Result};
 
 use super::finding::{Finding, Machine, Row, Time};
@@ -216,9 +215,10 @@ fn compare_images(dir: &std::path::Path, under_test: &Device) -> Result<()> {
     let shape = Shape { width: 128, height: 128, steps: 4, t5_length: 64, true_cfg: true };
     let draw = |device: &Device| -> Result<(Output, Output)> {
         let plan = Plan::new(model.config(), shape, Quantize::Nf4)?;
-        let mut pipeline = Pipeline::bind(&model, plan, device, BindOptions { dump: true }, &mut |_| {})?;
-        let first = pipeline.generate(&request, &mut |_| {})?;
-        Ok((first, pipeline.generate(&request, &mut |_| {})?))
+        let mut pipeline =
+            Pipeline::bind(&model, plan, device, BindOptions { dump: true }, &mut |_| Continue(()))?;
+        let first = pipeline.generate(&request, &mut |_| Continue(()))?;
+        Ok((first, pipeline.generate(&request, &mut |_| Continue(()))?))
     };
     let (expected, _) = draw(&Device::emulator(EmulatorOptions::default()))?;
     let (got, again) = draw(under_test)?;

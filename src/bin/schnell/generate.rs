@@ -1,6 +1,7 @@
 //! `schnell generate`: prompt in, PNG out.
 
 use std::collections::HashSet;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
@@ -8,10 +9,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use schnell::config::PipelineConfig;
 use schnell::device::Device;
 use schnell::image::Note;
-use schnell::pipeline::{BindOptions, Model, Noise, Output, Pipeline, Progress, Request};
-use schnell::plan::{Plan, human_bytes};
+use schnell::pipeline::timing::Timings;
+use schnell::pipeline::{BindOptions, Model, Noise, Output, Pipeline, Plan, Progress, Request, human_bytes};
 use schnell::sampling::{NoiseKind, TimeRounding};
-use schnell::timing::Timings;
 use schnell::weights::{Dtype, SafeTensors};
 use schnell::{Error, Result};
 
@@ -151,7 +151,7 @@ pub fn run(args: &Args) -> Result<()> {
     let cells = args.grid.map_or(1, Grid::cells);
     if let Some(grid) = args.grid {
         // Refused now rather than after everything has been drawn.
-        schnell::image::sheet_size(grid.columns, grid.cells(), plan.shape.width, plan.shape.height)?;
+        schnell::image::sheet_size(grid.columns, grid.cells(), plan.shape().width, plan.shape().height)?;
     }
     let (device, note) = args.device.open(&plan, cells)?;
     let model = Model::open(dir.path())?;
@@ -345,7 +345,7 @@ fn noise_from_file(path: &Path) -> Result<Noise> {
 
 /// Refuses noise of another size before the weights load.
 fn check_noise(values: &[f32], plan: &Plan) -> Result<()> {
-    let (tokens, channels) = (plan.shape.image_tokens(&plan.config), plan.config.flux.in_channels);
+    let (tokens, channels) = (plan.shape().image_tokens(plan.config()), plan.config().flux.in_channels);
     if values.len() == tokens * channels {
         return Ok(());
     }
@@ -366,7 +366,7 @@ impl Default for Bars {
 
 impl Bars {
     /// `which` comes before what is said of a stage.
-    fn show(&self, progress: Progress, which: &str) {
+    fn show(&self, progress: Progress, which: &str) -> ControlFlow<()> {
         let style = |template: &str| {
             ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
         };
@@ -387,7 +387,7 @@ impl Bars {
                 self.0.set_style(style("{msg} {bar:30} {pos}/{len}"));
                 self.0.set_message(format!("{which}denoising"));
                 self.0.set_length(total as u64);
-                self.0.set_position(index as u64);
+                self.0.set_position(index as u64 + 1);
             }
             Progress::Decoding => {
                 self.0.set_style(style("{msg}"));
@@ -395,5 +395,6 @@ impl Bars {
             }
             Progress::Done => {}
         }
+        ControlFlow::Continue(())
     }
 }

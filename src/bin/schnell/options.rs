@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use schnell::config::PipelineConfig;
 use schnell::device::{Device, EmulatorOptions};
-use schnell::nn::Quantize;
-use schnell::plan::{Plan, Shape};
+use schnell::pipeline::Quantize;
+use schnell::pipeline::{Plan, Shape};
 use schnell::weights::hub;
 use schnell::{Error, Result};
 
@@ -156,7 +156,7 @@ impl DeviceOption {
         let emulator = |why: Option<Error>| {
             let device = Device::emulator(EmulatorOptions::default());
             let threads = device.capability().threads;
-            let seconds = num_pictures as f64 * plan.work.total(plan.shape.steps) as f64
+            let seconds = num_pictures as f64 * plan.work().total(plan.shape().steps) as f64
                 / (threads as f64 * EMULATOR_GFLOPS_PER_THREAD * 1e9);
             let reason = why.map(|why| format!(" ({why})")).unwrap_or_default();
             if seconds > EMULATOR_LIMIT_S {
@@ -168,8 +168,8 @@ impl DeviceOption {
                     } else {
                         format!("{num_pictures} pictures by this model at")
                     },
-                    plan.shape.width,
-                    plan.shape.height,
+                    plan.shape().width,
+                    plan.shape().height,
                     human_time(seconds)
                 )));
             }

@@ -2,7 +2,7 @@
 
 use schnell::Result;
 use schnell::config::PipelineConfig;
-use schnell::plan::Plan;
+use schnell::pipeline::Plan;
 
 use crate::options::PlanOptions;
 

@@ -1,5 +1,7 @@
 //! How long each stage of a generation took, by the device's own clock.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
 use crate::Result;
@@ -8,9 +10,9 @@ use crate::device::{Device, Event, StreamId};
 /// One stage.
 #[derive(Clone, Debug, Serialize)]
 pub struct StageTime {
-    /// `tokenise`, `clip`, `t5`, `modulation`, `step 0`, ..., `vae`, `copy`.
+    /// `tokenize`, `inputs`, `clip`, `t5`, `modulation`, `step 0`, ..., `vae`, `copy`.
     pub stage: String,
-    /// Milliseconds: of the host for `tokenise`, between two events of the device for all others.
+    /// Milliseconds: of the host for `tokenize` and `inputs` (noise, tables, embeddings from their files), between two events of the device for all others.
     pub ms: f64,
 }
 
@@ -38,7 +40,7 @@ impl Timings {
         let steps = self.stages.iter().filter(|s| s.stage.starts_with("step")).count();
         format!(
             "text {:.0} ms, {steps} step{} {:.0} ms, vae {:.0} ms",
-            sum(&["tokenise", "clip", "t5"]),
+            sum(&["tokenize", "inputs", "clip", "t5"]),
             if steps == 1 { "" } else { "s" },
             sum(&["modulation", "step"]),
             sum(&["vae", "copy"])
@@ -50,14 +52,14 @@ impl Timings {
 #[derive(Debug)]
 pub(crate) struct Clock {
     events: Vec<Event>,
-    names: Vec<String>,
+    names: Vec<Arc<str>>,
 }
 
 impl Clock {
     /// A clock for at most `stages` stages.
     pub fn new(device: &Device, stages: usize) -> Result<Clock> {
         let events = (0..=stages).map(|_| device.create_event()).collect::<Result<_>>()?;
-        Ok(Clock { events, names: Vec::new() })
+        Ok(Clock { events, names: Vec::with_capacity(stages) })
     }
 
     pub fn start(&mut self, device: &Device) -> Result<()> {
@@ -66,8 +68,8 @@ impl Clock {
     }
 
     /// Ends the stage that began at the last call.
-    pub fn stage(&mut self, device: &Device, name: impl Into<String>) -> Result<()> {
-        self.names.push(name.into());
+    pub fn stage(&mut self, device: &Device, name: Arc<str>) -> Result<()> {
+        self.names.push(name);
         device.record(StreamId::Compute, &self.events[self.names.len()])
     }
 
@@ -76,11 +78,13 @@ impl Clock {
         device.synchronize_event(&self.events[self.names.len().saturating_sub(1)])
     }
 
-    /// Once the stream is empty.
-    pub fn read(&self, device: &Device, tokenise_ms: f64) -> Result<Timings> {
-        let mut stages = vec![StageTime { stage: "tokenise".to_string(), ms: tokenise_ms }];
+    /// Once the stream is empty; the host's stages come first.
+    pub fn read(&self, device: &Device, host: &[(&str, f64)]) -> Result<Timings> {
+        let of_host = host.iter().map(|&(stage, ms)| StageTime { stage: stage.to_string(), ms });
+        let mut stages: Vec<StageTime> = of_host.collect();
         for (name, pair) in self.names.iter().zip(self.events.windows(2)) {
-            stages.push(StageTime { stage: name.clone(), ms: pair[1].elapsed_ms_since(&pair[0])?.into() });
+            stages
+                .push(StageTime { stage: name.to_string(), ms: pair[1].elapsed_ms_since(&pair[0])?.into() });
         }
         let capability = device.capability();
         Ok(Timings {
@@ -107,8 +111,9 @@ mod tests {
                 .collect(),
             total_ms: 0.0,
         };
-        let all = ["tokenise", "clip", "t5", "modulation", "step 0", "step 1", "vae", "copy"];
+        let all = ["tokenize", "clip", "t5", "modulation", "step 0", "step 1", "vae", "copy"];
         assert_eq!(timings(&all).summary(), "text 7 ms, 2 steps 56 ms, vae 192 ms");
-        assert_eq!(timings(&["tokenise", "step 0"]).summary(), "text 1 ms, 1 step 2 ms, vae 0 ms");
+        assert_eq!(timings(&["tokenize", "inputs", "clip"]).summary(), "text 7 ms, 0 steps 0 ms, vae 0 ms");
+        assert_eq!(timings(&["tokenize", "step 0"]).summary(), "text 1 ms, 1 step 2 ms, vae 0 ms");
     }
 }

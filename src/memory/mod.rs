@@ -1,0 +1,3 @@
+//! Memory on the device: the one allocation.
+
+pub(crate) mod arena;

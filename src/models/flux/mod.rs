@@ -1,0 +1,306 @@
+//! FLUX.1: two text encoders, a transformer, a decoder, and how they make one generation ([`record`]).
+//!
+//! Values that change from request to request or from step to step (times, seeds' noise, guidance, the row of a pooled vector)
+//! lie in device memory: the program sends them first, and one step's operations are those of every step.
+
+pub(crate) mod clip;
+pub(crate) mod t5;
+pub(crate) mod transformer;
+pub(crate) mod vae;
+
+use half::bf16;
+
+use crate::config::PipelineConfig;
+use crate::device::{Capability, View};
+use crate::kernels::count_nonfinite::CountNonfinite;
+use crate::kernels::euler_step::EulerStep;
+use crate::kernels::next_step::NextStep;
+use crate::models::layers::{Network, Quantize, Weights};
+use crate::pipeline::plan::Shape;
+use crate::program::{HostRange, Recorder, STREAM};
+use crate::weights::{Needed, Part};
+use crate::{Error, Result};
+
+use transformer::{Extent, SINUSOID_WIDTH, Transformer};
+
+/// How the stages of the prompt and of the negative prompt are called in dumps.
+pub(crate) const BRANCHES: [&str; 2] = ["", "neg_"];
+
+/// What the host fills in before a run, in the pinned buffer. By branch where there may be two.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Inputs {
+    /// f32 `[positions, width]`: token plus position embeddings.
+    pub clip: Vec<HostRange>,
+    /// i32 `[1]`: at which token CLIP is pooled.
+    pub clip_index: Vec<HostRange>,
+    /// f32 `[tokens, width]`: embeddings.
+    pub t5: Vec<HostRange>,
+    /// f32: [`t5::relative_bias`].
+    pub t5_bias: HostRange,
+    /// f32 `[text + image tokens, head_dim / 2]` each.
+    pub rope_cos: HostRange,
+    pub rope_sin: HostRange,
+    /// f32 `[steps, 256]`: sinusoids of the steps' times.
+    pub sinusoids: HostRange,
+    /// f32 `[256]`: sinusoid of the guidance scale, where the model takes one.
+    pub guidance: Option<HostRange>,
+    /// f32 `[image tokens, in_channels]`: the noise.
+    pub latents: HostRange,
+    /// The same, rounded to bf16.
+    pub latents_bf16: HostRange,
+    /// f32 `[steps]`: every step's length in sigma.
+    pub dt: HostRange,
+    /// f32 `[1]`, with two branches.
+    pub true_cfg_scale: Option<HostRange>,
+}
+
+/// What the host reads after a run, in the pinned buffer.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Outputs {
+    /// u8 `[height, width, 3]`.
+    pub rgb: HostRange,
+    /// u32, one for each of `places`: how many numbers were not finite.
+    pub nonfinite: HostRange,
+    pub places: Vec<String>,
+}
+
+/// The tensors that a model of this config needs, in the order in which the networks ask for them.
+///
+/// # Errors
+/// [`Error::Unsupported`] for a model that the kernels cannot run.
+pub(crate) fn needed(config: &PipelineConfig) -> Result<Vec<(Part, Needed)>> {
+    // Of the smallest picture: weights do not depend on the shape.
+    let side = 2 * config.vae.pixels_per_latent();
+    let shape = Shape { width: side, height: side, steps: 1, t5_length: 1, true_cfg: false };
+    let (mut recorder, mut weights) = (Recorder::fresh(&Capability::unknown()), Weights::default());
+    record(&mut recorder, &mut weights, config, &shape, Quantize::Nf4)?;
+    Ok(weights.list.into_iter().map(|weight| (weight.part, weight.needed)).collect())
+}
+
+/// Records a generation.
+///
+/// # Errors
+/// [`Error::Unsupported`] for a model that the kernels cannot run.
+pub(crate) fn record(
+    recorder: &mut Recorder,
+    weights: &mut Weights,
+    config: &PipelineConfig,
+    shape: &Shape,
+    quantize: Quantize,
+) -> Result<(Inputs, Outputs)> {
+    let mut inputs = Inputs::default();
+    let mut guards = Guards::new(recorder, shape)?;
+
+    recorder.stage("clip", 1)?;
+    recorder.fill(&guards.counters, 0)?;
+    let pooled = clip_stage(recorder, weights, config, shape, &mut inputs, &mut guards)?;
+    recorder.stage("t5", 1)?;
+    let context = t5_stage(recorder, weights, config, shape, quantize, &mut inputs, &mut guards)?;
+    recorder.stage("modulation", 1)?;
+    let mut net = Network::new(recorder, weights, Part::Transformer, quantize);
+    let steps = Steps::prepare(&mut net, config, shape, &pooled, &mut inputs)?;
+    net.recorder.stage("step", shape.steps)?;
+    steps.step(&mut net, &context, &mut guards)?;
+
+    recorder.stage("vae", 1)?;
+    let (height, width) = shape.token_grid(config);
+    let mut net = Network::new(recorder, weights, Part::Vae, Quantize::None);
+    let picture = vae::record(&mut net, &config.vae, [2 * height, 2 * width], &steps.latents)?;
+    let (pixels, pitch) = (shape.width * shape.height, vae::OUT_PITCH);
+    guards.rows(recorder, "the decoded picture", &picture.image, pixels, 3, pitch)?;
+    let kept = [shape.height, shape.width, pitch];
+    recorder.keep_f32_rows("vae_out".to_string(), &picture.image, [pixels, pitch, 3], &kept)?;
+
+    recorder.stage("copy", 1)?;
+    let rgb = recorder.fetch(&picture.rgb)?;
+    let nonfinite = recorder.fetch(&guards.counters)?;
+    Ok((inputs, Outputs { rgb, nonfinite, places: guards.places }))
+}
+
+/// Counters of numbers that are not finite, one for every place where they are looked for.
+struct Guards {
+    counters: View<u32>,
+    places: Vec<String>,
+}
+
+impl Guards {
+    fn new(recorder: &mut Recorder, shape: &Shape) -> Result<Guards> {
+        // Two encoders a branch, the steps, the picture.
+        let counters = recorder.buffer("nonfinite", 2 * shape.branches() + shape.steps + 1)?;
+        Ok(Guards { counters, places: Vec::new() })
+    }
+
+    /// Counts in all of `x`, which is called `place`.
+    fn all(&mut self, recorder: &Recorder, place: &str, x: &View<f32>) -> Result<()> {
+        self.rows(recorder, place, x, 1, x.len(), x.len())
+    }
+
+    fn rows(
+        &mut self,
+        recorder: &Recorder,
+        place: &str,
+        x: &View<f32>,
+        rows: usize,
+        width: usize,
+        pitch: usize,
+    ) -> Result<()> {
+        let counter = &self.counters.slice(self.places.len(), 1)?;
+        self.places.push(place.to_string());
+        CountNonfinite { x, rows, width, pitch, counter, index: None }.launch(recorder.device(), STREAM)
+    }
+
+    /// Counts in `x`, the latents, at the place of the step whose number is in `step`.
+    fn steps(&mut self, recorder: &Recorder, x: &View<f32>, step: &View<i32>, steps: usize) -> Result<()> {
+        let counter = &self.counters.slice(self.places.len(), steps)?;
+        self.places.extend((0..steps).map(|step| format!("the latents of step {step}")));
+        CountNonfinite { index: Some(step), ..CountNonfinite::all(x, counter) }
+            .launch(recorder.device(), STREAM)
+    }
+}
+
+/// CLIP of every branch: f32 `[branches, width]`.
+fn clip_stage(
+    recorder: &mut Recorder,
+    weights: &mut Weights,
+    config: &PipelineConfig,
+    shape: &Shape,
+    inputs: &mut Inputs,
+    guards: &mut Guards,
+) -> Result<View<f32>> {
+    let (width, tokens) = (config.clip.width, config.clip.positions);
+    // CLIP is small and sensitive: never quantised, as in the reference.
+    let mut net = Network::new(recorder, weights, Part::Clip, Quantize::None);
+    let pooled = net.buffer::<f32>("pooled", shape.branches() * width)?;
+    let x = net.buffer::<f32>("x", tokens * width)?;
+    let index = net.buffer::<i32>("index", 1)?;
+    for (branch, prefix) in BRANCHES.iter().enumerate().take(shape.branches()) {
+        inputs.clip.push(net.recorder.send(&x)?);
+        inputs.clip_index.push(net.recorder.send(&index)?);
+        let out = pooled.slice(branch * width, width)?;
+        clip::record(&mut net, &config.clip, &x, &index, &out)?;
+        guards.all(net.recorder, &format!("CLIP's vector ({prefix}prompt)"), &out)?;
+        net.recorder.keep_f32(format!("{prefix}clip_pooled"), &out, &[1, width])?;
+    }
+    Ok(pooled)
+}
+
+/// T5 of every branch: bf16 `[branches, tokens, width]`.
+fn t5_stage(
+    recorder: &mut Recorder,
+    weights: &mut Weights,
+    config: &PipelineConfig,
+    shape: &Shape,
+    quantize: Quantize,
+    inputs: &mut Inputs,
+    guards: &mut Guards,
+) -> Result<View<bf16>> {
+    let (width, tokens) = (config.t5.width, shape.t5_length);
+    let mut net = Network::new(recorder, weights, Part::T5, quantize);
+    let context = net.buffer::<bf16>("context", shape.branches() * tokens * width)?;
+    let bias = net.buffer::<f32>("bias", config.t5.heads * (2 * tokens - 1))?;
+    inputs.t5_bias = net.recorder.send(&bias)?;
+    let x = net.buffer::<f32>("x", tokens * width)?;
+    for (branch, prefix) in BRANCHES.iter().enumerate().take(shape.branches()) {
+        inputs.t5.push(net.recorder.send(&x)?);
+        let out = context.slice(branch * tokens * width, tokens * width)?;
+        t5::record(&mut net, &config.t5, tokens, &x, &bias, &out)?;
+        guards.all(net.recorder, &format!("T5's residual stream ({prefix}prompt)"), &x)?;
+        net.recorder.keep_bf16(format!("{prefix}t5_embeds"), &out, &[1, tokens, width])?;
+    }
+    Ok(context)
+}
+
+/// What the steps work on.
+struct Steps<'c> {
+    config: &'c PipelineConfig,
+    shape: &'c Shape,
+    transformer: Transformer<'c>,
+    /// f32 `[branches, steps, modulation width]`.
+    table: View<f32>,
+    latents: View<f32>,
+    latents_bf16: View<bf16>,
+    dt: View<f32>,
+    step: View<i32>,
+    true_cfg_scale: Option<View<f32>>,
+}
+
+impl<'c> Steps<'c> {
+    /// Records all that comes before the first step, from `pooled` f32 `[branches, pooled_width]`.
+    fn prepare(
+        net: &mut Network<'_>,
+        config: &'c PipelineConfig,
+        shape: &'c Shape,
+        pooled: &View<f32>,
+        inputs: &mut Inputs,
+    ) -> Result<Steps<'c>> {
+        let (flux, steps) = (&config.flux, shape.steps);
+        let extent = Extent { text_tokens: shape.t5_length, image_tokens: shape.image_tokens(config), steps };
+        let transformer = Transformer::new(net, flux, extent)?;
+        let sinusoids = net.buffer::<f32>("sinusoids", steps * SINUSOID_WIDTH)?;
+        inputs.sinusoids = net.recorder.send(&sinusoids)?;
+        let guidance = flux.guidance.then(|| net.buffer::<f32>("guidance", SINUSOID_WIDTH)).transpose()?;
+        inputs.guidance = guidance.as_ref().map(|view| net.recorder.send(view)).transpose()?;
+        let width = Transformer::modulation_width(flux);
+        let table = net.buffer::<f32>("modulations", shape.branches() * steps * width)?;
+        for branch in 0..shape.branches() {
+            let of_branch = pooled.slice(branch * flux.pooled_width, flux.pooled_width)?;
+            let rows = table.slice(branch * steps * width, steps * width)?;
+            transformer.modulate(net, &of_branch, &sinusoids, guidance.as_ref(), &rows)?;
+        }
+        let len = extent.image_tokens * flux.in_channels;
+        let all = Steps {
+            config,
+            shape,
+            table,
+            latents: net.buffer("latents", len)?,
+            latents_bf16: net.buffer("latents_bf16", len)?,
+            dt: net.buffer("dt", steps)?,
+            step: net.buffer("step", 1)?,
+            true_cfg_scale: shape.true_cfg.then(|| net.buffer("true_cfg_scale", 1)).transpose()?,
+            transformer,
+        };
+        inputs.rope_cos = net.recorder.send(&all.transformer.rope_cos)?;
+        inputs.rope_sin = net.recorder.send(&all.transformer.rope_sin)?;
+        inputs.latents = net.recorder.send(&all.latents)?;
+        inputs.latents_bf16 = net.recorder.send(&all.latents_bf16)?;
+        inputs.dt = net.recorder.send(&all.dt)?;
+        inputs.true_cfg_scale =
+            all.true_cfg_scale.as_ref().map(|view| net.recorder.send(view)).transpose()?;
+        net.recorder.fill(&all.step, 0)?;
+        Ok(all)
+    }
+
+    /// Records one step, which is every step, from `context` bf16 `[branches, tokens, joint_width]`.
+    fn step(&self, net: &mut Network<'_>, context: &View<bf16>, guards: &mut Guards) -> Result<()> {
+        let (flux, branches) = (&self.config.flux, self.shape.branches());
+        let tokens = self.shape.image_tokens(self.config);
+        let rows_len = self.table.len() / branches;
+        let context_len = context.len() / branches;
+        let mut velocities = Vec::new();
+        for branch in 0..branches {
+            let velocity = net.buffer::<f32>("velocity", tokens * flux.out_channels)?;
+            let rows = self.table.slice(branch * rows_len, rows_len)?;
+            let context = context.slice(branch * context_len, context_len)?;
+            self.transformer.velocity(net, &self.latents_bf16, &context, &rows, &self.step, &velocity)?;
+            velocities.push(velocity);
+        }
+        let negative = velocities.get(1).zip(self.true_cfg_scale.as_ref());
+        let velocity = velocities.first().ok_or_else(|| Error::Plan("no branch".to_string()))?;
+        EulerStep {
+            latents: &self.latents,
+            velocity,
+            negative,
+            latents_bf16: &self.latents_bf16,
+            dt: &self.dt,
+            step: &self.step,
+        }
+        .launch(net.device(), STREAM)?;
+        guards.steps(net.recorder, &self.latents, &self.step, self.shape.steps)?;
+        NextStep { step: &self.step }.launch(net.device(), STREAM)?;
+        let packed = [1, tokens, flux.in_channels];
+        for (velocity, prefix) in velocities.iter().zip(BRANCHES) {
+            net.recorder.keep_f32(format!("{prefix}noise_pred"), velocity, &packed)?;
+        }
+        net.recorder.keep_f32("latents".to_string(), &self.latents, &packed)
+    }
+}

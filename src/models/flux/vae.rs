@@ -1,0 +1,238 @@
+//! The VAE's decoder: latents to pixels.
+//!
+//! Maps are NHWC bf16, a buffer each, whose place the program's passes decide. Source: diffusers `AutoencoderKL.decode`.
+
+use half::bf16;
+
+use crate::config::VaeConfig;
+use crate::device::View;
+use crate::kernels::attention::{Attention, Heads, MAX_HEAD_DIM};
+use crate::kernels::conv2d::Conv2d;
+use crate::kernels::gemm::{Activation, Epilogue};
+use crate::kernels::group_norm_silu::GroupNormSilu;
+use crate::kernels::to_rgb::ToRgb;
+use crate::kernels::unpack_latents::UnpackLatents;
+use crate::models::layers::{Affine, Conv, Network, Product, Tokens};
+use crate::program::STREAM;
+use crate::{Error, Result};
+
+const NORM_EPS: f32 = 1e-6;
+/// Elements from pixel to pixel of the decoder's output.
+pub(crate) const OUT_PITCH: usize = 4;
+
+/// A map `[height, width, channels]`, pixels `channels` rounded up to 8 apart.
+#[derive(Clone)]
+struct Map {
+    view: View<bf16>,
+    height: usize,
+    width: usize,
+    channels: usize,
+}
+
+impl Map {
+    fn pixels(&self) -> usize {
+        self.height * self.width
+    }
+
+    fn pitch(&self) -> usize {
+        self.channels.next_multiple_of(8)
+    }
+}
+
+/// What a decoder leaves.
+pub(crate) struct Picture {
+    /// f32 NHWC `[height, width, 4]`, red, green, blue in [-1, 1] before clamping.
+    pub image: View<f32>,
+    /// u8 `[height, width, 3]`.
+    pub rgb: View<u8>,
+}
+
+/// Records the decoder on `latents`, f32 tokens `[height / 2 * width / 2, 4 * latent_channels]` of latents that are `height` x
+/// `width`.
+///
+/// # Errors
+/// [`Error::Unsupported`] for widths that the kernels cannot take.
+pub(crate) fn record(
+    net: &mut Network<'_>,
+    config: &VaeConfig,
+    [height, width]: [usize; 2],
+    latents: &View<f32>,
+) -> Result<Picture> {
+    if config.block_channels.iter().any(|c| c % 8 != 0) || config.out_channels != 3 {
+        return Err(Error::Unsupported(format!(
+            "a VAE with channels {:?} and {} output channels: widths must be multiples of 8, output 3",
+            config.block_channels, config.out_channels
+        )));
+    }
+    let (top, latent) = (config.top_channels(), config.latent_channels);
+    let mut decoder = Decoder { net, config };
+    let mut map = decoder.map(height, width, latent)?;
+    UnpackLatents {
+        tokens: latents,
+        height,
+        width,
+        channels: latent,
+        scaling: config.scaling,
+        shift: config.shift,
+        out: &map.view,
+        pitch: map.pitch(),
+    }
+    .launch(decoder.net.device(), STREAM)?;
+    if config.use_post_quant_conv {
+        let conv = decoder.net.conv("post_quant_conv", latent, latent, 1)?;
+        map = decoder.convolve(&conv, &map, false)?;
+    }
+    let conv = decoder.net.conv("decoder.conv_in", latent, top, 3)?;
+    map = decoder.convolve(&conv, &map, false)?;
+    map = decoder.resnet("decoder.mid_block.resnets.0", map, top)?;
+    if config.mid_attention {
+        decoder.attend("decoder.mid_block.attentions.0", &map)?;
+    }
+    map = decoder.resnet("decoder.mid_block.resnets.1", map, top)?;
+    let levels = config.block_channels.len();
+    for (i, &channels) in config.block_channels.iter().rev().enumerate() {
+        for k in 0..=config.layers_per_block {
+            map = decoder.resnet(&format!("decoder.up_blocks.{i}.resnets.{k}"), map, channels)?;
+        }
+        if i + 1 < levels {
+            let name = format!("decoder.up_blocks.{i}.upsamplers.0.conv");
+            let conv = decoder.net.conv(&name, channels, channels, 3)?;
+            map = decoder.convolve(&conv, &map, true)?;
+        }
+    }
+    let norm = decoder.net.affine("decoder.conv_norm_out", map.channels)?;
+    let normed = decoder.norm(&norm, &map, true)?;
+    let conv = decoder.net.conv("decoder.conv_out", map.channels, config.out_channels, 3)?;
+    let image = decoder.net.buffer::<f32>("image", map.pixels() * OUT_PITCH)?;
+    decoder.convolution(&conv, &normed, false, Epilogue::StoreF32(&image), OUT_PITCH)?;
+    let rgb = decoder.net.buffer::<u8>("rgb", map.pixels() * 3)?;
+    ToRgb { x: &image, pitch: OUT_PITCH, pixels: map.pixels(), out: &rgb }
+        .launch(decoder.net.device(), STREAM)?;
+    Ok(Picture { image, rgb })
+}
+
+struct Decoder<'a, 'n, 'c> {
+    net: &'a mut Network<'n>,
+    config: &'c VaeConfig,
+}
+
+impl Decoder<'_, '_, '_> {
+    fn map(&mut self, height: usize, width: usize, channels: usize) -> Result<Map> {
+        let view = self.net.buffer("map", height * width * channels.next_multiple_of(8))?;
+        Ok(Map { view, height, width, channels })
+    }
+
+    /// `shortcut(map) + conv2(silu(norm2(conv1(silu(norm1(map))))))`, in place unless the channels change.
+    fn resnet(&mut self, name: &str, map: Map, out_channels: usize) -> Result<Map> {
+        let channels = map.channels;
+        let norm1 = self.net.affine(&format!("{name}.norm1"), channels)?;
+        let normed = self.norm(&norm1, &map, true)?;
+        let conv1 = self.net.conv(&format!("{name}.conv1"), channels, out_channels, 3)?;
+        let inner = self.convolve(&conv1, &normed, false)?;
+        let norm2 = self.net.affine(&format!("{name}.norm2"), out_channels)?;
+        let normed = self.norm(&norm2, &inner, true)?;
+        let conv2 = self.net.conv(&format!("{name}.conv2"), out_channels, out_channels, 3)?;
+        let out = match channels == out_channels {
+            true => map,
+            false => {
+                let shortcut = self.net.conv(&format!("{name}.conv_shortcut"), channels, out_channels, 1)?;
+                self.convolve(&shortcut, &map, false)?
+            }
+        };
+        self.convolution(&conv2, &normed, false, Epilogue::AddBf16(&out.view, &out.view), out.pitch())?;
+        Ok(out)
+    }
+
+    fn norm(&mut self, affine: &Affine, map: &Map, silu: bool) -> Result<Map> {
+        let out = self.map(map.height, map.width, map.channels)?;
+        let len = GroupNormSilu::workspace_len(map.pixels(), self.config.groups);
+        let workspace = self.net.buffer::<f32>("statistics", len)?;
+        GroupNormSilu {
+            x: &map.view,
+            pitch: map.channels,
+            pixels: map.pixels(),
+            channels: map.channels,
+            groups: self.config.groups,
+            weight: &affine.weight,
+            bias: &affine.bias,
+            eps: NORM_EPS,
+            silu,
+            out: &out.view,
+            out_pitch: map.channels,
+            workspace: &workspace,
+        }
+        .launch(self.net.device(), STREAM)?;
+        Ok(out)
+    }
+
+    /// A convolution into a map of its own, twice as high and wide if `upsample`.
+    fn convolve(&mut self, conv: &Conv, map: &Map, upsample: bool) -> Result<Map> {
+        let zoom = 1 + upsample as usize;
+        let out = self.map(zoom * map.height, zoom * map.width, conv.out_channels)?;
+        self.convolution(conv, map, upsample, Epilogue::Store(&out.view), out.pitch())?;
+        Ok(out)
+    }
+
+    fn convolution(
+        &mut self,
+        conv: &Conv,
+        map: &Map,
+        upsample: bool,
+        epilogue: Epilogue<'_>,
+        out_pitch: usize,
+    ) -> Result<()> {
+        Conv2d {
+            x: &map.view,
+            x_pitch: map.pitch(),
+            height: map.height,
+            width: map.width,
+            channels: map.channels,
+            out_channels: conv.out_channels,
+            kernel: conv.kernel,
+            upsample,
+            weight: &conv.weight,
+            bias: Some(&conv.bias),
+            epilogue,
+            out_pitch,
+        }
+        .launch(self.net.device(), STREAM)
+    }
+
+    /// Self-attention of all pixels with one head, added to the map in place.
+    fn attend(&mut self, name: &str, map: &Map) -> Result<()> {
+        let (c, pixels) = (map.channels, map.pixels());
+        if c > MAX_HEAD_DIM {
+            return Err(Error::Unsupported(format!("VAE attention {c} wide; the widest is {MAX_HEAD_DIM}")));
+        }
+        let norm = self.net.affine(&format!("{name}.group_norm"), c)?;
+        let normed = self.norm(&norm, map, false)?;
+        let tokens = |view, pitch| Tokens { view, pitch, rows: pixels };
+        let none = Activation::None;
+        let [q, k, v] = ["to_q", "to_k", "to_v"].map(|part| format!("{name}.{part}"));
+        let linear = self.net.linear(&[(&q, c), (&k, c), (&v, c)], c, true)?;
+        let qkv = self.net.buffer::<bf16>("qkv", pixels * 3 * c)?;
+        let store = Epilogue::Store(&qkv);
+        self.net.gemm(&[Product::new(tokens(&normed.view, c), &linear, 3 * c, none, store)])?;
+        let [q, k, v] = [0, 1, 2].map(|i| qkv.slice(i * c, qkv.len() - i * c));
+        let (q, k, v) = (q?, k?, v?);
+        let part = |view| Heads { view, pitch: 3 * c, head_stride: c };
+        let out = self.net.buffer::<bf16>("attended", pixels * c)?;
+        Attention {
+            q: part(&q),
+            k: part(&k),
+            v: part(&v),
+            out: Heads { view: &out, pitch: c, head_stride: c },
+            bias: None,
+            causal: false,
+            softmax_scale: 1.0 / (c as f32).sqrt(),
+            q_len: pixels,
+            kv_len: pixels,
+            heads: 1,
+            head_dim: c,
+        }
+        .launch(self.net.device(), STREAM)?;
+        let linear = self.net.linear(&[(&format!("{name}.to_out.0"), c)], c, true)?;
+        let add = Epilogue::AddBf16(&map.view, &map.view);
+        self.net.gemm(&[Product::new(tokens(&out, c), &linear, c, none, add)])
+    }
+}

@@ -1,0 +1,406 @@
+//! What networks are made of: a [`Network`] asks for weights by name, makes buffers, and launches products on them.
+//!
+//! A weight is asked for where it is used; asked for again (by the next branch, or in another program of the same model) it is
+//! the same. The list of what was asked for, [`Weights`], is what a loader reads.
+
+use std::collections::HashMap;
+
+use half::bf16;
+
+use crate::device::{Device, View};
+use crate::kernels::bf16_gemm::{Bf16Gemm, Bf16Weight};
+use crate::kernels::gemm::{Activation, Epilogue, Problem, Segment};
+use crate::kernels::gemv::{Gemv, GemvActivation, GemvAddend, GemvWeight};
+use crate::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
+use crate::kernels::nf4_quantize::Nf4Layout;
+use crate::memory::arena::Slot;
+use crate::program::place::ALIGNMENT;
+use crate::program::{Kind, Recorder, STREAM};
+use crate::weights::upload::Target;
+use crate::weights::{Needed, Part};
+use crate::{Error, Result};
+
+/// How the Linear layers of the transformer and T5 are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Hash)]
+pub enum Quantize {
+    /// NF4: 4 bits and an f32 absmax per 64 weights.
+    #[default]
+    Nf4,
+    /// bf16, as most files hold them.
+    None,
+}
+
+impl std::fmt::Display for Quantize {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(if *self == Quantize::Nf4 { "nf4" } else { "none" })
+    }
+}
+
+/// A weight matrix `[n, k]` with its optional bias.
+#[derive(Clone, Debug)]
+pub(crate) struct Linear {
+    /// Output features.
+    pub n: usize,
+    /// Input features.
+    pub k: usize,
+    storage: Storage,
+    bias: Option<View<f32>>,
+}
+
+/// How a matrix lies in memory, which decides the kernel that multiplies with it.
+#[derive(Clone, Debug)]
+enum Storage {
+    /// For tokens, by the tensor-core GEMM.
+    Nf4Fragments { codes: View<u8>, absmax: View<f32> },
+    /// For a few rows, by the bandwidth-bound GEMV.
+    Nf4Rows { codes: View<u8>, absmax: View<f32> },
+    /// For both.
+    Bf16 { values: View<bf16>, pitch: usize },
+}
+
+/// A convolution's weights.
+#[derive(Clone, Debug)]
+pub(crate) struct Conv {
+    /// Output channels.
+    pub out_channels: usize,
+    /// 3 or 1.
+    pub kernel: usize,
+    /// Packed as [`crate::kernels::conv2d`] wants it.
+    pub weight: View<bf16>,
+    /// f32 `[out_channels]`.
+    pub bias: View<f32>,
+}
+
+/// A norm's scale and shift.
+#[derive(Clone, Debug)]
+pub(crate) struct Affine {
+    /// f32 `[width]`.
+    pub weight: View<f32>,
+    /// f32 `[width]`.
+    pub bias: View<f32>,
+}
+
+/// A tensor of the model's files and what becomes of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Weight {
+    pub part: Part,
+    pub needed: Needed,
+    pub target: Target,
+}
+
+/// All tensors that were asked for, in that order.
+#[derive(Debug, Default)]
+pub(crate) struct Weights {
+    pub list: Vec<Weight>,
+    /// Bytes of NF4 codes and absmax, by [`Part`].
+    pub nf4_bytes: [u64; 4],
+    /// Bytes of the arena that they fill.
+    pub resident_bytes: usize,
+    made: HashMap<(Part, String), Made>,
+}
+
+#[derive(Clone, Debug)]
+enum Made {
+    Vector(View<f32>),
+    Linear(Linear),
+    Conv(Conv),
+}
+
+/// One network in the making.
+pub(crate) struct Network<'a> {
+    /// Where it is recorded.
+    pub recorder: &'a mut Recorder,
+    weights: &'a mut Weights,
+    part: Part,
+    quantize: Quantize,
+    /// Printed with the weights that follow.
+    region: String,
+}
+
+/// The left-hand side of [`Network::gemm`]: rows of tokens.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tokens<'a> {
+    /// bf16 `[rows, pitch]`.
+    pub view: &'a View<bf16>,
+    /// Elements from row to row.
+    pub pitch: usize,
+    /// How many.
+    pub rows: usize,
+}
+
+/// q/k normalisation for [`Network::gemm`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rope<'a> {
+    /// f32 `[rows, 64]`.
+    pub cos: &'a View<f32>,
+    /// f32 `[rows, 64]`.
+    pub sin: &'a View<f32>,
+    /// Epsilon of the RMSNorm.
+    pub eps: f32,
+}
+
+/// One product of [`Network::gemm`].
+#[derive(Clone, Debug)]
+pub(crate) struct Product<'a> {
+    /// The tokens.
+    pub x: Tokens<'a>,
+    /// The weights.
+    pub linear: &'a Linear,
+    /// For [`Epilogue::NormRope`].
+    pub rope: Option<Rope<'a>>,
+    /// What becomes of the columns.
+    pub segments: Vec<Segment<'a>>,
+}
+
+impl<'a> Product<'a> {
+    /// All columns share one epilogue; `pitch` is the destination's.
+    pub fn new(
+        x: Tokens<'a>,
+        linear: &'a Linear,
+        pitch: usize,
+        activation: Activation,
+        epilogue: Epilogue<'a>,
+    ) -> Self {
+        let segments = vec![Segment { begin: 0, end: linear.n, pitch, activation, epilogue }];
+        Product { x, linear, rope: None, segments }
+    }
+}
+
+/// Operands of [`Network::gemv`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FewRows<'a> {
+    /// f32 `[rows, k]`.
+    pub x: &'a View<f32>,
+    /// How many.
+    pub rows: usize,
+    /// SiLU on the way in.
+    pub silu_in: bool,
+    /// SiLU on the way out.
+    pub silu_out: bool,
+    /// f32 `[n]`, added to every row.
+    pub add: Option<&'a View<f32>>,
+    /// f32 `[rows, out_pitch]`.
+    pub out: &'a View<f32>,
+    /// Elements from row to row.
+    pub out_pitch: usize,
+}
+
+impl<'a> Network<'a> {
+    /// The network `part`; `quantize` says how its Linear layers are kept.
+    pub fn new(recorder: &'a mut Recorder, weights: &'a mut Weights, part: Part, quantize: Quantize) -> Self {
+        Network { recorder, weights, part, quantize, region: format!("{part}.weights") }
+    }
+
+    /// What kernels are launched on.
+    pub fn device(&self) -> &Device {
+        self.recorder.device()
+    }
+
+    /// A buffer called `<part>.<name>`.
+    pub fn buffer<T>(&mut self, name: &str, len: usize) -> Result<View<T>> {
+        let name = format!("{}.{name}", self.part);
+        self.recorder.buffer(&name, len)
+    }
+
+    /// Under which name the weights that follow are printed.
+    pub fn region(&mut self, name: String) {
+        self.region = name;
+    }
+
+    /// Resident memory, and its place in the arena: weights lie one behind the other in the order in which they are asked for.
+    fn resident<T>(&mut self, len: usize) -> Result<(View<T>, Slot<T>)> {
+        let (_, view) = self.recorder.resident::<T>(&self.region, len, Kind::Weight)?;
+        let slot = Slot::new(self.weights.resident_bytes, len);
+        self.weights.resident_bytes += (len * size_of::<T>()).next_multiple_of(ALIGNMENT);
+        Ok((view, slot))
+    }
+
+    fn needs(&mut self, name: String, shape: &[usize], target: Target) {
+        let needed = Needed::new(self.part, name, shape);
+        self.weights.list.push(Weight { part: self.part, needed, target });
+    }
+
+    fn made(&self, name: &str) -> Option<Made> {
+        self.weights.made.get(&(self.part, name.to_string())).cloned()
+    }
+
+    fn keep(&mut self, name: &str, made: Made) {
+        self.weights.made.insert((self.part, name.to_string()), made);
+    }
+
+    /// A tensor that the host reads and the device never sees.
+    pub fn host_tensor(&mut self, name: &str, shape: &[usize]) {
+        if !self.weights.list.iter().any(|w| w.part == self.part && w.needed.name == name) {
+            self.needs(name.to_string(), shape, Target::Host);
+        }
+    }
+
+    /// A vector, kept as f32.
+    pub fn vector(&mut self, name: &str, len: usize) -> Result<View<f32>> {
+        if let Some(Made::Vector(view)) = self.made(name) {
+            return Ok(view);
+        }
+        let (view, slot) = self.resident::<f32>(len)?;
+        self.needs(name.to_string(), &[len], Target::F32 { slot });
+        self.keep(name, Made::Vector(view.clone()));
+        Ok(view)
+    }
+
+    /// `<name>.weight` and `<name>.bias` of a norm.
+    pub fn affine(&mut self, name: &str, width: usize) -> Result<Affine> {
+        let weight = self.vector(&format!("{name}.weight"), width)?;
+        Ok(Affine { weight, bias: self.vector(&format!("{name}.bias"), width)? })
+    }
+
+    /// A convolution `<name>.weight`, `<name>.bias`.
+    pub fn conv(&mut self, name: &str, channels: usize, out_channels: usize, kernel: usize) -> Result<Conv> {
+        if let Some(Made::Conv(conv)) = self.made(name) {
+            return Ok(conv);
+        }
+        let row = crate::kernels::conv2d::weight_pitch(channels, kernel);
+        let (weight, slot) = self.resident::<bf16>(out_channels * row)?;
+        let shape = [out_channels, channels, kernel, kernel];
+        self.needs(format!("{name}.weight"), &shape, Target::Conv { slot, channels, kernel });
+        let bias = self.vector(&format!("{name}.bias"), out_channels)?;
+        let conv = Conv { out_channels, kernel, weight, bias };
+        self.keep(name, Made::Conv(conv.clone()));
+        Ok(conv)
+    }
+
+    /// Matrices `<name>.weight [rows, k]`, one below the other as one Linear for many tokens, with biases where `bias` says so.
+    pub fn linear(&mut self, parts: &[(&str, usize)], k: usize, bias: bool) -> Result<Linear> {
+        self.matrix(parts, k, bias, Nf4Layout::Fragments)
+    }
+
+    /// As [`Network::linear`], one matrix for a few rows: [`Network::gemv`].
+    pub fn linear_of_rows(&mut self, name: &str, n: usize, k: usize) -> Result<Linear> {
+        self.matrix(&[(name, n)], k, true, Nf4Layout::Rows)
+    }
+
+    fn matrix(&mut self, parts: &[(&str, usize)], k: usize, bias: bool, layout: Nf4Layout) -> Result<Linear> {
+        let first = parts.first().map_or("", |part| part.0);
+        if let Some(Made::Linear(linear)) = self.made(first) {
+            return Ok(linear);
+        }
+        let n: usize = parts.iter().map(|(_, rows)| rows).sum();
+        // NF4 blocks are 64 weights of one row; what they do not fit stays bf16.
+        let nf4 = self.quantize == Quantize::Nf4 && k % crate::weights::nf4::BLOCK == 0;
+        let mut targets: Vec<Target> = Vec::new();
+        let storage = if nf4 {
+            let (codes, codes_slot) = self.resident::<u8>(layout.codes_len(n, k))?;
+            let (absmax, absmax_slot) = self.resident::<f32>(layout.absmax_len(n, k))?;
+            self.weights.nf4_bytes[self.part as usize] += (codes.num_bytes() + absmax.num_bytes()) as u64;
+            let mut first_row = 0;
+            for &(_, rows) in parts {
+                targets.push(Target::Nf4 {
+                    layout,
+                    codes: codes_slot,
+                    absmax: absmax_slot,
+                    first_row,
+                    num_rows: n,
+                });
+                first_row += rows;
+            }
+            match layout {
+                Nf4Layout::Fragments => Storage::Nf4Fragments { codes, absmax },
+                Nf4Layout::Rows => Storage::Nf4Rows { codes, absmax },
+            }
+        } else {
+            let pitch = k.next_multiple_of(8);
+            let (values, slot) = self.resident::<bf16>(n * pitch)?;
+            let mut first_row = 0;
+            for &(_, rows) in parts {
+                targets.push(Target::Bf16 { slot: slot.part(first_row * pitch, rows * pitch), pitch });
+                first_row += rows;
+            }
+            Storage::Bf16 { values, pitch }
+        };
+        let biases = bias.then(|| self.resident::<f32>(n)).transpose()?;
+        let mut first_row = 0;
+        for (&(name, rows), target) in parts.iter().zip(targets) {
+            self.needs(format!("{name}.weight"), &[rows, k], target);
+            if let Some((_, slot)) = &biases {
+                let target = Target::F32 { slot: slot.part(first_row, rows) };
+                self.needs(format!("{name}.bias"), &[rows], target);
+            }
+            first_row += rows;
+        }
+        let linear = Linear { n, k, storage, bias: biases.map(|(view, _)| view) };
+        self.keep(first, Made::Linear(linear.clone()));
+        Ok(linear)
+    }
+
+    /// One or two matrix products, in one launch where their weights are of one kind.
+    pub fn gemm(&mut self, products: &[Product<'_>]) -> Result<()> {
+        let (mut nf4, mut dense) = (Vec::new(), Vec::new());
+        for p in products {
+            let problem = Problem {
+                x: p.x.view,
+                x_pitch: p.x.pitch,
+                m: p.x.rows,
+                n: p.linear.n,
+                k: p.linear.k,
+                bias: p.linear.bias.as_ref(),
+                rope: p.rope.map(|r| (r.cos, r.sin)),
+                norm_eps: p.rope.map_or(0.0, |r| r.eps),
+                segments: p.segments.clone(),
+            };
+            match &p.linear.storage {
+                Storage::Nf4Fragments { codes, absmax } => nf4.push((problem, Nf4Weight { codes, absmax })),
+                Storage::Bf16 { values, pitch } => {
+                    dense.push((problem, Bf16Weight { values, pitch: *pitch }));
+                }
+                Storage::Nf4Rows { .. } => {
+                    return Err(Error::Unsupported(
+                        "a matrix product with weights laid out for few rows".to_string(),
+                    ));
+                }
+            }
+        }
+        if !nf4.is_empty() {
+            Nf4Gemm { problems: &nf4 }.launch(self.device(), STREAM)?;
+        }
+        if !dense.is_empty() {
+            Bf16Gemm { problems: &dense }.launch(self.device(), STREAM)?;
+        }
+        Ok(())
+    }
+
+    /// `out[rows, n] = act_out(linear(act_in(x[rows, k]))) + add`, f32, a few rows at a time.
+    pub fn gemv(&mut self, linear: &Linear, few: &FewRows<'_>) -> Result<()> {
+        let weight = match &linear.storage {
+            Storage::Nf4Rows { codes, absmax } => GemvWeight::Nf4 { codes, absmax },
+            Storage::Bf16 { values, pitch } => GemvWeight::Bf16 { weight: values, pitch: *pitch },
+            Storage::Nf4Fragments { .. } => {
+                return Err(Error::Unsupported(
+                    "few rows times weights laid out for matrix products".to_string(),
+                ));
+            }
+        };
+        let act = |silu| if silu { GemvActivation::Silu } else { GemvActivation::None };
+        let mut row = 0;
+        while row < few.rows {
+            let m = (few.rows - row).min(crate::abi::GEMV_MAX_M as usize);
+            let x = few.x.slice(row * linear.k, m * linear.k)?;
+            let out = few.out.slice(row * few.out_pitch, (m - 1) * few.out_pitch + linear.n)?;
+            Gemv {
+                x: &x,
+                pitch: linear.k,
+                m,
+                n: linear.n,
+                k: linear.k,
+                weight,
+                bias: linear.bias.as_ref(),
+                act_in: act(few.silu_in),
+                act_out: act(few.silu_out),
+                // One row, added to all.
+                add: few.add.map(|rows| GemvAddend { rows, pitch: 0 }),
+                out: &out,
+                out_pitch: few.out_pitch,
+            }
+            .launch(self.device(), STREAM)?;
+            row += m;
+        }
+        Ok(())
+    }
+}

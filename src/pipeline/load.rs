@@ -1,0 +1,90 @@
+//! Binding: the one allocation, the weights, and what turns prompts into inputs.
+
+use std::sync::Arc;
+
+use crate::device::Device;
+use crate::memory::arena::Arena;
+use crate::models::flux::{clip, t5};
+use crate::text::tokenizer::{ClipTokenizer, T5Tokenizer, Tokens};
+use crate::weights::Part;
+use crate::weights::upload::{EmbeddingTable, upload};
+use crate::{Error, Result};
+
+use super::run::Bound;
+use super::{BindOptions, Model, OnProgress, Pipeline, Plan, Progress, Shape};
+
+/// A prompt as the two encoders see it.
+#[derive(Debug)]
+pub(super) struct Prompt {
+    pub clip: Tokens,
+    pub t5: Tokens,
+}
+
+/// What turns prompts into the encoders' inputs, on the host.
+#[derive(Debug)]
+pub(super) struct TextInput {
+    clip_tokenizer: Arc<ClipTokenizer>,
+    t5_tokenizer: Arc<T5Tokenizer>,
+    pub clip_embeddings: EmbeddingTable,
+    /// f32 `[positions, width]`.
+    pub clip_positions: Vec<f32>,
+    pub t5_embeddings: EmbeddingTable,
+    /// f32 `[buckets, heads]`.
+    pub t5_bias_by_bucket: Vec<f32>,
+}
+
+impl TextInput {
+    fn open(model: &Model) -> Result<TextInput> {
+        let source = &model.source;
+        Ok(TextInput {
+            clip_tokenizer: model.clip_tokenizer.clone(),
+            t5_tokenizer: model.t5_tokenizer.clone(),
+            clip_embeddings: EmbeddingTable::new(source.tensor(Part::Clip, clip::TOKENS)?),
+            clip_positions: source.tensor(Part::Clip, clip::POSITIONS)?.read_f32()?,
+            t5_embeddings: EmbeddingTable::new(source.tensor(Part::T5, t5::TOKENS)?),
+            t5_bias_by_bucket: source.tensor(Part::T5, t5::BIAS)?.read_f32()?,
+        })
+    }
+
+    pub fn encode(&self, plan: &Plan, shape: &Shape, for_clip: &str, for_t5: &str) -> Result<Prompt> {
+        Ok(Prompt {
+            clip: self.clip_tokenizer.encode(for_clip, plan.config().clip.positions)?,
+            t5: self.t5_tokenizer.encode(for_t5, shape.t5_length)?,
+        })
+    }
+}
+
+impl Pipeline {
+    /// Makes the one allocation, readies the kernels that the plan uses and loads the weights.
+    ///
+    /// # Errors
+    /// [`Error::Capacity`] when the device has too little memory, [`Error::Weights`] and [`Error::Io`] from the files,
+    /// [`Error::Stopped`] when `progress` says so, [`Error::Device`] from the machine.
+    pub fn bind(
+        model: &Model,
+        plan: Plan,
+        device: &Device,
+        options: BindOptions,
+        progress: &mut OnProgress<'_>,
+    ) -> Result<Pipeline> {
+        if model.config() != plan.config() {
+            return Err(Error::Input("the plan was made for another model".to_string()));
+        }
+        let arena = Arena::new(plan.arena_bytes() as usize, device)?;
+        // The shape that is asked for if none is named comes last: it is the last to go.
+        let bound = plan.shapes.iter().rev().map(|shape| Bound::new(shape.clone(), &plan, device, &arena));
+        let bound = bound.collect::<Result<Vec<_>>>()?;
+        let (_, host_bytes) = plan.host_bytes();
+        let host = device.allocate_host(host_bytes as usize)?;
+        let dump_bytes = plan.shapes.iter().map(|shape| shape.dump_bytes()).max().unwrap_or(0);
+        let dump_host = options.dump.then(|| device.allocate_host(dump_bytes)).transpose()?;
+        let staging = &plan.shapes[0].staging;
+        let weights = &plan.weights.list;
+        upload(device, &arena, staging, &model.source, weights, &mut |done, total| {
+            progress(Progress::Loading { done, total })
+        })?;
+        let (text, digest) = (TextInput::open(model)?, model.digest()?);
+        let device = device.clone();
+        Ok(Pipeline { device, plan, arena, bound, host, filled: None, dump_host, text, digest })
+    }
+}

@@ -1,0 +1,295 @@
+//! Prompt in, picture out: [`Model`] (a folder, opened and checked), [`Plan`] (what it takes), [`Pipeline`] (bound to a
+//! device, weights loaded), [`Pipeline::generate`].
+//!
+//! Reading order: `model.rs`, `plan.rs`, `request.rs`, `load.rs` (binding), `run.rs` (the one loop that enqueues), `output.rs`,
+//! `timing.rs`.
+//!
+//! ```no_run
+//! use schnell::device::{Device, EmulatorOptions};
+//! use schnell::pipeline::{Model, Pipeline, Plan, Request, Shape};
+//! use std::ops::ControlFlow::Continue;
+//! # fn main() -> schnell::Result<()> {
+//! let model = Model::open("FLUX.1-schnell".as_ref())?;
+//! let shape = Shape { width: 512, height: 512, ..Shape::default() };
+//! let plan = Plan::new(model.config(), shape, Default::default())?;
+//! println!("{plan}");
+//! let mut pipeline = Pipeline::bind(&model, plan, &Device::cuda(0)?, Default::default(), &mut |_| Continue(()))?;
+//! let image = pipeline.generate(&Request::new("a cat holding a sign", 42), &mut |_| Continue(()))?;
+//! image.save("cat.png".as_ref())?;
+//! # Ok(()) }
+//! ```
+
+mod load;
+mod model;
+mod output;
+pub mod plan;
+mod request;
+mod run;
+pub mod timing;
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Instant;
+
+use half::bf16;
+
+use crate::device::{Device, HostBuffer};
+use crate::image::Note;
+use crate::memory::arena::Arena;
+use crate::models::flux::t5;
+use crate::program::HostRange;
+use crate::sampling::{self, TimeRounding};
+use crate::{Error, Result};
+
+pub use crate::models::layers::Quantize;
+use load::{Prompt, TextInput};
+pub use model::Model;
+pub use output::{Dump, DumpValues, Output};
+pub use plan::{Plan, Region, Shape, Work, human_bytes};
+pub use request::{BindOptions, Noise, Progress, Request};
+use run::{Bound, Dumps};
+
+/// Whether to go on: see [`Progress`].
+pub type OnProgress<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
+
+/// Shapes that stay bound; the one that was used longest ago goes when another comes.
+const MAX_BOUND: usize = 8;
+
+/// A plan bound to a device, with all weights in place. Generates one picture after another without allocating.
+#[derive(Debug)]
+pub struct Pipeline {
+    device: Device,
+    plan: Plan,
+    arena: Arena,
+    /// The last was used last.
+    bound: Vec<Bound>,
+    host: HostBuffer,
+    /// The shape whose tables `host` holds.
+    filled: Option<Shape>,
+    dump_host: Option<HostBuffer>,
+    text: TextInput,
+    digest: String,
+}
+
+impl Pipeline {
+    /// What this pipeline was planned as.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Binds another shape to the same weights and memory, so that the first picture of it needs no preparation. No device
+    /// memory is allocated, nothing is loaded.
+    ///
+    /// # Errors
+    /// [`Error::Capacity`] with both numbers when it does not fit the arena, [`Error::Input`] for a shape that cannot be.
+    pub fn warm_up(&mut self, shape: Shape) -> Result<()> {
+        if let Some(at) = self.bound.iter().position(|bound| bound.shape() == shape) {
+            let bound = self.bound.remove(at);
+            self.bound.push(bound);
+            return Ok(());
+        }
+        let planned = self.plan.shapes.iter().find(|planned| planned.shape == shape).cloned();
+        let planned = match planned {
+            Some(planned) => planned,
+            None => Arc::new(self.plan.plan_shape(shape)?),
+        };
+        if planned.placed.bytes > self.arena.num_bytes() {
+            return Err(Error::Capacity {
+                what: format!("a {} x {} image", shape.width, shape.height),
+                needed_bytes: planned.placed.bytes as u64,
+                available_bytes: self.arena.num_bytes() as u64,
+                advice: "plan the pipeline with the largest shape that it shall draw".to_string(),
+            });
+        }
+        if planned.host_bytes > self.host.num_bytes() {
+            self.host = self.device.allocate_host(planned.host_bytes)?;
+            self.filled = None;
+        }
+        if let Some(dump) = &mut self.dump_host
+            && planned.dump_bytes() > dump.num_bytes()
+        {
+            *dump = self.device.allocate_host(planned.dump_bytes())?;
+        }
+        let bound = Bound::new(planned, &self.plan, &self.device, &self.arena)?;
+        if self.bound.len() == MAX_BOUND {
+            self.bound.remove(0);
+        }
+        self.bound.push(bound);
+        Ok(())
+    }
+
+    /// Draws one picture.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for an empty prompt or noise of the wrong size, [`Error::Capacity`] for a shape that does not fit,
+    /// before any work; [`Error::Stopped`] when `progress` says so; [`Error::Device`] from the machine, or when numbers are not
+    /// finite, naming the place.
+    pub fn generate(&mut self, request: &Request, progress: &mut OnProgress<'_>) -> Result<Output> {
+        let started = Instant::now();
+        let prompt_2 = request.prompt_2.as_ref().unwrap_or(&request.prompt);
+        if !request.allow_empty_prompt && (request.prompt.trim().is_empty() || prompt_2.trim().is_empty()) {
+            return Err(Error::Input(
+                "the prompt is empty; say what to draw, or allow an empty prompt".to_string(),
+            ));
+        }
+        if request.dump && self.dump_host.is_none() {
+            return Err(Error::Input("this pipeline was bound without room for dumps".to_string()));
+        }
+        let shape = request.shape.unwrap_or(self.plan.shape());
+        self.warm_up(shape)?;
+        let mut prompts = vec![self.text.encode(&self.plan, &shape, &request.prompt, prompt_2)?];
+        if shape.true_cfg {
+            let negative = &request.negative_prompt;
+            prompts.push(self.text.encode(&self.plan, &shape, negative, negative)?);
+        }
+        let tokenize_ms = started.elapsed().as_secs_f64() * 1e3;
+        let noise = self.noise(request, &shape)?;
+        let config = self.plan.config();
+        let packed = [shape.image_tokens(config), config.flux.in_channels];
+        let sigmas = sampling::sigmas(&config.scheduler, shape.steps, packed[0])?;
+        self.fill_inputs(request, &shape, &noise, &sigmas, &prompts)?;
+        let inputs_ms = started.elapsed().as_secs_f64() * 1e3 - tokenize_ms;
+
+        let mut dumps = Dumps { on: request.dump, all: Vec::new() };
+        dumps.before(&prompts, noise, &sigmas, packed);
+        let bound = self.bound.last_mut().ok_or_else(|| Error::Plan("nothing is bound".to_string()))?;
+        bound.run(&self.device, &mut self.host, self.dump_host.as_mut(), &mut dumps, progress)?;
+        let timings = bound.timings(&self.device, &[("tokenize", tokenize_ms), ("inputs", inputs_ms)])?;
+        let bytes = self.host.as_slice();
+        let take = |range: HostRange| &bytes[range.start..range.start + range.bytes];
+        let outputs = bound.outputs();
+        let counts: &[u32] = bytemuck::cast_slice(take(outputs.nonfinite));
+        if let Some((place, count)) = outputs.places.iter().zip(counts).find(|(_, count)| **count > 0) {
+            return Err(Error::Device {
+                device: self.device.capability().name.clone(),
+                operation: "the generation".to_string(),
+                reason: format!(
+                    "{count} numbers of {place} are not finite: the weights overflow bf16 or f32"
+                ),
+            });
+        }
+        let rgb = take(outputs.rgb).to_vec();
+        // There is nothing left to stop.
+        let _ = progress(Progress::Done);
+        Ok(Output {
+            width: shape.width,
+            height: shape.height,
+            rgb,
+            clip_tokens_dropped: prompts[0].clip.dropped,
+            t5_tokens_dropped: prompts[0].t5.dropped,
+            timings,
+            dumps: dumps.all,
+            notes: self.notes(request, &shape),
+        })
+    }
+
+    /// What another run needs to draw the same picture (but for noise that was given).
+    fn notes(&self, request: &Request, shape: &Shape) -> Vec<Note> {
+        let mut notes = vec![("prompt", request.prompt.clone())];
+        notes.extend(request.prompt_2.clone().map(|text| ("prompt_2", text)));
+        if shape.true_cfg {
+            notes.push(("negative_prompt", request.negative_prompt.clone()));
+            notes.push(("true_cfg_scale", request.true_cfg_scale.to_string()));
+        }
+        match &request.noise {
+            Noise::Seeded(kind) => {
+                notes.push(("seed", request.seed.to_string()));
+                notes.push(("noise", kind.to_string()));
+            }
+            Noise::Given(_) => notes.push(("noise", "given".to_string())),
+        }
+        if self.plan.config().flux.guidance {
+            notes.push(("guidance", request.guidance.to_string()));
+        }
+        if request.timesteps == TimeRounding::Bf16 {
+            notes.push(("timesteps", "bf16".to_string()));
+        }
+        notes.extend([
+            ("steps", shape.steps.to_string()),
+            ("t5_length", shape.t5_length.to_string()),
+            ("weights", self.plan.quantize().to_string()),
+            ("model", self.digest.clone()),
+            ("Software", concat!("schnell ", env!("CARGO_PKG_VERSION")).to_string()),
+        ]);
+        notes
+    }
+
+    /// Packed noise, f32 `[image tokens, channels]`.
+    fn noise(&self, request: &Request, shape: &Shape) -> Result<Vec<f32>> {
+        let config = self.plan.config();
+        let (height, width) = shape.token_grid(config);
+        let channels = config.vae.latent_channels;
+        let (tokens, packed_channels) = (shape.image_tokens(config), config.flux.in_channels);
+        match &request.noise {
+            Noise::Seeded(kind) => {
+                let shape = [1, channels, 2 * height, 2 * width];
+                sampling::pack(&sampling::noise(*kind, request.seed, &shape), channels, 2 * height, 2 * width)
+            }
+            Noise::Given(noise) if noise.len() == tokens * packed_channels => Ok(noise.clone()),
+            Noise::Given(noise) => Err(Error::Input(format!(
+                "noise of {} values; this size takes {tokens} tokens x {packed_channels} channels",
+                noise.len(),
+            ))),
+        }
+    }
+
+    /// Everything that travels to the device, into the pinned buffer.
+    fn fill_inputs(
+        &mut self,
+        request: &Request,
+        shape: &Shape,
+        noise: &[f32],
+        sigmas: &[f32],
+        prompts: &[Prompt],
+    ) -> Result<()> {
+        let config = self.plan.config();
+        let bound = self.bound.last().ok_or_else(|| Error::Plan("nothing is bound".to_string()))?;
+        let inputs = bound.inputs();
+        let bytes = self.host.as_mut_slice();
+        fn put<T: bytemuck::NoUninit>(bytes: &mut [u8], range: HostRange, values: &[T]) {
+            bytes[range.start..range.start + range.bytes].copy_from_slice(bytemuck::cast_slice(values));
+        }
+        if self.filled != Some(*shape) {
+            let (height, width) = shape.token_grid(config);
+            let (cos, sin) =
+                sampling::rope_tables(config.flux.axes, config.flux.theta, shape.t5_length, height, width);
+            put(bytes, inputs.rope_cos, &cos);
+            put(bytes, inputs.rope_sin, &sin);
+            let bias = t5::relative_bias(&config.t5, shape.t5_length, &self.text.t5_bias_by_bucket);
+            put(bytes, inputs.t5_bias, &bias);
+            self.filled = Some(*shape);
+        }
+        for (branch, prompt) in prompts.iter().enumerate() {
+            let range = inputs.clip[branch];
+            let embedded: &mut [f32] =
+                bytemuck::cast_slice_mut(&mut bytes[range.start..range.start + range.bytes]);
+            self.text.clip_embeddings.gather(&prompt.clip.ids, embedded)?;
+            for (x, position) in embedded.iter_mut().zip(&self.text.clip_positions) {
+                *x += position;
+            }
+            let index = prompt.clip.pooled_index(config.clip.pooling) as i32;
+            put(bytes, inputs.clip_index[branch], &[index]);
+            let range = inputs.t5[branch];
+            let embedded: &mut [f32] =
+                bytemuck::cast_slice_mut(&mut bytes[range.start..range.start + range.bytes]);
+            self.text.t5_embeddings.gather(&prompt.t5.ids, embedded)?;
+        }
+        let mut sinusoids = Vec::with_capacity(shape.steps * sampling::tables::SINUSOID);
+        for sigma in &sigmas[..shape.steps] {
+            sinusoids.extend(sampling::timestep_embedding(*sigma, request.timesteps));
+        }
+        put(bytes, inputs.sinusoids, &sinusoids);
+        if let Some(range) = inputs.guidance {
+            put(bytes, range, &sampling::guidance_embedding(request.guidance, request.timesteps));
+        }
+        put(bytes, inputs.latents, noise);
+        let rounded: Vec<bf16> = noise.iter().map(|v| bf16::from_f32(*v)).collect();
+        put(bytes, inputs.latents_bf16, &rounded);
+        let dt: Vec<f32> = sigmas.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        put(bytes, inputs.dt, &dt);
+        if let Some(range) = inputs.true_cfg_scale {
+            put(bytes, range, &[request.true_cfg_scale]);
+        }
+        Ok(())
+    }
+}

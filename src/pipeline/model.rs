@@ -1,0 +1,70 @@
+//! A model folder, opened and checked; nothing is loaded yet.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::config::PipelineConfig;
+use crate::text::tokenizer::{ClipTokenizer, T5Tokenizer};
+use crate::weights::Source;
+use crate::{Error, Result};
+
+/// A model folder in the diffusers layout: configs read, tokenizers loaded, every tensor found and checked.
+#[derive(Debug)]
+pub struct Model {
+    config: PipelineConfig,
+    pub(super) source: Source,
+    pub(super) clip_tokenizer: Arc<ClipTokenizer>,
+    pub(super) t5_tokenizer: Arc<T5Tokenizer>,
+}
+
+impl Model {
+    /// Opens a folder that holds `model_index.json`.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Weights`] or [`Error::Unsupported`], naming the file and tensor; nothing is loaded yet.
+    pub fn open(dir: &Path) -> Result<Model> {
+        Model::with(PipelineConfig::open(dir)?, dir, |config| Source::open(dir, config))
+    }
+
+    /// A model of any size without weight files: see [`Source::generated`]. `tokenizers` is a folder with `tokenizer` and
+    /// `tokenizer_2`.
+    ///
+    /// # Errors
+    /// Those of [`Model::open`] that concern tokenizers.
+    pub fn generated(config: PipelineConfig, tokenizers: &Path) -> Result<Model> {
+        Model::with(config, tokenizers, Source::generated)
+    }
+
+    fn with(
+        config: PipelineConfig,
+        dir: &Path,
+        source: impl FnOnce(&PipelineConfig) -> Result<Source>,
+    ) -> Result<Model> {
+        let clip_tokenizer = Arc::new(ClipTokenizer::open(&dir.join("tokenizer"))?);
+        let t5_tokenizer = Arc::new(T5Tokenizer::open(&dir.join("tokenizer_2"))?);
+        for (what, ids, rows) in [
+            ("tokenizer", clip_tokenizer.vocab_size(), config.clip.vocab_rows),
+            ("tokenizer_2", t5_tokenizer.vocab_size(), config.t5.vocab_rows),
+        ] {
+            if ids > rows {
+                let text = format!("has {ids} ids, but the embedding table of its encoder only {rows} rows");
+                return Err(Error::weights(dir.join(what), text));
+            }
+        }
+        let source = source(&config)?;
+        Ok(Model { config, source, clip_tokenizer, t5_tokenizer })
+    }
+
+    /// What the config files say.
+    pub fn config(&self) -> &PipelineConfig {
+        &self.config
+    }
+
+    /// Tells models apart: see [`Source::digest`].
+    ///
+    /// # Errors
+    /// [`Error::Io`] when a weight file cannot be read.
+    pub fn digest(&self) -> Result<String> {
+        self.source.digest()
+    }
+}

@@ -1,0 +1,82 @@
+//! A picture and what is known of it.
+
+use std::path::{Path, PathBuf};
+
+use crate::image::Note;
+use crate::pipeline::timing::Timings;
+use crate::{Error, Result};
+
+/// A tensor of a stage, for comparison with other implementations.
+#[derive(Clone, Debug)]
+pub struct Dump {
+    /// `clip_pooled`, `noise_pred_0`, ...
+    pub stage: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its values.
+    pub values: DumpValues,
+}
+
+/// See [`Dump`].
+#[derive(Clone, Debug)]
+pub enum DumpValues {
+    /// Token ids.
+    Ids(Vec<u32>),
+    /// Everything else.
+    F32(Vec<f32>),
+}
+
+/// A picture and how it came about.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// Pixels.
+    pub width: usize,
+    /// Pixels.
+    pub height: usize,
+    /// u8 `[height, width, 3]`.
+    pub rgb: Vec<u8>,
+    /// Tokens of the prompt that CLIP did not see.
+    pub clip_tokens_dropped: usize,
+    /// Tokens of the prompt that T5 did not see.
+    pub t5_tokens_dropped: usize,
+    /// By stage.
+    pub timings: Timings,
+    /// Empty unless asked for.
+    pub dumps: Vec<Dump>,
+    /// What made the picture: prompts, seed and noise, steps and other settings, model digest, version; [`Output::save`]
+    /// writes them into the file.
+    pub notes: Vec<Note>,
+}
+
+impl Output {
+    /// Writes the picture as PNG, with its `notes`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        crate::image::write_png(path, self.width as u32, self.height as u32, &self.rgb, &self.notes)
+    }
+}
+
+impl Dump {
+    /// Writes `<dir>/<stage>.safetensors` with this one tensor, named by its stage: f32, or i32 for ids.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file cannot be written.
+    pub fn save(&self, dir: &Path) -> Result<PathBuf> {
+        let (dtype, bytes): (_, Vec<u8>) = match &self.values {
+            DumpValues::Ids(ids) => {
+                (crate::weights::Dtype::I32, ids.iter().flat_map(|v| v.to_le_bytes()).collect())
+            }
+            DumpValues::F32(v) => {
+                (crate::weights::Dtype::F32, v.iter().flat_map(|v| v.to_le_bytes()).collect())
+            }
+        };
+        let path = dir.join(format!("{}.safetensors", self.stage));
+        let bad = |e: safetensors::SafeTensorError| Error::weights(&path, e.to_string());
+        let view = safetensors::tensor::TensorView::new(dtype, self.shape.clone(), &bytes).map_err(bad)?;
+        let file = safetensors::serialize([(self.stage.as_str(), view)], None).map_err(bad)?;
+        crate::image::write_whole(&path, &file)?;
+        Ok(path)
+    }
+}

@@ -1,0 +1,427 @@
+//! What generations will need, computed before anything loads: every region of the arena with its bytes, the pinned host
+//! memory, the work. Pure: no device, no weights, only configs and shapes.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::config::PipelineConfig;
+use crate::device::Capability;
+use crate::memory::arena::Slot;
+use crate::models::flux::{self, Inputs, Outputs};
+use crate::models::layers::{Quantize, Weights};
+use crate::program::{Kind, Placed, Recorder, show};
+use crate::weights::Part;
+use crate::weights::upload::Staging;
+use crate::{Error, Result};
+
+/// Longest side of an image in pixels: position tables and 32-bit pixel counts stay far from their limits.
+pub const MAX_SIDE: usize = 8192;
+/// Most steps of one generation.
+pub const MAX_STEPS: usize = 1000;
+/// Longest T5 prompt in tokens.
+pub const MAX_T5_LENGTH: usize = 512;
+
+/// What decides the sizes of all buffers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Shape {
+    /// Pixels; a multiple of 16.
+    pub width: usize,
+    /// Pixels; a multiple of 16.
+    pub height: usize,
+    /// Denoising steps.
+    pub steps: usize,
+    /// T5 tokens, padding included.
+    pub t5_length: usize,
+    /// Whether a negative prompt takes part: a second pass of everything but the VAE.
+    pub true_cfg: bool,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Shape { width: 1024, height: 1024, steps: 4, t5_length: 256, true_cfg: false }
+    }
+}
+
+impl Shape {
+    /// Refuses what no plan can be made for.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming the number and its range.
+    pub fn check(&self, config: &PipelineConfig) -> Result<()> {
+        let multiple = 2 * config.vae.pixels_per_latent();
+        for (what, side) in [("width", self.width), ("height", self.height)] {
+            if side == 0 || side % multiple != 0 || side > MAX_SIDE {
+                return Err(Error::Input(format!(
+                    "{what} {side} is not a multiple of {multiple} between {multiple} and {MAX_SIDE}; the nearest are \
+                     {} and {}",
+                    (side / multiple * multiple).clamp(multiple, MAX_SIDE),
+                    (side / multiple * multiple + multiple).clamp(multiple, MAX_SIDE)
+                )));
+            }
+        }
+        if self.steps == 0 || self.steps > MAX_STEPS {
+            return Err(Error::Input(format!("{} steps; it takes 1 to {MAX_STEPS}", self.steps)));
+        }
+        if self.t5_length == 0 || self.t5_length > MAX_T5_LENGTH {
+            return Err(Error::Input(format!(
+                "a T5 length of {}; it takes 1 to {MAX_T5_LENGTH}",
+                self.t5_length
+            )));
+        }
+        Ok(())
+    }
+
+    /// Passes: 1, or 2 with a negative prompt.
+    pub fn branches(&self) -> usize {
+        1 + self.true_cfg as usize
+    }
+
+    /// Height and width in image tokens.
+    pub fn token_grid(&self, config: &PipelineConfig) -> (usize, usize) {
+        let pixels = 2 * config.vae.pixels_per_latent();
+        (self.height / pixels, self.width / pixels)
+    }
+
+    /// Image tokens.
+    pub fn image_tokens(&self, config: &PipelineConfig) -> usize {
+        let (height, width) = self.token_grid(config);
+        height * width
+    }
+}
+
+/// Generations of one shape: their program, placed.
+#[derive(Debug)]
+pub(crate) struct ShapePlan {
+    pub shape: Shape,
+    pub placed: Placed,
+    pub inputs: Inputs,
+    pub outputs: Outputs,
+    /// Size of the pinned buffer that inputs and outputs lie in.
+    pub host_bytes: usize,
+    /// Where loading stages what it quantises.
+    pub staging: Staging,
+}
+
+impl ShapePlan {
+    /// Records on `recorder`; the weights that were asked for come beside it.
+    fn record(
+        config: &PipelineConfig,
+        shape: Shape,
+        quantize: Quantize,
+        capability: &Capability,
+    ) -> Result<(ShapePlan, Weights)> {
+        let (mut recorder, mut weights) = (Recorder::fresh(capability), Weights::default());
+        let (inputs, outputs) = flux::record(&mut recorder, &mut weights, config, &shape, quantize)?;
+        let slot_bytes = Staging::slot_bytes(&weights.list);
+        let staging_len = Staging::num_bytes(slot_bytes);
+        let (staging, _) = recorder.resident::<u8>("load.staging", staging_len, Kind::Load)?;
+        let (program, host_bytes) = recorder.finish()?;
+        let placed = Placed::new(program)?;
+        if placed.resident_bytes != weights.resident_bytes {
+            return Err(Error::Plan("weights do not lie as they were asked for".to_string()));
+        }
+        let slots = Slot::new(placed.offsets[staging], staging_len);
+        let staging = Staging { slots, slot_bytes };
+        Ok((ShapePlan { shape, placed, inputs, outputs, host_bytes, staging }, weights))
+    }
+
+    /// The same program with the params that it has when the arena begins at `address`.
+    pub(crate) fn record_at(
+        &self,
+        config: &PipelineConfig,
+        quantize: Quantize,
+        capability: &Capability,
+        address: u64,
+    ) -> Result<crate::program::Program> {
+        let addresses = self.placed.offsets.iter().map(|&offset| address + offset as u64).collect();
+        let (mut recorder, mut weights) = (Recorder::placed(capability, addresses), Weights::default());
+        flux::record(&mut recorder, &mut weights, config, &self.shape, quantize)?;
+        Ok(recorder.finish()?.0)
+    }
+
+    /// Bytes of the buffer through which stages are read back for dumps.
+    pub(crate) fn dump_bytes(&self) -> usize {
+        let stages = &self.placed.program.stages;
+        let kept = stages.iter().flat_map(|stage| &stage.kept);
+        kept.map(|kept| kept.touch.hull().len()).max().unwrap_or(0)
+    }
+}
+
+/// Multiply-adds times two of one generation, by stage, as the recorded operations say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// CLIP.
+    pub clip: u64,
+    /// T5.
+    pub t5: u64,
+    /// Modulation of all steps.
+    pub modulation: u64,
+    /// One step.
+    pub step: u64,
+    /// VAE decode.
+    pub decode: u64,
+}
+
+impl Work {
+    /// All of one generation.
+    pub fn total(&self, steps: usize) -> u64 {
+        self.clip + self.t5 + self.modulation + self.step * steps as u64 + self.decode
+    }
+}
+
+/// See the module's text.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    config: PipelineConfig,
+    quantize: Quantize,
+    pub(crate) weights: Arc<Weights>,
+    /// The first is that of [`Plan::shape`].
+    pub(crate) shapes: Vec<Arc<ShapePlan>>,
+}
+
+/// A named piece of the arena, for people: see [`Plan::regions`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// `transformer.double.3`, `vae.map`, ...
+    pub name: String,
+    /// Of its first byte in the arena.
+    pub offset: usize,
+    /// Of all buffers of the name; those that are not resident may share bytes.
+    pub bytes: usize,
+    /// Whether it holds weights, which stay.
+    pub is_resident: bool,
+}
+
+impl Plan {
+    /// Plans generations of one shape.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a shape that cannot be, [`Error::Unsupported`] for a model that the kernels cannot run.
+    pub fn new(config: &PipelineConfig, shape: Shape, quantize: Quantize) -> Result<Plan> {
+        shape.check(config)?;
+        let (first, weights) = ShapePlan::record(config, shape, quantize, &Capability::unknown())?;
+        let shapes = vec![Arc::new(first)];
+        Ok(Plan { config: config.clone(), quantize, weights: Arc::new(weights), shapes })
+    }
+
+    /// The same with room for another shape, too: both use the same weights and the same memory, one at a time.
+    ///
+    /// # Errors
+    /// Those of [`Plan::new`].
+    pub fn with_shape(mut self, shape: Shape) -> Result<Plan> {
+        let also = self.plan_shape(shape)?;
+        self.shapes.push(Arc::new(also));
+        Ok(self)
+    }
+
+    /// A shape that uses this plan's weights.
+    pub(crate) fn plan_shape(&self, shape: Shape) -> Result<ShapePlan> {
+        shape.check(&self.config)?;
+        let (planned, weights) =
+            ShapePlan::record(&self.config, shape, self.quantize, &Capability::unknown())?;
+        if weights.resident_bytes != self.weights.resident_bytes {
+            return Err(Error::Plan("weights differ from shape to shape".to_string()));
+        }
+        Ok(planned)
+    }
+
+    fn first(&self) -> &ShapePlan {
+        &self.shapes[0]
+    }
+
+    /// The model.
+    pub fn config(&self) -> &PipelineConfig {
+        &self.config
+    }
+
+    /// The shape it was made for.
+    pub fn shape(&self) -> Shape {
+        self.first().shape
+    }
+
+    /// How Linear layers are kept.
+    pub fn quantize(&self) -> Quantize {
+        self.quantize
+    }
+
+    /// Size of the one device allocation.
+    pub fn arena_bytes(&self) -> u64 {
+        self.shapes.iter().map(|shape| shape.placed.bytes as u64).max().unwrap_or(0)
+    }
+
+    /// What the arena consists of for [`Plan::shape`].
+    pub fn regions(&self) -> Vec<Region> {
+        show::regions(&self.first().placed)
+            .into_iter()
+            .map(|region| Region {
+                is_resident: region.kind == Kind::Weight,
+                name: region.name,
+                offset: region.offset,
+                bytes: region.bytes,
+            })
+            .collect()
+    }
+
+    /// Bytes of NF4 codes and absmax of the transformer and of T5.
+    pub fn nf4_bytes(&self) -> (u64, u64) {
+        let of = |part: Part| self.weights.nf4_bytes[part as usize];
+        (of(Part::Transformer), of(Part::T5))
+    }
+
+    /// Pinned host memory: while loading, and while generating.
+    pub fn host_bytes(&self) -> (u64, u64) {
+        let loading = Staging::num_bytes(self.first().staging.slot_bytes) as u64;
+        let generating = self.shapes.iter().map(|shape| shape.host_bytes as u64).max().unwrap_or(0);
+        (loading, generating)
+    }
+
+    /// Multiply-adds of one generation of [`Plan::shape`].
+    pub fn work(&self) -> Work {
+        let program = &self.first().placed.program;
+        Work {
+            clip: program.flops("clip"),
+            t5: program.flops("t5"),
+            modulation: program.flops("modulation"),
+            step: program.flops("step"),
+            decode: program.flops("vae"),
+        }
+    }
+
+    /// Every operation of a generation of [`Plan::shape`], a line each.
+    pub fn launches(&self) -> String {
+        show::launches(&self.first().placed)
+    }
+
+    /// Refuses a budget that the arena exceeds.
+    ///
+    /// # Errors
+    /// [`Error::Capacity`] with both numbers.
+    pub fn check_budget(&self, budget_bytes: u64) -> Result<()> {
+        if self.arena_bytes() <= budget_bytes {
+            return Ok(());
+        }
+        let Shape { width, height, .. } = self.shape();
+        Err(Error::Capacity {
+            what: format!("a {width} x {height} image with {} weights", self.quantize),
+            needed_bytes: self.arena_bytes(),
+            available_bytes: budget_bytes,
+            advice: "raise --budget, ask for a smaller image, or keep --quantize nf4; `schnell plan` lists every region"
+                .to_string(),
+        })
+    }
+}
+
+/// `1.5 GiB`, `20.3 MiB`, `512 B`.
+pub fn human_bytes(bytes: u64) -> String {
+    match bytes {
+        0..1024 => format!("{bytes} B"),
+        1024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
+        1_048_576..1_073_741_824 => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
+        _ => format!("{:.2} GiB", bytes as f64 / 1_073_741_824.0),
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Shape { width, height, steps, t5_length, .. } = self.shape();
+        writeln!(f, "{width} x {height}, {steps} steps, {t5_length} T5 tokens, weights {}", self.quantize)?;
+        writeln!(f)?;
+        writeln!(f, "{:<22} {:>14} {:>14}   alive", "region", "offset", "bytes")?;
+        let regions = show::regions(&self.first().placed);
+        for region in &regions {
+            writeln!(f, "{region}")?;
+        }
+        let sum = |resident: bool| -> u64 {
+            let kind = |kind: Kind| (kind == Kind::Weight) == resident;
+            regions.iter().filter(|r| kind(r.kind)).map(|r| r.bytes as u64).sum()
+        };
+        let (flux, t5) = self.nf4_bytes();
+        let (loading, running) = self.host_bytes();
+        writeln!(f)?;
+        let mut line =
+            |what: &str, bytes: u64| writeln!(f, "{what:<37} {bytes:>14}   {}", human_bytes(bytes));
+        line("always resident", sum(true))?;
+        line("  of it NF4 of the transformer", flux)?;
+        line("  of it NF4 of T5", t5)?;
+        line("buffers, if none shared bytes", sum(false))?;
+        line("arena: the one device allocation", self.arena_bytes())?;
+        line("pinned host memory while loading", loading)?;
+        line("pinned host memory while generating", running)?;
+        writeln!(f)?;
+        let tera = |flops: u64| flops as f64 * 1e-12;
+        let work = self.work();
+        writeln!(
+            f,
+            "work in TFLOP: clip {:.3}, t5 {:.3}, modulation {:.3}, each step {:.3}, decode {:.3}; in all {:.3}",
+            tera(work.clip),
+            tera(work.t5),
+            tera(work.modulation),
+            tera(work.step),
+            tera(work.decode),
+            tera(work.total(steps))
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn schnell(side: usize) -> Plan {
+        let shape = Shape { width: side, height: side, ..Shape::default() };
+        Plan::new(&PipelineConfig::schnell(), shape, Quantize::Nf4).unwrap()
+    }
+
+    #[test]
+    fn nf4_weights_of_schnell_have_the_published_size() {
+        // Parameters of all Linears, packed two a byte, and an f32 absmax per 64.
+        let size = |parameters: u64| parameters / 2 + parameters / 64 * 4;
+        assert_eq!(schnell(512).nf4_bytes(), (size(11_888_099_328), size(4_630_511_616)));
+        assert_eq!(size(11_888_099_328), 5_944_049_664 + 743_006_208);
+        assert_eq!(size(4_630_511_616), 2_315_255_808 + 289_406_976);
+    }
+
+    #[test]
+    fn work_of_a_step_is_what_the_literature_counts() {
+        let tera = |side: usize| schnell(side).work().step as f64 * 1e-12;
+        assert!((tera(1024) - 69.5).abs() < 0.7, "{}", tera(1024));
+        assert!((tera(512) - 17.7).abs() < 0.3, "{}", tera(512));
+        let decode = schnell(1024).work().decode as f64 * 1e-12;
+        assert!((decode - 10.47).abs() < 0.2, "{decode}");
+    }
+
+    #[test]
+    fn shapes_that_cannot_be_are_refused_with_the_nearest_that_can() {
+        let config = PipelineConfig::schnell();
+        let base = Shape::default();
+        let refused = |shape: Shape| Plan::new(&config, shape, Quantize::Nf4).unwrap_err().to_string();
+        assert!(refused(Shape { width: 500, ..base }).contains("496 and 512"));
+        assert!(refused(Shape { height: 0, ..base }).contains("height 0"));
+        assert!(refused(Shape { width: 8208, ..base }).contains("8192"));
+        assert!(refused(Shape { steps: 0, ..base }).contains("0 steps"));
+        assert!(refused(Shape { t5_length: 513, ..base }).contains("513"));
+    }
+
+    #[test]
+    fn a_budget_below_the_arena_is_refused_with_both_numbers() {
+        let plan = schnell(512);
+        let need = plan.arena_bytes();
+        plan.check_budget(need).unwrap();
+        let error = plan.check_budget(need - 1).unwrap_err();
+        assert!(matches!(error, Error::Capacity { needed_bytes, .. } if needed_bytes == need));
+    }
+
+    #[test]
+    fn the_printed_plan_names_every_region() {
+        let plan = schnell(1024);
+        let text = plan.to_string();
+        for region in plan.regions() {
+            assert!(
+                text.contains(&region.name) && text.contains(&region.bytes.to_string()),
+                "{}",
+                region.name
+            );
+        }
+        assert!(text.contains(&plan.arena_bytes().to_string()));
+    }
+}

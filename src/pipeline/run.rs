@@ -1,0 +1,322 @@
+//! A program bound to memory, and the one loop that enqueues it: timing, progress, dumps and stopping hang on its stages.
+//!
+//! Everything is decided before: an operation is enqueued as it is, without allocating. The host waits only to stay at most one
+//! turn of a repeated stage ahead, for dumps, and at the end.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use half::bf16;
+
+use crate::device::{Device, Event, HostBuffer, Kernel, Params, StreamId, View, Work};
+use crate::memory::arena::Arena;
+use crate::models::flux::vae::OUT_PITCH;
+use crate::models::flux::{BRANCHES, Inputs, Outputs};
+use crate::program::op::Kept;
+use crate::program::{Kind, Program, STREAM, What};
+use crate::{Error, Result};
+
+use super::load::Prompt;
+use super::plan::ShapePlan;
+use super::timing::{Clock, Timings};
+use super::{Dump, DumpValues, OnProgress, Plan, Progress, Shape};
+
+/// A shape's program in an arena.
+#[derive(Debug)]
+pub(super) struct Bound {
+    plan: Arc<ShapePlan>,
+    ops: Vec<BoundOp>,
+    stages: Vec<BoundStage>,
+    /// Of the waits between streams; an operation's numbers point here.
+    events: Vec<Event>,
+    clock: Clock,
+}
+
+#[derive(Debug)]
+struct BoundOp {
+    what: Ready,
+    stream: StreamId,
+    /// Events to wait for before, and the event to record behind.
+    waits: Vec<usize>,
+    signal: Option<usize>,
+}
+
+/// An operation as the machine takes it.
+#[derive(Debug)]
+enum Ready {
+    Launch { kernel: &'static Kernel, grid: [u32; 3], params: Params, work: Work },
+    Send { to: View<u8>, host: usize },
+    Fetch { from: View<u8>, host: usize },
+    Fill { view: View<u8>, value: u8 },
+}
+
+#[derive(Debug)]
+struct BoundStage {
+    name: &'static str,
+    ops: Range<usize>,
+    repeats: usize,
+    /// What no buffer holds when a turn begins: on the emulator it is overwritten, so that a read of it shows.
+    dead: Vec<View<u8>>,
+    kept: Vec<(Kept, View<u8>)>,
+    /// Of every turn, for timings.
+    labels: Vec<Arc<str>>,
+}
+
+impl Bound {
+    /// Records the program again, where it lies, and readies its kernels.
+    pub fn new(plan: Arc<ShapePlan>, whole: &Plan, device: &Device, arena: &Arena) -> Result<Bound> {
+        let capability = device.capability();
+        let again = plan.record_at(whole.config(), whole.quantize(), capability, arena.address()?)?;
+        let placed = &plan.placed;
+        same_operations(&placed.program, &again)?;
+        let view = |touch: &crate::program::Touch| {
+            let hull = touch.hull();
+            arena.bytes(placed.offsets[touch.buffer] + hull.start, hull.len())
+        };
+        let mut ops = Vec::with_capacity(again.ops.len());
+        for (i, (op, first)) in again.ops.into_iter().zip(&placed.program.ops).enumerate() {
+            let what = match op.what {
+                What::Launch { kernel, grid, params } => {
+                    within(&op.work, arena)?;
+                    device.prepare(kernel)?;
+                    device.note_launched(kernel);
+                    Ready::Launch { kernel, grid, params, work: op.work }
+                }
+                What::Send { host } => Ready::Send { to: view(&first.touches[0])?, host },
+                What::Fetch { host } => Ready::Fetch { from: view(&first.touches[0])?, host },
+                What::Fill { value } => Ready::Fill { view: view(&first.touches[0])?, value },
+            };
+            let waits = placed.waits.iter().enumerate().filter(|(_, wait)| wait.waiter == i);
+            let waits = waits.map(|(event, _)| event).collect();
+            let signal = placed.waits.iter().position(|wait| wait.signal == i);
+            ops.push(BoundOp { what, stream: first.stream, waits, signal });
+        }
+        let stage = |stage: &crate::program::Stage| {
+            let kept: Result<Vec<_>> =
+                stage.kept.iter().map(|kept| Ok((kept.clone(), view(&kept.touch)?))).collect();
+            let dead = dead_at(&plan, stage.ops.start, arena)?;
+            let label = |turn: usize| match stage.name {
+                "step" => format!("step {turn}").into(),
+                name => name.into(),
+            };
+            Ok(BoundStage {
+                name: stage.name,
+                ops: stage.ops.clone(),
+                repeats: stage.repeats,
+                dead,
+                kept: kept?,
+                labels: (0..stage.repeats).map(label).collect(),
+            })
+        };
+        let stages = placed.program.stages.iter().map(stage).collect::<Result<Vec<_>>>()?;
+        let events = placed.waits.iter().map(|_| device.create_event()).collect::<Result<_>>()?;
+        let clock = Clock::new(device, stages.iter().map(|stage| stage.repeats).sum())?;
+        Ok(Bound { plan, ops, stages, events, clock })
+    }
+
+    pub fn shape(&self) -> Shape {
+        self.plan.shape
+    }
+
+    pub fn inputs(&self) -> &Inputs {
+        &self.plan.inputs
+    }
+
+    pub fn outputs(&self) -> &Outputs {
+        &self.plan.outputs
+    }
+
+    /// How long the stages of the last run took, behind those of the host.
+    pub fn timings(&self, device: &Device, host: &[(&str, f64)]) -> Result<Timings> {
+        self.clock.read(device, host)
+    }
+
+    /// Enqueues all of it and waits for the end.
+    pub fn run(
+        &mut self,
+        device: &Device,
+        host: &mut HostBuffer,
+        mut dump_host: Option<&mut HostBuffer>,
+        dumps: &mut Dumps,
+        progress: &mut OnProgress<'_>,
+    ) -> Result<()> {
+        let Bound { ops, stages, events, clock, .. } = self;
+        clock.start(device)?;
+        for stage in stages.iter() {
+            let announced = match stage.name {
+                "clip" => Some(Progress::TextEncoding),
+                "vae" => Some(Progress::Decoding),
+                _ => None,
+            };
+            if announced.is_some_and(|event| progress(event).is_break()) {
+                return stop(device);
+            }
+            for turn in 0..stage.repeats {
+                if device.capability().is_emulator {
+                    for view in &stage.dead {
+                        device.fill(STREAM, view, 0xff)?;
+                    }
+                }
+                enqueue(device, &ops[stage.ops.clone()], events, host)?;
+                clock.stage(device, stage.labels[turn].clone())?;
+                if stage.name == "step" {
+                    if progress(Progress::Step { index: turn, total: stage.repeats }).is_break() {
+                        return stop(device);
+                    }
+                    clock.keep_pace(device)?;
+                }
+                if let Some(dump_host) = dump_host.as_deref_mut().filter(|_| dumps.on) {
+                    for (kept, view) in &stage.kept {
+                        dumps.keep(device, dump_host, stage.name, turn, kept, view)?;
+                    }
+                }
+            }
+        }
+        device.synchronize(STREAM)
+    }
+
+    /// Enqueues one turn of the stage called `name` and nothing else: what the host pays for it.
+    #[cfg(test)]
+    pub fn enqueue_once(&self, device: &Device, host: &mut HostBuffer, name: &str) -> Result<usize> {
+        let stage = self.stages.iter().find(|stage| stage.name == name);
+        let ops = &self.ops[stage.map_or(0..0, |stage| stage.ops.clone())];
+        enqueue(device, ops, &self.events, host)?;
+        Ok(ops.len())
+    }
+}
+
+/// Waits until what has been enqueued is done, and says so.
+fn stop(device: &Device) -> Result<()> {
+    device.synchronize(STREAM)?;
+    Err(Error::Stopped)
+}
+
+fn enqueue(device: &Device, ops: &[BoundOp], events: &[Event], host: &mut HostBuffer) -> Result<()> {
+    for op in ops {
+        for &event in &op.waits {
+            device.wait(op.stream, &events[event])?;
+        }
+        match &op.what {
+            // SAFETY: the params were recorded by this kernel's wrapper, which checked every view against its shapes; the
+            // addresses lie in the arena (`within`), which lives as long as the pipeline; and the program's check has seen
+            // that no operation touches bytes that another one still needs.
+            Ready::Launch { kernel, grid, params, work } => unsafe {
+                device.replay(op.stream, kernel, *grid, params, work)?;
+            },
+            Ready::Send { to, host: at } => device.copy_to_device(op.stream, to, host, *at)?,
+            Ready::Fetch { from, host: at } => device.copy_to_host(op.stream, host, *at, from)?,
+            Ready::Fill { view, value } => device.fill(op.stream, view, *value)?,
+        }
+        if let Some(event) = op.signal {
+            device.record(op.stream, &events[event])?;
+        }
+    }
+    Ok(())
+}
+
+/// The two recordings must be of the same operations.
+fn same_operations(first: &Program, again: &Program) -> Result<()> {
+    let same = first.ops.len() == again.ops.len()
+        && first.ops.iter().zip(&again.ops).all(|(a, b)| match (&a.what, &b.what) {
+            (What::Launch { kernel, grid, .. }, What::Launch { kernel: other, grid: other_grid, .. }) => {
+                std::ptr::eq(*kernel, *other) && grid == other_grid
+            }
+            (What::Send { host }, What::Send { host: other })
+            | (What::Fetch { host }, What::Fetch { host: other }) => host == other,
+            (What::Fill { value }, What::Fill { value: other }) => value == other,
+            _ => false,
+        });
+    match same {
+        true => Ok(()),
+        false => Err(Error::Plan("recorded again, the program is another".to_string())),
+    }
+}
+
+/// Whatever a launch touches is the arena's.
+fn within(work: &Work, arena: &Arena) -> Result<()> {
+    let (begin, bytes) = (arena.address()?, arena.num_bytes() as u64);
+    let inside = |span: &crate::device::Span| {
+        span.address >= begin && span.address - begin + span.bytes as u64 <= bytes
+    };
+    match work.spans.iter().all(inside) {
+        true => Ok(()),
+        false => Err(Error::Plan("a launch leaves the arena".to_string())),
+    }
+}
+
+/// What of the arena behind the weights holds nothing when operation `op` begins.
+fn dead_at(plan: &ShapePlan, op: usize, arena: &Arena) -> Result<Vec<View<u8>>> {
+    let placed = &plan.placed;
+    let buffers = placed.program.buffers.iter().zip(&placed.offsets).zip(&placed.live);
+    let mut alive: Vec<(usize, usize)> = buffers
+        .filter(|((buffer, _), live)| {
+            buffer.kind == Kind::Work && live.iter().any(|&(first, last)| first <= op && op <= last)
+        })
+        .map(|((buffer, &offset), _)| (offset, offset + buffer.bytes))
+        .collect();
+    alive.push((placed.bytes, placed.bytes));
+    alive.sort_unstable();
+    let (mut end, mut dead) = (placed.resident_bytes, Vec::new());
+    for (start, stop) in alive {
+        if end < start {
+            dead.push(arena.bytes(end, start - end)?);
+        }
+        end = end.max(stop);
+    }
+    Ok(dead)
+}
+
+/// What is kept of a run's stages.
+pub(super) struct Dumps {
+    pub on: bool,
+    pub all: Vec<Dump>,
+}
+
+impl Dumps {
+    /// What there is before the device does anything.
+    pub fn before(&mut self, prompts: &[Prompt], noise: Vec<f32>, sigmas: &[f32], packed: [usize; 2]) {
+        if !self.on {
+            return;
+        }
+        let mut push = |stage: String, shape: Vec<usize>, values: DumpValues| {
+            self.all.push(Dump { stage, shape, values });
+        };
+        for (prefix, prompt) in BRANCHES.iter().zip(prompts) {
+            for (name, ids) in [("tokens_clip", &prompt.clip.ids), ("tokens_t5", &prompt.t5.ids)] {
+                push(format!("{prefix}{name}"), vec![1, ids.len()], DumpValues::Ids(ids.clone()));
+            }
+        }
+        push("noise".to_string(), vec![1, packed[0], packed[1]], DumpValues::F32(noise));
+        push("sigmas".to_string(), vec![sigmas.len()], DumpValues::F32(sigmas.to_vec()));
+    }
+
+    fn keep(
+        &mut self,
+        device: &Device,
+        host: &mut HostBuffer,
+        stage: &str,
+        turn: usize,
+        kept: &Kept,
+        view: &View<u8>,
+    ) -> Result<()> {
+        device.copy_to_host(STREAM, host, 0, view)?;
+        device.synchronize(STREAM)?;
+        let bytes = &host.as_slice()[..view.num_bytes()];
+        let mut values: Vec<f32> = match kept.is_bf16 {
+            true => bytemuck::cast_slice::<u8, bf16>(bytes).iter().map(|v| v.to_f32()).collect(),
+            false => bytemuck::cast_slice(bytes).to_vec(),
+        };
+        let mut shape = kept.shape.clone();
+        if let [height, width, OUT_PITCH] = shape[..] {
+            // [h, w, 4] to [1, 3, h, w]
+            values = (0..3).flat_map(|c| values.chunks(OUT_PITCH).map(move |pixel| pixel[c])).collect();
+            shape = vec![1, 3, height, width];
+        }
+        let name = match stage {
+            "step" => format!("{}_{turn}", kept.name),
+            _ => kept.name.clone(),
+        };
+        self.all.push(Dump { stage: name, shape, values: DumpValues::F32(values) });
+        Ok(())
+    }
+}

@@ -1,0 +1,61 @@
+//! A generation as a list of operations: what runs in which order, what each operation reads and writes, how much it
+//! computes. Streaming, timing, progress, dumps, memory and predictions are all questions about this list.
+//!
+//! ```text
+//! networks record ─► Program ─ passes ─► Plan ─ bind ─► Bound ─ run ─► picture
+//! ```
+//!
+//! Reading order: [`op`] is the list; [`record`] is how networks write it, with the code that would launch; the passes turn
+//! it into places and waits, each a pure function: [`liveness`] (which buffer holds something when), [`residency`] (what
+//! stays on the device), [`place`] (offsets), [`order`] (streams and the events between them); [`check`] looks at the
+//! result without sharing code with them; [`show`] prints it.
+//!
+//! Left out: any rewriting of operations. It is a list and functions over it, not a compiler.
+
+pub(crate) mod check;
+pub(crate) mod liveness;
+pub(crate) mod op;
+pub(crate) mod order;
+pub(crate) mod place;
+pub(crate) mod record;
+pub(crate) mod residency;
+pub(crate) mod show;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use op::{Kind, Program, Stage, Touch, What};
+pub(crate) use record::{HostRange, Recorder, STREAM};
+
+use crate::Result;
+
+/// A program with a place for every buffer and the waits between its streams.
+#[derive(Debug)]
+pub(crate) struct Placed {
+    pub program: Program,
+    /// Byte offset of every buffer in the arena.
+    pub offsets: Vec<usize>,
+    /// Size of the arena.
+    pub bytes: usize,
+    /// Bytes at the arena's start that weights fill, in every program of a model alike.
+    pub resident_bytes: usize,
+    /// For every buffer the operations during which it holds something that matters.
+    pub live: Vec<liveness::Live>,
+    /// Across streams.
+    pub waits: Vec<order::Wait>,
+}
+
+impl Placed {
+    /// All passes, and the check of what they made.
+    ///
+    /// # Errors
+    /// [`crate::Error::Plan`] when the check finds a fault, which is one of this crate.
+    pub fn new(program: Program) -> Result<Placed> {
+        let program = residency::all_resident(program);
+        let live = liveness::liveness(&program);
+        let (offsets, bytes, resident_bytes) = place::place(&program, &live);
+        let waits = order::order(&program, &offsets);
+        let placed = Placed { program, offsets, bytes, resident_bytes, live, waits };
+        check::check(&placed)?;
+        Ok(placed)
+    }
+}

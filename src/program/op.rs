@@ -1,0 +1,129 @@
+//! The list: buffers, operations on them, and the stages that divide them.
+
+use std::ops::Range;
+
+use crate::device::{Kernel, Mode, Params, Rows, StreamId, Work};
+
+/// See the module's text of [`super`].
+#[derive(Debug, Default)]
+pub(crate) struct Program {
+    pub buffers: Vec<Buffer>,
+    pub ops: Vec<Op>,
+    pub stages: Vec<Stage>,
+}
+
+/// Some device memory, whose place is for a pass to decide.
+#[derive(Clone, Debug)]
+pub(crate) struct Buffer {
+    /// `flux.double.3`, `vae.map`, ...: not unique; buffers of one name are printed together.
+    pub name: String,
+    pub bytes: usize,
+    pub kind: Kind,
+}
+
+/// When a buffer gets its content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// From the model's files, before the first operation; never written again.
+    Weight,
+    /// Used while weights are loaded, and not after.
+    Load,
+    /// By operations.
+    Work,
+}
+
+/// One thing to enqueue.
+#[derive(Debug)]
+pub(crate) struct Op {
+    pub what: What,
+    pub stream: StreamId,
+    pub touches: Vec<Touch>,
+    /// As the machine wants it: addresses, which only a program recorded against an arena has.
+    pub work: Work,
+}
+
+/// See [`Op`].
+#[derive(Debug)]
+pub(crate) enum What {
+    Launch {
+        kernel: &'static Kernel,
+        grid: [u32; 3],
+        params: Params,
+    },
+    /// From byte `host` of the pinned buffer into the one touch.
+    Send {
+        host: usize,
+    },
+    /// The one touch, to byte `host` of the pinned buffer.
+    Fetch {
+        host: usize,
+    },
+    /// Every byte of the one touch.
+    Fill {
+        value: u8,
+    },
+}
+
+/// What an operation does to a part of a buffer: `rows`, from byte `start` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Touch {
+    pub buffer: usize,
+    pub start: usize,
+    pub rows: Rows,
+    pub mode: Mode,
+}
+
+impl Touch {
+    pub fn reads(&self) -> bool {
+        self.mode != Mode::Write
+    }
+
+    pub fn writes(&self) -> bool {
+        self.mode != Mode::Read
+    }
+
+    /// From the first byte to one past the last.
+    pub fn hull(&self) -> Range<usize> {
+        let Rows { num, pitch, bytes } = self.rows;
+        if num == 0 || bytes == 0 {
+            return self.start..self.start;
+        }
+        self.start..self.start + (num - 1) * pitch + bytes
+    }
+}
+
+/// A run of operations between two points that users know of, repeated `repeats` times.
+#[derive(Clone, Debug)]
+pub(crate) struct Stage {
+    /// `clip`, `t5`, `modulation`, `step`, `vae`, `copy`.
+    pub name: &'static str,
+    pub ops: Range<usize>,
+    pub repeats: usize,
+    /// What can be looked at when it ends.
+    pub kept: Vec<Kept>,
+}
+
+/// A tensor that can be read back at the end of a stage.
+#[derive(Clone, Debug)]
+pub(crate) struct Kept {
+    /// `clip_pooled`, `neg_noise_pred`, ...; in a repeated stage the turn's number follows.
+    pub name: String,
+    pub touch: Touch,
+    pub is_bf16: bool,
+    pub shape: Vec<usize>,
+}
+
+impl Program {
+    /// Operations in the order of a run, with a repeated stage's twice: what holds between two turns holds between all.
+    /// Each comes with the place of its instance.
+    pub fn unrolled(&self) -> Vec<usize> {
+        let turns = |stage: &Stage| std::iter::repeat_n(stage.ops.clone(), stage.repeats.min(2));
+        self.stages.iter().flat_map(turns).flatten().collect()
+    }
+
+    /// Multiply-adds times two of the stage called `name`, one turn of it.
+    pub fn flops(&self, name: &str) -> u64 {
+        let stages = self.stages.iter().filter(|stage| stage.name == name);
+        stages.flat_map(|stage| &self.ops[stage.ops.clone()]).map(|op| op.work.flops).sum()
+    }
+}

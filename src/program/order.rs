@@ -1,0 +1,57 @@
+//! Waits between streams: wherever an operation touches bytes that one of another stream touched before, and one of the two
+//! writes, the later one waits for an event behind the earlier.
+
+use crate::device::StreamId;
+
+use super::op::{Op, Program, Touch};
+
+/// Operation `waiter` waits until its stream sees that `signal`, which is of another stream, is done. In a repeated stage
+/// a `signal` that stands behind its `waiter` is that of the turn before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wait {
+    pub waiter: usize,
+    pub signal: usize,
+}
+
+/// The waits that `program` needs with its buffers at `offsets`; none where a wait before implies it.
+pub(crate) fn order(program: &Program, offsets: &[usize]) -> Vec<Wait> {
+    if program.ops.iter().all(|op| op.stream == StreamId::Compute) {
+        return Vec::new();
+    }
+    let unrolled = program.unrolled();
+    let mut waits: Vec<Wait> = Vec::new();
+    // By stream: up to which instance of the other stream it has waited.
+    let mut seen = [None::<usize>; StreamId::COUNT];
+    for (at, &op) in unrolled.iter().enumerate() {
+        let later = &program.ops[op];
+        let conflict = (0..at).rev().find(|&i| {
+            let earlier = &program.ops[unrolled[i]];
+            earlier.stream != later.stream && conflicts(earlier, later, offsets)
+        });
+        let stream = later.stream.index();
+        if let Some(signal) = conflict
+            && seen[stream].is_none_or(|so_far| so_far < signal)
+        {
+            seen[stream] = Some(signal);
+            let wait = Wait { waiter: op, signal: unrolled[signal] };
+            if !waits.contains(&wait) {
+                waits.push(wait);
+            }
+        }
+    }
+    waits
+}
+
+fn conflicts(a: &Op, b: &Op, offsets: &[usize]) -> bool {
+    let place = |t: &Touch| {
+        let hull = t.hull();
+        offsets[t.buffer] + hull.start..offsets[t.buffer] + hull.end
+    };
+    a.touches.iter().any(|x| {
+        let bytes = place(x);
+        b.touches.iter().any(|y| {
+            let other = place(y);
+            (x.writes() || y.writes()) && bytes.start < other.end && other.start < bytes.end
+        })
+    })
+}
