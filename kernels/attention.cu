@@ -182,9 +182,11 @@ template <int D, int BLOCK_KV, int D_WARPS, bool BIAS> struct Attention {
                 // Differences from -(BLOCK_Q - 1) to BLOCK_KV - 1, seen from this tile's corner. Those outside the table
                 // belong to queries or keys past the end.
                 const int at = tile * BLOCK_KV - q0 - (BLOCK_Q - 1) + gpu::thread_x() + p.bias_len - 1;
-                const bool inside = tile < num_tiles && at >= 0 && at < 2 * p.bias_len - 1;
-                const float *from = p.bias + (inside ? (int64_t)head * (2 * p.bias_len - 1) + at : 0);
-                if (gpu::thread_x() < BIAS_ROW) gpu::cp_async<4>(&smem.bias[gpu::thread_x()], from, inside ? 4 : 0);
+                const bool inside = at >= 0 && at < 2 * p.bias_len - 1;
+                const float *from = inside ? p.bias + (int64_t)head * (2 * p.bias_len - 1) + at : p.bias;
+                if (tile < num_tiles && gpu::thread_x() < BIAS_ROW) {
+                    gpu::cp_async<4>(&smem.bias[gpu::thread_x()], from, inside ? 4 : 0);
+                }
             }
             gpu::cp_async_commit();
         };
