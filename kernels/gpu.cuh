@@ -10,7 +10,7 @@
 //   warp       shfl_xor (f32, u32)
 //   async      cp_async<BYTES>(dst, src, valid_bytes) cp_async_commit cp_async_wait<N>
 //   tiles      ldmatrix_x4_tile<N> ldmatrix_x4_trans_tile<N> mma_tile<MT, NT>   (bf16 m16n8k16, f32 accumulate)
-//   math       exp2_approx rsqrt_exact tanh_exact erf_exact exp_exact fma_exact round_even
+//   math       exp2_approx rsqrt_exact tanh_exact erf_exact exp_exact fma_exact round_even max_number
 //   memory     shared<T>() store_vector atomic_add
 //
 // The tile forms exist for the emulator's sake: on the GPU they unroll to single instructions (identical SASS), on a
@@ -68,6 +68,7 @@ constexpr int WARP = 32;
 
 template <typename T> GPU_FN T min(T a, T b) { return a < b ? a : b; }
 template <typename T> GPU_FN T max(T a, T b) { return a > b ? a : b; }
+GPU_FN float max_number(float a, float b) { return fmaxf(a, b); } // of a NaN and a number the number: one instruction, not two
 
 GPU_CONSTEXPR int ceil_div(int a, int b) { return (a + b - 1) / b; }
 

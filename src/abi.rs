@@ -3,14 +3,22 @@
 #![allow(missing_docs, non_camel_case_types, non_upper_case_globals, clippy::all)]
 
 pub const ATTENTION_BLOCK_Q: u32 = 64;
+pub const ATTENTION_D64_BLOCK_KV: u32 = 64;
 pub const ATTENTION_D64_THREADS: u32 = 128;
-pub const ATTENTION_D64_SMEM_BYTES: u32 = 40960;
+pub const ATTENTION_D64_SMEM_BYTES: u32 = 24576;
+pub const ATTENTION_D64_BIAS_SMEM_BYTES: u32 = 25088;
+pub const ATTENTION_D128_BLOCK_KV: u32 = 64;
 pub const ATTENTION_D128_THREADS: u32 = 128;
-pub const ATTENTION_D128_SMEM_BYTES: u32 = 81920;
+pub const ATTENTION_D128_SMEM_BYTES: u32 = 49152;
+pub const ATTENTION_D128_BIAS_SMEM_BYTES: u32 = 49664;
+pub const ATTENTION_D256_BLOCK_KV: u32 = 32;
 pub const ATTENTION_D256_THREADS: u32 = 128;
 pub const ATTENTION_D256_SMEM_BYTES: u32 = 65536;
+pub const ATTENTION_D256_BIAS_SMEM_BYTES: u32 = 65920;
+pub const ATTENTION_D512_BLOCK_KV: u32 = 16;
 pub const ATTENTION_D512_THREADS: u32 = 256;
 pub const ATTENTION_D512_SMEM_BYTES: u32 = 98304;
+pub const ATTENTION_D512_BIAS_SMEM_BYTES: u32 = 98624;
 pub const GEMM_BLOCK_N: u32 = 128;
 pub const GEMM_BLOCK_M: u32 = 128;
 pub const GEMM_BLOCK_K: u32 = 64;

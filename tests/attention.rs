@@ -133,8 +133,11 @@ fn causal_and_position_bias() {
         emulator(),
     );
     run(Case { q_len: 130, kv_len: 130, head_dim: 32, causal: true, fused: true, ..BASE }, emulator());
+    // Tiles of keys before the diagonal, on it and after it; fewer keys than queries.
+    run(Case { q_len: 200, kv_len: 200, heads: 1, causal: true, ..BASE }, emulator());
+    run(Case { q_len: 200, kv_len: 130, heads: 1, causal: true, ..BASE }, emulator());
     // Several tiles of keys beside one of queries.
-    for head_dim in [200, 512] {
+    for head_dim in [64, 128, 200, 512] {
         let heads = 1;
         run(Case { q_len: 100, kv_len: 100, heads, head_dim, causal: true, bias: true, ..BASE }, emulator());
     }
@@ -143,6 +146,47 @@ fn causal_and_position_bias() {
         emulator(),
     );
     run(Case { q_len: 16, kv_len: 16, heads: 2, head_dim: 16, bias: true, fused: true, ..BASE }, emulator());
+}
+
+/// One query and, of its keys, those from `first` on, with a bias of -inf on the `masked` first of them and 0 elsewhere.
+fn run_biased(first: usize, masked: usize) -> Vec<bf16> {
+    const KEYS: usize = 150;
+    const HEAD_DIM: usize = 64;
+    let bench = Bench::new(emulator());
+    let mut rng = Rng(1);
+    let [q, k, v] = [1, KEYS, KEYS].map(|tokens| bench.upload(&rng.bf16s(tokens * HEAD_DIM, 1.0)));
+    let kv_len = KEYS - first;
+    let mut table = vec![0f32; 2 * kv_len - 1];
+    table[kv_len - 1..][..masked].fill(f32::NEG_INFINITY);
+    let table = bench.upload(&table);
+    let out = bench.alloc::<bf16>(HEAD_DIM);
+    let place = |view| Heads { view, pitch: HEAD_DIM, head_stride: HEAD_DIM };
+    let [k, v] = [k, v].map(|all| all.slice(first * HEAD_DIM, kv_len * HEAD_DIM).unwrap());
+    Attention {
+        q: place(&q),
+        k: place(&k),
+        v: place(&v),
+        out: place(&out),
+        bias: Some(RelativeBias { view: &table, len: kv_len }),
+        causal: false,
+        softmax_scale: 1.0,
+        q_len: 1,
+        kv_len,
+        heads: 1,
+        head_dim: HEAD_DIM,
+    }
+    .launch(&bench.device, COMPUTE)
+    .unwrap();
+    bench.download(&out)
+}
+
+#[test]
+fn keys_that_a_bias_masks_count_for_nothing() {
+    // A whole tile, or two, before the first key that counts.
+    for masked in [64, 128] {
+        assert_eq!(run_biased(0, masked), run_biased(masked, 0));
+    }
+    assert_eq!(run_biased(0, 150), [bf16::ZERO; 64]);
 }
 
 #[test]
@@ -161,7 +205,7 @@ fn schedules_and_thread_counts_do_not_change_a_bit() {
 fn refuses_what_it_cannot_take() {
     let bench = Bench::new(emulator());
     let view = bench.alloc::<bf16>(16 * 1024);
-    let run = |q_len, head_dim, pitch| {
+    let scaled = |q_len, head_dim, pitch, softmax_scale| {
         let heads = Heads { view: &view, pitch, head_stride: head_dim };
         Attention {
             q: heads,
@@ -170,7 +214,7 @@ fn refuses_what_it_cannot_take() {
             out: heads,
             bias: None,
             causal: false,
-            softmax_scale: 1.0,
+            softmax_scale,
             q_len,
             kv_len: 4,
             heads: 1,
@@ -178,9 +222,24 @@ fn refuses_what_it_cannot_take() {
         }
         .launch(&bench.device, COMPUTE)
     };
+    let run = |q_len, head_dim, pitch| scaled(q_len, head_dim, pitch, 1.0);
+    for softmax_scale in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        assert!(scaled(4, 16, 16, softmax_scale).unwrap_err().to_string().contains("softmax_scale"));
+    }
     assert!(run(4, 520, 1024).unwrap_err().to_string().contains("520"));
     assert!(run(4, 12, 16).is_err());
     assert!(run(4, 16, 20).unwrap_err().to_string().contains("strides"));
     assert!(run(17, 512, 1024).unwrap_err().to_string().contains("`q`"));
     assert!(run(0, 16, 16).is_err());
+}
+
+#[test]
+fn every_width_has_an_entry_with_and_without_a_bias() {
+    for (head_dim, padded) in
+        [(8, 64), (64, 64), (72, 128), (128, 128), (136, 256), (256, 256), (264, 512), (512, 512)]
+    {
+        let name = |bias| Attention::kernel(head_dim, bias).unwrap().name;
+        assert_eq!(name(false), format!("attention_d{padded}_bf16_sm80"));
+        assert_eq!(name(true), format!("attention_d{padded}_bias_bf16_sm80"));
+    }
 }

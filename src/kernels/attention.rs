@@ -9,20 +9,40 @@ use crate::abi;
 use crate::device::{Device, Footprint, Kernel, StreamId, View};
 
 kernel!(
-    /// Heads up to 64 wide: the text encoders.
+    /// Heads up to 64 wide: CLIP.
     ATTENTION_D64, "attention", attention_d64_bf16_sm80, abi::ATTENTION_D64_THREADS, abi::ATTENTION_D64_SMEM_BYTES
+);
+kernel!(
+    /// The same with a position bias: T5.
+    ATTENTION_D64_BIAS, "attention", attention_d64_bias_bf16_sm80, abi::ATTENTION_D64_THREADS,
+    abi::ATTENTION_D64_BIAS_SMEM_BYTES
 );
 kernel!(
     /// Heads up to 128 wide: FLUX.
     ATTENTION_D128, "attention", attention_d128_bf16_sm80, abi::ATTENTION_D128_THREADS, abi::ATTENTION_D128_SMEM_BYTES
 );
 kernel!(
+    /// The same with a position bias.
+    ATTENTION_D128_BIAS, "attention", attention_d128_bias_bf16_sm80, abi::ATTENTION_D128_THREADS,
+    abi::ATTENTION_D128_BIAS_SMEM_BYTES
+);
+kernel!(
     /// Heads up to 256 wide.
     ATTENTION_D256, "attention", attention_d256_bf16_sm80, abi::ATTENTION_D256_THREADS, abi::ATTENTION_D256_SMEM_BYTES
 );
 kernel!(
+    /// The same with a position bias.
+    ATTENTION_D256_BIAS, "attention", attention_d256_bias_bf16_sm80, abi::ATTENTION_D256_THREADS,
+    abi::ATTENTION_D256_BIAS_SMEM_BYTES
+);
+kernel!(
     /// Heads up to 512 wide: the VAE's one head.
     ATTENTION_D512, "attention", attention_d512_bf16_sm80, abi::ATTENTION_D512_THREADS, abi::ATTENTION_D512_SMEM_BYTES
+);
+kernel!(
+    /// The same with a position bias.
+    ATTENTION_D512_BIAS, "attention", attention_d512_bias_bf16_sm80, abi::ATTENTION_D512_THREADS,
+    abi::ATTENTION_D512_BIAS_SMEM_BYTES
 );
 
 /// The widest head that any entry takes.
@@ -51,7 +71,8 @@ pub struct RelativeBias<'a> {
 /// `out = softmax(q . k^T * softmax_scale + bias) . v` per head; `kernels/attention.cu` says how.
 ///
 /// - `q`, `out`: bf16, `q_len` tokens; `k`, `v`: bf16, `kv_len` tokens; `heads` heads of `head_dim` each
-/// - numerics: f32 scores and sums, probabilities rounded to bf16 for the second product, one rounding at the store
+/// - numerics: f32 scores and sums, probabilities rounded to bf16 for the second product, one rounding at the store;
+///   a query whose every key a bias of -inf masks gets zeros
 /// - source: FlashAttention-2, arXiv:2307.08691
 #[derive(Debug)]
 pub struct Attention<'a> {
@@ -67,7 +88,7 @@ pub struct Attention<'a> {
     pub bias: Option<RelativeBias<'a>>,
     /// Keys after the query are masked (CLIP).
     pub causal: bool,
-    /// 1 / sqrt(head_dim), or 1 for T5.
+    /// 1 / sqrt(head_dim), or 1 for T5; positive.
     pub softmax_scale: f32,
     /// Number of queries.
     pub q_len: usize,
@@ -80,15 +101,19 @@ pub struct Attention<'a> {
 }
 
 impl Attention<'_> {
-    /// The entry for a head width.
-    pub fn kernel(head_dim: usize) -> Result<&'static Kernel> {
-        match head_dim {
-            1..=64 => Ok(&ATTENTION_D64),
-            65..=128 => Ok(&ATTENTION_D128),
-            129..=256 => Ok(&ATTENTION_D256),
-            257..=MAX_HEAD_DIM => Ok(&ATTENTION_D512),
-            _ => Err(refuse("attention", format!("heads {head_dim} wide; the widest is {MAX_HEAD_DIM}"))),
-        }
+    /// The entry for a head width, with or without a position bias.
+    pub fn kernel(head_dim: usize, bias: bool) -> Result<&'static Kernel> {
+        let [plain, with_bias] = match head_dim {
+            1..=64 => [&ATTENTION_D64, &ATTENTION_D64_BIAS],
+            65..=128 => [&ATTENTION_D128, &ATTENTION_D128_BIAS],
+            129..=256 => [&ATTENTION_D256, &ATTENTION_D256_BIAS],
+            257..=MAX_HEAD_DIM => [&ATTENTION_D512, &ATTENTION_D512_BIAS],
+            _ => {
+                let why = format!("heads {head_dim} wide; the widest is {MAX_HEAD_DIM}");
+                return Err(refuse("attention", why));
+            }
+        };
+        Ok(if bias { with_bias } else { plain })
     }
 
     /// Elements of a token, from its first head's first to its last head's last.
@@ -113,7 +138,11 @@ impl Attention<'_> {
                 format!("{} heads of {}, {} x {} tokens", self.heads, self.head_dim, self.q_len, self.kv_len),
             ));
         }
-        let kernel = Self::kernel(self.head_dim)?;
+        // The largest score is also the largest scaled one.
+        if !(self.softmax_scale > 0.0 && self.softmax_scale.is_finite()) {
+            return Err(refuse(NAME, format!("softmax_scale = {}: not positive", self.softmax_scale)));
+        }
+        let kernel = Self::kernel(self.head_dim, self.bias.is_some())?;
         let operands = [
             ("q", self.q, self.q_len),
             ("k", self.k, self.kv_len),

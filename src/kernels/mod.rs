@@ -43,9 +43,13 @@ pub fn product() -> impl Iterator<Item = &'static Kernel> {
 pub fn all() -> &'static [&'static Kernel] {
     static ALL: &[&Kernel] = &[
         &attention::ATTENTION_D64,
+        &attention::ATTENTION_D64_BIAS,
         &attention::ATTENTION_D128,
+        &attention::ATTENTION_D128_BIAS,
         &attention::ATTENTION_D256,
+        &attention::ATTENTION_D256_BIAS,
         &attention::ATTENTION_D512,
+        &attention::ATTENTION_D512_BIAS,
         &bf16_gemm::BF16_GEMM,
         &conv2d::CONV2D,
         &count_nonfinite::COUNT_NONFINITE,
