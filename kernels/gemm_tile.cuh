@@ -30,8 +30,54 @@ static_assert(BLOCK_K == NF4_BLOCK, "a k-step has one absmax per feature");
 
 GPU_FN int swizzle(int row, int chunk) { return row * CHUNKS + (chunk ^ (row & 7)); }
 
-// Bytes of a 16-byte chunk that starts at element k of a row of `len` bf16.
-GPU_FN int valid_bytes(int k, int len) { return gpu::min(gpu::max(len - k, 0) * 2, 16); }
+// ---------------------------------------------------------------------------------------- rows of gmem to smem
+
+// A thread copies the same chunk of 8 rows in every k-step: chunk t % 8 of the tile's rows t / 8 + 16 i.
+constexpr int ROWS_APART = THREADS / CHUNKS, ROWS_EACH = BLOCK_M / ROWS_APART;
+static_assert(BLOCK_M == BLOCK_N && ROWS_EACH == 8, "tiles of w and x are dealt to the threads alike");
+
+GPU_FN int own_row() { return gpu::thread_x() / CHUNKS; }
+GPU_FN int own_chunk() { return gpu::thread_x() % CHUNKS; }
+// Place in a stage of the chunk of row i; the swizzle repeats every 8 rows.
+GPU_FN int own_place(int i) { return swizzle(own_row(), own_chunk()) + i * ROWS_APART * CHUNKS; }
+
+// Which row of the matrix the tile's row own_row() + 16 i is: first() + offset(i), offset(i) known to the compiler.
+struct InOrder {
+    GPU_METHOD static int first() { return own_row(); }
+    GPU_METHOD static constexpr int offset(int i) { return i * ROWS_APART; }
+};
+
+// A bf16 [rows, k] matrix, k-step by k-step; k is a multiple of K_MULTIPLE. What stays the same from step to step is
+// worked out once: in the loop the mere reading of a problem's field is a chain of constant loads, since blockIdx.z picks
+// the problem.
+template <typename Order, int K_MULTIPLE> struct RowLoader {
+    const bf16_bits *src; // this thread's chunk of its first row, in the next k-step
+    int64_t pitch;
+    int k_left;           // elements of a row from there on
+    uint32_t exists;      // bit i: the matrix has a row i
+
+    GPU_METHOD RowLoader(const bf16_bits *matrix, int64_t row_pitch, int row0, int num_rows, int k)
+        : src(matrix + (int64_t)(row0 + Order::first()) * row_pitch + own_chunk() * 8), pitch(row_pitch),
+          k_left(k - own_chunk() * 8), exists(0) {
+        GPU_UNROLL
+        for (int i = 0; i < ROWS_EACH; ++i) exists |= (row0 + Order::first() + Order::offset(i) < num_rows ? 1u : 0u) << i;
+    }
+
+    GPU_METHOD void fetch(uint4 *stage) {
+        const uint32_t rows = K_MULTIPLE % BLOCK_K == 0 || k_left > 0 ? exists : 0;
+        if (K_MULTIPLE % 8 == 0 || k_left >= 8) copy(stage, rows, 16);
+        else copy(stage, rows, k_left * 2); // the last chunk of each row
+        src += BLOCK_K;
+        k_left -= BLOCK_K;
+    }
+
+    GPU_METHOD void copy(uint4 *stage, uint32_t rows, int bytes) const {
+        GPU_UNROLL
+        for (int i = 0; i < ROWS_EACH; ++i) {
+            gpu::cp_async<16>(&stage[own_place(i)], src + Order::offset(i) * pitch, rows >> i & 1 ? bytes : 0);
+        }
+    }
+};
 
 // ---------------------------------------------------------------------------------------- x: the B operand
 
@@ -40,23 +86,9 @@ struct XStage {
 };
 
 // A plain [m, k] matrix of tokens.
-struct TokenLoader {
-    const gemm_problem &q;
-    int m0;
-
-    GPU_METHOD TokenLoader(const gemm_problem &problem, int m_begin) : q(problem), m0(m_begin) {}
-
-    GPU_METHOD void fetch(XStage &stage, int k0) const {
-        const int chunk = gpu::thread_x() % CHUNKS;
-        const int k = k0 + chunk * 8;
-        GPU_UNROLL
-        for (int i = 0; i < BLOCK_M * CHUNKS / THREADS; ++i) {
-            const int row = gpu::thread_x() / CHUNKS + i * (THREADS / CHUNKS);
-            const int bytes = m0 + row < q.m ? valid_bytes(k, q.k) : 0;
-            const bf16_bits *src = bytes > 0 ? q.x + (int64_t)(m0 + row) * q.x_pitch + k : q.x;
-            gpu::cp_async<16>(&stage.chunk[swizzle(row, chunk)], src, bytes);
-        }
-    }
+template <int K_MULTIPLE> struct TokenLoader : RowLoader<InOrder, K_MULTIPLE> {
+    GPU_METHOD TokenLoader(const gemm_problem &q, int m0)
+        : RowLoader<InOrder, K_MULTIPLE>(q.x, q.x_pitch, m0, q.m, q.k) {}
 };
 
 // b[2 j + {0, 1}]: the 16 k of step k16 for this warp's tokens.
@@ -84,8 +116,15 @@ GPU_FN void load_x_fragments(uint32_t (&b)[NT][2], const XStage &stage, int warp
 // The feature of a warp's 64 that fragment row r of m16 tile i stands for.
 GPU_FN int feature_of(int i, int r) { return 8 * (r % 8) + 2 * i + r / 8; }
 
-// bf16 [n, k], rows in fragment order in smem.
-struct Bf16Weights {
+// The features of the tile's rows own_row() + 16 i: i is the m16 tile, 4 to a warp.
+struct FragmentOrder {
+    GPU_METHOD static int first() { return feature_of(0, own_row()); }
+    GPU_METHOD static constexpr int offset(int i) { return i / MT * WARP_N + i % MT * 2; }
+};
+static_assert(ROWS_APART == 16, "FragmentOrder steps from m16 tile to m16 tile");
+
+// bf16 [n, k], rows in fragment order in smem; k is a multiple of K_MULTIPLE.
+template <int K_MULTIPLE> struct Bf16Weights {
     struct Stage {
         uint4 chunk[BLOCK_N * CHUNKS];
     };
@@ -95,19 +134,14 @@ struct Bf16Weights {
 
     GPU_METHOD static void fill(Tables &) {}
 
-    GPU_METHOD static void fetch(Stage &stage, const gemm_problem &q, int n0, int k0) {
-        const bf16_bits *w = static_cast<const bf16_bits *>(q.w);
-        const int chunk = gpu::thread_x() % CHUNKS;
-        const int k = k0 + chunk * 8;
-        GPU_UNROLL
-        for (int i = 0; i < BLOCK_N * CHUNKS / THREADS; ++i) {
-            const int row = gpu::thread_x() / CHUNKS + i * (THREADS / CHUNKS);
-            const int n = n0 + row / WARP_N * WARP_N + feature_of(row % WARP_N / 16, row % 16);
-            const int bytes = n < q.n ? valid_bytes(k, q.k) : 0;
-            const bf16_bits *src = bytes > 0 ? w + (int64_t)n * q.w_pitch + k : w;
-            gpu::cp_async<16>(&stage.chunk[swizzle(row, chunk)], src, bytes);
-        }
-    }
+    struct Loader {
+        RowLoader<FragmentOrder, K_MULTIPLE> rows;
+
+        GPU_METHOD Loader(const gemm_problem &q, int n0)
+            : rows(static_cast<const bf16_bits *>(q.w), q.w_pitch, n0, q.n, q.k) {}
+
+        GPU_METHOD void fetch(Stage &stage) { rows.fetch(stage.chunk); }
+    };
 
     GPU_METHOD Bf16Weights(const Stage &, const Tables &, int) {}
 
@@ -133,26 +167,35 @@ struct Nf4Weights {
 
     GPU_METHOD static void fill(Tables &tables) { gpu::fill(tables.book, THREADS); }
 
-    GPU_METHOD static void fetch(Stage &stage, const gemm_problem &q, int n0, int k0) {
-        constexpr int TILE_CHUNKS = WARP_N * BLOCK_K / 2 / 16; // of 64 features x 64 k
-        const int n_padded = gpu::ceil_div(q.n, WARP_N) * WARP_N;
-        const int num_k = q.k / BLOCK_K, kb = k0 / BLOCK_K;
-        const uint4 *w = static_cast<const uint4 *>(q.w);
-        GPU_UNROLL
-        for (int i = 0; i < BLOCK_N / WARP_N; ++i) {
-            const int tile = n0 / WARP_N + i;
-            const bool inside = tile * WARP_N < n_padded;
-            const uint4 *src = inside ? w + ((int64_t)tile * num_k + kb) * TILE_CHUNKS + gpu::thread_x() : w;
-            static_assert(TILE_CHUNKS == THREADS, "one chunk a thread and tile");
-            gpu::cp_async<16>(&stage.codes[i * TILE_CHUNKS + gpu::thread_x()], src, inside ? 16 : 0);
+    struct Loader {
+        static constexpr int TILE_CHUNKS = WARP_N * BLOCK_K / 2 / 16; // of 64 features x 64 k
+        static_assert(TILE_CHUNKS == THREADS && BLOCK_N == 2 * WARP_N, "one chunk a thread and tile, two tiles");
+        const uint4 *codes;    // this thread's chunk of the first tile, in the next k-step
+        const float *absmax;
+        int64_t tile_pitch;    // chunks from tile to tile
+        int absmax_pitch;      // features of a k-step
+        bool has_second, has_absmax;
+
+        GPU_METHOD Loader(const gemm_problem &q, int n0) {
+            const int n_padded = gpu::ceil_div(q.n, WARP_N) * WARP_N, n = n0 + gpu::thread_x() * 4;
+            tile_pitch = (int64_t)(q.k / BLOCK_K) * TILE_CHUNKS;
+            codes = static_cast<const uint4 *>(q.w) + n0 / WARP_N * tile_pitch + gpu::thread_x();
+            absmax = q.absmax + n;
+            absmax_pitch = n_padded;
+            has_second = n0 + WARP_N < n_padded;
+            has_absmax = n < n_padded;
         }
-        if (gpu::thread_x() < BLOCK_N / 4) {
-            const int n = n0 + gpu::thread_x() * 4;
-            const bool inside = n < n_padded;
-            const float *src = inside ? q.absmax + (int64_t)kb * n_padded + n : q.absmax;
-            gpu::cp_async<16>(&stage.absmax[gpu::thread_x() * 4], src, inside ? 16 : 0);
+
+        GPU_METHOD void fetch(Stage &stage) {
+            gpu::cp_async<16>(&stage.codes[gpu::thread_x()], codes, 16);
+            gpu::cp_async<16>(&stage.codes[TILE_CHUNKS + gpu::thread_x()], codes + tile_pitch, has_second ? 16 : 0);
+            codes += TILE_CHUNKS;
+            if (gpu::thread_x() < BLOCK_N / 4) {
+                gpu::cp_async<16>(&stage.absmax[gpu::thread_x() * 4], absmax, has_absmax ? 16 : 0);
+                absmax += absmax_pitch;
+            }
         }
-    }
+    };
 
     uint4 codes[MT];
     float absmax[MT][2];
@@ -168,11 +211,11 @@ struct Nf4Weights {
         absmax[2][0] = hi.x, absmax[2][1] = hi.y, absmax[3][0] = hi.z, absmax[3][1] = hi.w;
     }
 
-    // bf16(code * absmax), one rounding: bit-equal to dequantising the whole matrix first.
-    GPU_METHOD static uint32_t dequantise(const Tables &tables, uint32_t byte, float absmax) {
-        const int lane = gpu::lane_id();
-        const float even = gpu::mul_exact(tables.book.value[byte >> 4 & 15][lane], absmax);
-        const float odd = gpu::mul_exact(tables.book.value[byte & 15][lane], absmax);
+    // bf16(code * absmax), one rounding: bit-equal to dequantising the whole matrix first. The codes are bits `bit` to
+    // `bit` + 7 of `word`.
+    GPU_METHOD static uint32_t dequantise(const Tables &tables, uint32_t word, int bit, float absmax) {
+        const float even = gpu::mul_exact(gpu::lookup(tables.book, word, bit + 4), absmax);
+        const float odd = gpu::mul_exact(gpu::lookup(tables.book, word, bit), absmax);
         return gpu::pack_bf16x2(even, odd);
     }
 
@@ -181,7 +224,7 @@ struct Nf4Weights {
         for (int i = 0; i < MT; ++i) {
             const uint32_t word = k16 == 0 ? codes[i].x : k16 == 1 ? codes[i].y : k16 == 2 ? codes[i].z : codes[i].w;
             GPU_UNROLL
-            for (int part = 0; part < 4; ++part) a[i][part] = dequantise(tables, word >> (8 * part), absmax[i][part % 2]);
+            for (int part = 0; part < 4; ++part) a[i][part] = dequantise(tables, word, 8 * part, absmax[i][part % 2]);
         }
     }
 };
@@ -405,16 +448,20 @@ template <typename Weights, int STAGES> struct SharedStorage {
     RowSums sums;
 };
 
+// `inputs` fetches the k-steps of x one after the other.
 template <typename Weights, int STAGES, typename Inputs>
-GPU_FN void run_tile(const gemm_problem &q, const Inputs &inputs, int n0, int m0) {
+GPU_FN void run_tile(const gemm_problem &q, Inputs inputs, int n0, int m0) {
     auto &smem = gpu::shared<SharedStorage<Weights, STAGES>>();
     const int warp_n = gpu::warp_id() / 2 * WARP_N, warp_m = gpu::warp_id() % 2 * WARP_M;
     const int num_k = gpu::ceil_div(q.k, BLOCK_K);
 
+    typename Weights::Loader weight_loader(q, n0);
+
+    // Called for kb = 0, 1, 2, ..: the loaders step along.
     auto fetch_to_shared = [&](int kb) {
         if (kb < num_k) {
-            inputs.fetch(smem.stage[kb % STAGES].x, kb * BLOCK_K);
-            Weights::fetch(smem.stage[kb % STAGES].w, q, n0, kb * BLOCK_K);
+            inputs.fetch(smem.stage[kb % STAGES].x.chunk);
+            weight_loader.fetch(smem.stage[kb % STAGES].w);
         }
         gpu::cp_async_commit(); // empty groups too, so that "all but the last STAGES - 2" stays true at the end
     };

@@ -55,6 +55,17 @@ GPU_FN void fill(Nf4Book &book, int threads) {
     for (int i = thread_x(); i < 16 * WARP; i += threads) book.value[i / WARP][i % WARP] = nf4_code(i / WARP);
 }
 
+// This lane's copy of the entry whose code is bits `bit` to `bit` + 3 of `word`: book.value[word >> bit & 15][lane_id()].
+// As a byte offset: moved to where its row begins, a code is one shift, one LOP3 and the load. From an index nvcc makes an
+// addition more per weight, on the pipe that NF4's loop waits for.
+GPU_FN float lookup(const Nf4Book &book, uint32_t word, int bit) {
+    constexpr int ROW_BIT = 7;
+    static_assert(sizeof(book.value[0]) == 1 << ROW_BIT, "a row of the book is 128 bytes");
+    const uint32_t row = bit < ROW_BIT ? word << (ROW_BIT - bit) : word >> (bit - ROW_BIT);
+    const uint32_t offset = (row & 15u << ROW_BIT) | (uint32_t)lane_id() * 4;
+    return *reinterpret_cast<const float *>(reinterpret_cast<const char *>(&book) + offset);
+}
+
 } // namespace gpu
 
 #endif

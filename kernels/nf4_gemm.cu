@@ -15,5 +15,5 @@ GPU_KERNEL(nf4_gemm_bf16_sm80, nf4_gemm_params, GEMM_THREADS, 2) {
     const gemm_problem &q = p.problem[gpu::cta_z()];
     const int m0 = gpu::cta_x() * gemm::BLOCK_M, n0 = gpu::cta_y() * gemm::BLOCK_N;
     if (n0 >= q.n || m0 >= q.m) return; // the grid covers the larger of the two problems
-    gemm::run_tile<gemm::Nf4Weights, NF4_GEMM_STAGES>(q, gemm::TokenLoader(q, m0), n0, m0);
+    gemm::run_tile<gemm::Nf4Weights, NF4_GEMM_STAGES>(q, gemm::TokenLoader<gemm::BLOCK_K>(q, m0), n0, m0);
 }
