@@ -1,7 +1,7 @@
 //! The machine: what the rest of the crate may ask of a GPU, or of the [emulator] that stands in for one.
 //!
 //! Reading order: [`Capability`] (what a machine is), [`Device`] (what it does), [`Kernel`] (what it runs), then the
-//! two machines behind the small trait `Machine`: `cuda` (cudarc's driver API) and `emulator`.
+//! two machines behind the small trait `Machine`: `cuda` (the driver API) and `emulator`.
 //!
 //! A [`Device`] allocates device memory through [`Device::allocate`] only; the count of such allocations is public,
 //! because "one per pipeline" is a promise with a test. All work is asynchronous and ordered by two [`StreamId`]s and
@@ -48,6 +48,8 @@ pub struct Capability {
     pub threads: usize,
     /// The driver's version, `13.0`, or `none`.
     pub driver: String,
+    /// Where the GPU sits, `0000:41:00.0`: ordinals are this process's own, this is what nvidia-smi knows it by, too.
+    pub pci_bus_id: Option<String>,
 }
 
 /// Which of a device's two streams.
@@ -103,6 +105,12 @@ impl std::fmt::Debug for Kernel {
 /// the same machine, and `params` is the kernel's own params struct.
 pub(crate) trait Machine: Send + Sync {
     fn capability(&self) -> &Capability;
+    /// Makes this thread ready for the calls that follow; whether [`Machine::leave`] has to undo it.
+    fn enter(&self) -> Result<bool> {
+        Ok(false)
+    }
+    /// Undoes an [`Machine::enter`] of this thread that returned true.
+    unsafe fn leave(&self) {}
     /// Device memory that is free now.
     fn free_bytes(&self) -> Result<u64>;
     unsafe fn allocate(&self, bytes: usize) -> Result<u64>;
@@ -166,11 +174,15 @@ impl Device {
         Device::new(Box::new(emulator::Emulator::new(options)))
     }
 
-    /// The GPU with this ordinal. Its primary context becomes the current one of every thread that uses the device.
+    /// The GPU with this ordinal, by its primary context.
+    ///
+    /// Every call, and this one, leaves the thread's stack of CUDA contexts as it was, so that the host program may have
+    /// contexts of its own there. Who makes many calls holds what [`Device::enter`] returns.
     ///
     /// # Errors
     /// [`Error::Unsupported`] without a driver, with one that is too old, without such a GPU, below compute capability
-    /// 8.0, or when this crate was built without CUDA kernels; the message says what is missing.
+    /// 8.0, or when this crate was built without CUDA kernels; the message says what is missing. [`Error::Capacity`] when
+    /// the GPU has no memory left for a context, [`Error::Device`] when the driver refuses for another reason.
     pub fn cuda(ordinal: usize) -> Result<Device> {
         Ok(Device::new(Box::new(cuda::Cuda::open(ordinal)?)))
     }
@@ -192,6 +204,17 @@ impl Device {
     /// What this machine is.
     pub fn capability(&self) -> &Capability {
         self.machine().capability()
+    }
+
+    /// Makes the device's context this thread's current one until the returned value is dropped: calls in between need
+    /// not switch to it and back. Does nothing on the emulator.
+    ///
+    /// The host program may switch contexts meanwhile, if it undoes that before the value is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the driver refuses.
+    pub fn enter(&self) -> Result<Entered> {
+        Ok(Entered { pushed: self.machine().enter()?, device: self.clone(), thread: PhantomData })
     }
 
     /// Device memory that is free now.
@@ -228,9 +251,9 @@ impl Device {
     /// # Errors
     /// [`Error::Capacity`] or [`Error::Device`] when the machine refuses.
     pub fn allocate_host(&self, bytes: usize) -> Result<HostBuffer> {
-        // SAFETY: `HostBuffer` owns the address and gives it back once.
-        let address = unsafe { self.machine().allocate_host(bytes)? };
         let used = [self.create_event()?, self.create_event()?];
+        // SAFETY: `HostBuffer` owns the address and gives it back once; nothing fails in between.
+        let address = unsafe { self.machine().allocate_host(bytes)? };
         Ok(HostBuffer { device: self.clone(), address, bytes, used, pending: Default::default() })
     }
 
@@ -267,9 +290,11 @@ impl Device {
         self.check_own(&dst.memory.device)?;
         self.check_own(&src.device)?;
         // SAFETY: both ends are this machine's and were checked; the view lies in live memory, whose drop drains the
-        // streams; the host buffer's bytes cannot be written before the event that follows has been reached.
-        unsafe { self.machine().copy_to_device(stream, dst.address(), src.address.add(src_offset), bytes)? };
-        self.mark_used(stream, src)
+        // streams; the host buffer's bytes cannot be written before `settle` has waited for the copy.
+        let copied = unsafe {
+            self.machine().copy_to_device(stream, dst.address(), src.address.add(src_offset), bytes)
+        };
+        self.mark_used(stream, src, copied)
     }
 
     /// Enqueues a copy of `src.len()` elements to `dst`, starting at byte `dst_offset`.
@@ -288,15 +313,21 @@ impl Device {
         dst.check(dst_offset, bytes)?;
         self.check_own(&src.memory.device)?;
         self.check_own(&dst.device)?;
-        // SAFETY: as in `copy_to_device`; nobody can look at the bytes before the event has been reached.
-        unsafe { self.machine().copy_to_host(stream, dst.address.add(dst_offset), src.address(), bytes)? };
-        self.mark_used(stream, dst)
+        // SAFETY: as in `copy_to_device`; nobody can look at the bytes before `settle` has waited for the copy.
+        let copied =
+            unsafe { self.machine().copy_to_host(stream, dst.address.add(dst_offset), src.address(), bytes) };
+        self.mark_used(stream, dst, copied)
     }
 
-    /// Records that `host` is in use until `stream` has passed this point.
-    fn mark_used(&self, stream: StreamId, host: &HostBuffer) -> Result<()> {
+    /// After a copy: records that `host` is in use until `stream` has passed this point.
+    fn mark_used(&self, stream: StreamId, host: &HostBuffer, copied: Result<()>) -> Result<()> {
         host.pending[stream.index()].store(true, Ordering::Relaxed);
-        self.record(stream, &host.used[stream.index()])
+        let marked = copied.and_then(|()| self.record(stream, &host.used[stream.index()]));
+        if marked.is_err() {
+            // The copy may be queued, with no event behind it that anyone could wait for.
+            let _ = self.synchronize(stream);
+        }
+        marked
     }
 
     /// Views, host buffers and events belong to the machine that made them.
@@ -405,6 +436,25 @@ impl Device {
         for stream in [StreamId::Compute, StreamId::Copy] {
             // A failure was, or will be, reported by the call that waits for the result.
             let _ = self.machine().synchronize(stream);
+        }
+    }
+}
+
+/// The device's context is the thread's current one while this lives; see [`Device::enter`].
+#[derive(Debug)]
+#[must_use = "the context is current only while this lives"]
+pub struct Entered {
+    device: Device,
+    pushed: bool,
+    /// What is current belongs to a thread.
+    thread: PhantomData<*const ()>,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        if self.pushed {
+            // SAFETY: this value was made by the `enter` of this thread, which it cannot leave, and undoes it once.
+            unsafe { self.device.machine().leave() };
         }
     }
 }
@@ -651,10 +701,12 @@ impl HostBuffer {
 
     /// Waits until no copy is in flight.
     fn settle(&self) {
-        for (event, pending) in self.used.iter().zip(&self.pending) {
-            if pending.swap(false, Ordering::Relaxed) {
-                // A copy that failed is over, too; the failure is reported by whoever synchronises the stream.
-                let _ = self.device.synchronize_event(event);
+        for stream in [StreamId::Compute, StreamId::Copy] {
+            let (event, pending) = (&self.used[stream.index()], &self.pending[stream.index()]);
+            if pending.swap(false, Ordering::Relaxed) && self.device.synchronize_event(event).is_err() {
+                // A copy that failed is over; where only the wait did, the stream is what is left to wait for. The failure
+                // is reported by whoever synchronises the stream.
+                let _ = self.device.synchronize(stream);
             }
         }
     }

@@ -143,6 +143,7 @@ impl Emulator {
             is_emulator: true,
             threads,
             driver: "none".to_string(),
+            pci_bus_id: None,
         };
         let patience = match options.hang_seconds {
             0 => Duration::from_secs(20),
@@ -295,7 +296,7 @@ fn layout(bytes: usize) -> Result<Layout> {
 }
 
 /// The host's memory, from which the emulator's device memory comes.
-fn host_memory_bytes() -> u64 {
+pub(super) fn host_memory_bytes() -> u64 {
     let kib = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
         let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
         line.split_whitespace().nth(1)?.parse::<u64>().ok()
