@@ -76,20 +76,55 @@ impl StreamId {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct EventId(pub u64);
 
-/// A kernel entry point, as both machines need it. The wrappers in [`crate::kernels`] define these as statics.
+/// A kernel entry point, as both machines need it. The wrappers in [`crate::kernels`] define these as statics, and only
+/// they can: what a kernel holds is loaded by the driver and called as it is.
+///
+/// ```
+/// let kernel = &schnell::kernels::bf16_gemm::BF16_GEMM;
+/// assert_eq!((kernel.stem(), kernel.threads()), ("bf16_gemm", 128));
+/// ```
+///
+/// ```compile_fail
+/// unsafe extern "C" fn nothing(_: *const std::ffi::c_void) {}
+/// static MINE: schnell::device::Kernel = schnell::device::Kernel {
+///     stem: "mine", name: "mine", image: b"any bytes", emulated: nothing, threads: 32, smem_bytes: 0,
+/// };
+/// ```
 pub struct Kernel {
     /// The file in `kernels/`, without its ending; one module each.
-    pub stem: &'static str,
+    pub(crate) stem: &'static str,
     /// The `extern "C"` entry.
-    pub name: &'static str,
-    /// The module's fatbin; empty when the crate was built without nvcc.
-    pub image: &'static [u8],
+    pub(crate) name: &'static str,
+    /// The module's fatbin, which nvcc wrote; empty when the crate was built without nvcc.
+    pub(crate) image: &'static [u8],
     /// The entry compiled for the host.
-    pub emulated: unsafe extern "C" fn(*const c_void),
+    pub(crate) emulated: unsafe extern "C" fn(*const c_void),
     /// CTA size.
-    pub threads: u32,
+    pub(crate) threads: u32,
     /// Dynamic shared memory per CTA.
-    pub smem_bytes: u32,
+    pub(crate) smem_bytes: u32,
+}
+
+impl Kernel {
+    /// The file in `kernels/`, without its ending.
+    pub fn stem(&self) -> &'static str {
+        self.stem
+    }
+
+    /// The `extern "C"` entry.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// CTA size.
+    pub fn threads(&self) -> u32 {
+        self.threads
+    }
+
+    /// Dynamic shared memory per CTA.
+    pub fn smem_bytes(&self) -> u32 {
+        self.smem_bytes
+    }
 }
 
 impl std::fmt::Debug for Kernel {
