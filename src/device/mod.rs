@@ -426,7 +426,8 @@ impl Device {
     /// host wrote there. `None` unless the machine knows: see [`EmulatorOptions::track_writers`].
     pub fn last_writer<T>(&self, view: &View<T>, index: usize) -> Option<String> {
         self.check_own(&view.memory.device).ok()?;
-        self.machine().last_writer(view.address() + (index * size_of::<T>()) as u64)
+        let element = view.slice(index, 1).ok()?;
+        self.machine().last_writer(element.address())
     }
 
     /// Enqueues recording `event`.
@@ -574,8 +575,8 @@ impl TensorTile {
 
     /// What cuTensorMapEncodeTiled refuses, and what would leave the view.
     fn check(&self, address: u64, view_bytes: usize) -> Result<()> {
-        let (row_bytes, box_row_bytes) =
-            (self.width * self.element_bytes(), self.box_width * self.element_bytes());
+        let bytes = |elements: usize| elements.saturating_mul(self.element_bytes());
+        let (row_bytes, box_row_bytes) = (bytes(self.width), bytes(self.box_width));
         let box_rule = if self.swizzled { box_row_bytes == 128 } else { box_row_bytes % 16 == 0 };
         let is_encodable = address % 16 == 0
             && self.pitch_bytes % 16 == 0
@@ -694,10 +695,12 @@ impl<T> View<T> {
     /// # Errors
     /// [`Error::Input`] when size or alignment do not fit.
     pub fn cast<U>(&self) -> Result<View<U>> {
-        if self.num_bytes() % size_of::<U>() != 0 {
-            return Err(Error::Input(format!("{} bytes are no whole number of elements", self.num_bytes())));
+        let (bytes, element_bytes) = (self.num_bytes(), size_of::<U>());
+        // `None` also for elements of no size.
+        if bytes.checked_rem(element_bytes) != Some(0) {
+            return Err(Error::Input(format!("{bytes} bytes are no whole number of {element_bytes}")));
         }
-        self.memory.view(self.offset, self.num_bytes() / size_of::<U>())
+        self.memory.view(self.offset, bytes / element_bytes)
     }
 }
 
