@@ -205,6 +205,12 @@ impl std::fmt::Debug for Device {
 
 impl Device {
     /// The emulator.
+    ///
+    /// While one lives, the process has a handler of ours for SIGSEGV, SIGBUS, SIGFPE, SIGILL and SIGURG, which makes an
+    /// error of a kernel that crashes or hangs; signals of all other code go on to the handlers that were there before, and
+    /// these are put back when the last emulator goes (clones of the device, memory, buffers and events included).
+    /// [`EmulatorOptions::no_signal_handlers`] says no to it: for a host program that changes handlers of these signals
+    /// itself meanwhile, or relies on their order.
     pub fn emulator(options: EmulatorOptions) -> Device {
         Device::new(Box::new(emulator::Emulator::new(options)))
     }

@@ -76,6 +76,9 @@ pub struct EmulatorOptions {
     pub count_accesses: bool,
     /// Keeps who wrote what for [`super::Device::last_writer`]. As above.
     pub track_writers: bool,
+    /// Leaves the process's signal handlers alone, which see [`super::Device::emulator`]: a kernel that crashes then ends
+    /// the process, and one that hangs does so for ever. No kernel of this crate is known to do either.
+    pub no_signal_handlers: bool,
 }
 
 /// Alignment of device memory, as the driver's allocations have (and TMA would want).
@@ -120,6 +123,8 @@ pub(crate) struct Emulator {
     capability: Capability,
     options: EmulatorOptions,
     pool: Pool,
+    /// After the pool: no worker is left when it goes.
+    _handler: Option<faults::Handler>,
     records: Option<Arc<Records>>,
     state: Mutex<State>,
 }
@@ -127,7 +132,7 @@ pub(crate) struct Emulator {
 impl Emulator {
     pub fn new(options: EmulatorOptions) -> Self {
         runtime::install();
-        faults::install();
+        let handler = (!options.no_signal_handlers).then(faults::Handler::install);
         let threads = match options.threads {
             0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
             n => n,
@@ -151,8 +156,8 @@ impl Emulator {
         };
         let state = State { rng: options.seed, ..State::default() };
         let records = Records::new(options.count_accesses, options.track_writers);
-        let pool = Pool::new(threads, patience);
-        Emulator { capability, options, pool, records, state: Mutex::new(state) }
+        let pool = Pool::new(threads, handler.is_some().then_some(patience));
+        Emulator { capability, options, pool, _handler: handler, records, state: Mutex::new(state) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
