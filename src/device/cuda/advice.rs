@@ -164,7 +164,7 @@ pub(super) fn device_memory(driver: &Driver, what: String, needed_bytes: u64) ->
         what,
         needed_bytes,
         available_bytes: free_bytes(driver).unwrap_or(0),
-        advice: "choose a smaller image, or end other programs that hold memory on this GPU (nvidia-smi lists them)"
+        advice: "end other programs that hold memory on this GPU (nvidia-smi lists them), or choose a smaller image"
             .to_string(),
     }
 }

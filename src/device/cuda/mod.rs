@@ -98,11 +98,8 @@ impl Cuda {
         pushed.map(|()| true).map_err(|e| self.error("enter the context", e))
     }
 
-    /// Undoes a push, unless the host program has put another context on top: that is then its own to take off.
+    /// Undoes a push.
     fn pop(&self) {
-        if self.current_context().is_ok_and(|current| current != self.context) {
-            return;
-        }
         let mut popped = std::ptr::null_mut();
         // SAFETY: the out-pointer is a local. A failure leaves nothing to do.
         let _ = unsafe { (self.driver.cuCtxPopCurrent_v2)(&mut popped) };
@@ -158,6 +155,10 @@ impl Machine for Cuda {
     }
 
     unsafe fn leave(&self) {
+        // What the host program has put on top meanwhile is its own to take off.
+        if self.current_context().is_ok_and(|current| current != self.context) {
+            return;
+        }
         self.pop();
     }
 
