@@ -26,14 +26,14 @@ pub enum Error {
         what: String,
     },
 
-    /// The plan needs more memory than there is or than the budget allows.
-    #[error("{what} needs {needed_bytes} bytes, but {available_bytes} are available; {advice}")]
+    /// More memory is needed than there is or than the budget allows.
+    #[error("{what} needs {}; {advice}", lack(*needed_bytes, *available_bytes))]
     Capacity {
         /// What wanted the memory.
         what: String,
-        /// Bytes that the plan needs.
+        /// Bytes that it needs; 0 where nobody tells, as when the driver lacks memory for a context or a module.
         needed_bytes: u64,
-        /// Bytes that the budget or the device leaves.
+        /// Bytes that the budget or the machine leaves; where it needs an unknown amount, 0 is unknown, too.
         available_bytes: u64,
         /// What the caller can change.
         advice: String,
@@ -74,6 +74,15 @@ pub enum Error {
     },
 }
 
+/// How much more memory than there is.
+fn lack(needed_bytes: u64, available_bytes: u64) -> String {
+    match (needed_bytes, available_bytes) {
+        (0, 0) => "more memory than is free".to_string(),
+        (0, _) => format!("more memory than the {available_bytes} bytes that are free"),
+        _ => format!("{needed_bytes} bytes, but {available_bytes} are available"),
+    }
+}
+
 impl Error {
     /// An [`Error::Weights`] about `path`.
     pub fn weights(path: impl AsRef<Path>, what: impl Into<String>) -> Self {
@@ -98,5 +107,21 @@ impl Error {
             Error::Plan(_) => 8,
             Error::Stopped => 9,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_nobody_told_are_not_made_up() {
+        let text = |needed_bytes, available_bytes| {
+            let (what, advice) = ("a context".to_string(), "free some".to_string());
+            Error::Capacity { what, needed_bytes, available_bytes, advice }.to_string()
+        };
+        assert_eq!(text(8, 0), "a context needs 8 bytes, but 0 are available; free some");
+        assert_eq!(text(0, 7), "a context needs more memory than the 7 bytes that are free; free some");
+        assert_eq!(text(0, 0), "a context needs more memory than is free; free some");
     }
 }

@@ -51,10 +51,10 @@ fn kernels_take_what_was_last_reviewed_and_never_spill() {
         for line in PTXAS.lines().skip(1) {
             let fields: Vec<&str> = line.split('\t').collect();
             let [stem, entry, arch, ref numbers @ ..] = fields[..] else { panic!("a short line: {line}") };
-            if entry != kernel.name {
+            if entry != kernel.name() {
                 continue;
             }
-            assert_eq!(stem, kernel.stem, "{entry} is declared with another file's image");
+            assert_eq!(stem, kernel.stem(), "{entry} is declared with another file's image");
             let numbers: Vec<u32> = numbers.iter().map(|n| n.parse().unwrap()).collect();
             let [registers, static_smem, stack, spill_stores, spill_loads] = numbers[..] else {
                 panic!("a short line: {line}")
@@ -64,25 +64,26 @@ fn kernels_take_what_was_last_reviewed_and_never_spill() {
                     "{entry} on sm_{arch}: {stack} bytes of stack, {spill_stores} of spill stores, {spill_loads} of spill loads"
                 ));
             }
-            let smem_bytes = kernel.smem_bytes + static_smem;
+            let smem_bytes = kernel.smem_bytes() + static_smem;
             let allowed = sm(arch).smem_per_cta_bytes;
             if smem_bytes > allowed {
                 faults.push(format!("{entry}: {smem_bytes} bytes of shared memory, sm_{arch} has {allowed}"));
             }
-            let ctas = ctas_per_sm(arch, registers, smem_bytes, kernel.threads);
+            let ctas = ctas_per_sm(arch, registers, smem_bytes, kernel.threads());
             if ctas == 0 {
                 faults.push(format!("{entry}: no CTA fits an SM of sm_{arch}"));
             }
             table.push(format!(
                 "{entry}\t{arch}\t{registers}\t{static_smem}\t{}\t{}\t{ctas}",
-                kernel.smem_bytes, kernel.threads
+                kernel.smem_bytes(),
+                kernel.threads()
             ));
         }
         assert!(
             table.len() > num_before,
             "ptxas has seen no entry {} in kernels/{}.cu",
-            kernel.name,
-            kernel.stem
+            kernel.name(),
+            kernel.stem()
         );
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
@@ -113,7 +114,7 @@ fn kernels_take_what_was_last_reviewed_and_never_spill() {
 fn every_entry_is_listed() {
     for line in PTXAS.lines().skip(1) {
         let entry = line.split('\t').nth(1).unwrap();
-        let listed = kernels::all().iter().any(|kernel| kernel.name == entry);
+        let listed = kernels::all().iter().any(|kernel| kernel.name() == entry);
         assert!(listed, "{entry} is missing in schnell::kernels::all()");
     }
 }

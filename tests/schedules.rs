@@ -111,12 +111,12 @@ fn every_entry_point_has_a_small_case_and_every_case_a_test() {
         case.run(if case.runs_on(&ampere) { &ampere } else { &hopper }, Fill::Nan).unwrap();
     }
     let launched = BTreeSet::from_iter([ampere.launched(), hopper.launched()].concat());
-    let all = kernels::all().iter().map(|kernel| kernel.name).collect();
+    let all = kernels::all().iter().map(|kernel| kernel.name()).collect();
     assert_eq!(launched, all);
     // A pipeline readies all of its kernels on any GPU.
     for kernel in kernels::product() {
         assert!(
-            ampere.launched().contains(&kernel.name),
+            ampere.launched().contains(&kernel.name()),
             "{kernel:?} needs more than compute capability 8.0"
         );
     }

@@ -1,7 +1,8 @@
 //! The machine: what the rest of the crate may ask of a GPU, or of the [emulator] that stands in for one.
 //!
-//! Reading order: [`Capability`] (what a machine is), [`Device`] (what it does), [`Kernel`] (what it runs), then the
-//! two machines behind the small trait `Machine`: `cuda` (cudarc's driver API) and `emulator`.
+//! Reading order: [`Capability`] (what a machine is), [`Device`] (what it does), [`Kernel`] (what it runs), [`View`] and
+//! [`HostBuffer`] (what it works on), then the two machines behind the small trait `Machine`: `cuda` (the driver API) and
+//! `emulator`.
 //!
 //! A [`Device`] allocates device memory through [`Device::allocate`] only; the count of such allocations is public,
 //! because "one per pipeline" is a promise with a test. All work is asynchronous and ordered by two [`StreamId`]s and
@@ -12,23 +13,28 @@
 //! - A [`View`] holds its [`DeviceMemory`] alive; memory is freed only after both streams have drained.
 //! - A [`HostBuffer`] is alive as long as the queue needs it: copies keep nothing, so dropping one drains the streams;
 //!   its bytes can be seen only when no copy is in flight.
-//! - Copies check both ranges and that both ends are this machine's; launches are `unsafe` and belong to the wrappers in [`crate::kernels`], which check
-//!   every view against the shapes they pass on.
+//! - Copies check both ranges and that both ends are this machine's; launches are `unsafe` and belong to the wrappers in
+//!   [`crate::kernels`], which check every view against the shapes they pass on.
+//! - Only this crate makes a [`Kernel`]: its image is nvcc's, its entry the one that was compiled with it.
 
 mod cuda;
 pub mod emulator;
+mod footprint;
+mod memory;
 mod tape;
 
 use std::collections::BTreeSet;
 use std::ffi::c_void;
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::abi;
 use crate::{Error, Result};
 use emulator::accesses::AccessCounts;
 pub use emulator::{AsyncCopies, EmulatorOptions, Order};
+pub(crate) use footprint::{Footprint, Mode, Rows, Span, TensorElement, TensorTile, Work};
+pub use memory::{DeviceMemory, HostBuffer, View};
 pub(crate) use tape::{Tape, TapedLaunch};
 
 /// What a machine is. `select` functions may look at `arch`, `num_sms` and `smem_per_cta_bytes`, never at memory.
@@ -50,6 +56,8 @@ pub struct Capability {
     pub threads: usize,
     /// The driver's version, `13.0`, or `none`.
     pub driver: String,
+    /// Where the GPU sits, `0000:41:00.0`: ordinals are this process's own, this is what nvidia-smi knows it by, too.
+    pub pci_bus_id: Option<String>,
 }
 
 impl Capability {
@@ -64,6 +72,7 @@ impl Capability {
             is_emulator: false,
             threads: 0,
             driver: "none".to_string(),
+            pci_bus_id: None,
         }
     }
 }
@@ -92,20 +101,55 @@ impl StreamId {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct EventId(pub u64);
 
-/// A kernel entry point, as both machines need it. The wrappers in [`crate::kernels`] define these as statics.
+/// A kernel entry point, as both machines need it. The wrappers in [`crate::kernels`] define these as statics, and only
+/// they can: what a kernel holds is loaded by the driver and called as it is.
+///
+/// ```
+/// let kernel = &schnell::kernels::bf16_gemm::BF16_GEMM;
+/// assert_eq!((kernel.stem(), kernel.threads()), ("bf16_gemm", 128));
+/// ```
+///
+/// ```compile_fail
+/// unsafe extern "C" fn nothing(_: *const std::ffi::c_void) {}
+/// static MINE: schnell::device::Kernel = schnell::device::Kernel {
+///     stem: "mine", name: "mine", image: b"any bytes", emulated: nothing, threads: 32, smem_bytes: 0,
+/// };
+/// ```
 pub struct Kernel {
     /// The file in `kernels/`, without its ending; one module each.
-    pub stem: &'static str,
+    pub(crate) stem: &'static str,
     /// The `extern "C"` entry.
-    pub name: &'static str,
-    /// The module's fatbin; empty when the crate was built without nvcc.
-    pub image: &'static [u8],
+    pub(crate) name: &'static str,
+    /// The module's fatbin, which nvcc wrote; empty when the crate was built without nvcc.
+    pub(crate) image: &'static [u8],
     /// The entry compiled for the host.
-    pub emulated: unsafe extern "C" fn(*const c_void),
+    pub(crate) emulated: unsafe extern "C" fn(*const c_void),
     /// CTA size.
-    pub threads: u32,
+    pub(crate) threads: u32,
     /// Dynamic shared memory per CTA.
-    pub smem_bytes: u32,
+    pub(crate) smem_bytes: u32,
+}
+
+impl Kernel {
+    /// The file in `kernels/`, without its ending.
+    pub fn stem(&self) -> &'static str {
+        self.stem
+    }
+
+    /// The `extern "C"` entry.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// CTA size.
+    pub fn threads(&self) -> u32 {
+        self.threads
+    }
+
+    /// Dynamic shared memory per CTA.
+    pub fn smem_bytes(&self) -> u32 {
+        self.smem_bytes
+    }
 }
 
 impl std::fmt::Debug for Kernel {
@@ -156,6 +200,12 @@ impl std::fmt::Debug for Params {
 /// the same machine, and `params` is the kernel's own params struct.
 pub(crate) trait Machine: Send + Sync {
     fn capability(&self) -> &Capability;
+    /// Makes this thread ready for the calls that follow; whether [`Machine::leave`] has to undo it.
+    fn enter(&self) -> Result<bool> {
+        Ok(false)
+    }
+    /// Undoes an [`Machine::enter`] of this thread that returned true.
+    unsafe fn leave(&self) {}
     /// Device memory that is free now.
     fn free_bytes(&self) -> Result<u64>;
     unsafe fn allocate(&self, bytes: usize) -> Result<u64>;
@@ -219,15 +269,25 @@ impl std::fmt::Debug for Device {
 
 impl Device {
     /// The emulator.
+    ///
+    /// While one lives, the process has a handler of ours for SIGSEGV, SIGBUS, SIGFPE, SIGILL and SIGURG, which makes an
+    /// error of a kernel that crashes or hangs; signals of all other code go on to the handlers that were there before, and
+    /// these are put back when the last emulator goes (clones of the device, memory, buffers and events included).
+    /// [`EmulatorOptions::no_signal_handlers`] says no to it: for a host program that changes handlers of these signals
+    /// itself meanwhile, or relies on their order.
     pub fn emulator(options: EmulatorOptions) -> Device {
         Device::new(Box::new(emulator::Emulator::new(options)))
     }
 
-    /// The GPU with this ordinal. Its primary context becomes the current one of every thread that uses the device.
+    /// The GPU with this ordinal, by its primary context.
+    ///
+    /// Every call, and this one, leaves the thread's stack of CUDA contexts as it was, so that the host program may have
+    /// contexts of its own there. Who makes many calls holds what [`Device::enter`] returns.
     ///
     /// # Errors
     /// [`Error::Unsupported`] without a driver, with one that is too old, without such a GPU, below compute capability
-    /// 8.0, or when this crate was built without CUDA kernels; the message says what is missing.
+    /// 8.0, or when this crate was built without CUDA kernels; the message says what is missing. [`Error::Capacity`] when
+    /// the GPU has no memory left for a context, [`Error::Device`] when the driver refuses for another reason.
     pub fn cuda(ordinal: usize) -> Result<Device> {
         Ok(Device::new(Box::new(cuda::Cuda::open(ordinal)?)))
     }
@@ -249,6 +309,17 @@ impl Device {
     /// What this machine is.
     pub fn capability(&self) -> &Capability {
         self.machine().capability()
+    }
+
+    /// Makes the device's context this thread's current one until the returned value is dropped: calls in between need
+    /// not switch to it and back. Does nothing on the emulator.
+    ///
+    /// The host program may switch contexts meanwhile, if it undoes that before the value is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the driver refuses.
+    pub fn enter(&self) -> Result<Entered> {
+        Ok(Entered { pushed: self.machine().enter()?, device: self.clone(), thread: PhantomData })
     }
 
     /// Device memory that is free now.
@@ -285,9 +356,9 @@ impl Device {
     /// # Errors
     /// [`Error::Capacity`] or [`Error::Device`] when the machine refuses.
     pub fn allocate_host(&self, bytes: usize) -> Result<HostBuffer> {
-        // SAFETY: `HostBuffer` owns the address and gives it back once.
-        let address = unsafe { self.machine().allocate_host(bytes)? };
         let used = [self.create_event()?, self.create_event()?];
+        // SAFETY: `HostBuffer` owns the address and gives it back once; nothing fails in between.
+        let address = unsafe { self.machine().allocate_host(bytes)? };
         Ok(HostBuffer { device: self.clone(), address, bytes, used, pending: Default::default() })
     }
 
@@ -324,9 +395,11 @@ impl Device {
         self.check_own(&dst.memory.device)?;
         self.check_own(&src.device)?;
         // SAFETY: both ends are this machine's and were checked; the view lies in live memory, whose drop drains the
-        // streams; the host buffer's bytes cannot be written before the event that follows has been reached.
-        unsafe { self.machine().copy_to_device(stream, dst.address(), src.address.add(src_offset), bytes)? };
-        self.mark_used(stream, src)
+        // streams; the host buffer's bytes cannot be written before `settle` has waited for the copy.
+        let copied = unsafe {
+            self.machine().copy_to_device(stream, dst.address(), src.address.add(src_offset), bytes)
+        };
+        self.mark_used(stream, src, copied)
     }
 
     /// Enqueues a copy of `src.len()` elements to `dst`, starting at byte `dst_offset`.
@@ -345,15 +418,21 @@ impl Device {
         dst.check(dst_offset, bytes)?;
         self.check_own(&src.memory.device)?;
         self.check_own(&dst.device)?;
-        // SAFETY: as in `copy_to_device`; nobody can look at the bytes before the event has been reached.
-        unsafe { self.machine().copy_to_host(stream, dst.address.add(dst_offset), src.address(), bytes)? };
-        self.mark_used(stream, dst)
+        // SAFETY: as in `copy_to_device`; nobody can look at the bytes before `settle` has waited for the copy.
+        let copied =
+            unsafe { self.machine().copy_to_host(stream, dst.address.add(dst_offset), src.address(), bytes) };
+        self.mark_used(stream, dst, copied)
     }
 
-    /// Records that `host` is in use until `stream` has passed this point.
-    fn mark_used(&self, stream: StreamId, host: &HostBuffer) -> Result<()> {
+    /// After a copy: records that `host` is in use until `stream` has passed this point.
+    fn mark_used(&self, stream: StreamId, host: &HostBuffer, copied: Result<()>) -> Result<()> {
         host.pending[stream.index()].store(true, Ordering::Relaxed);
-        self.record(stream, &host.used[stream.index()])
+        let marked = copied.and_then(|()| self.record(stream, &host.used[stream.index()]));
+        if marked.is_err() {
+            // The copy may be queued, with no event behind it that anyone could wait for.
+            let _ = self.synchronize(stream);
+        }
+        marked
     }
 
     /// Views, host buffers and events belong to the machine that made them.
@@ -449,7 +528,8 @@ impl Device {
     /// host wrote there. `None` unless the machine knows: see [`EmulatorOptions::track_writers`].
     pub fn last_writer<T>(&self, view: &View<T>, index: usize) -> Option<String> {
         self.check_own(&view.memory.device).ok()?;
-        self.machine().last_writer(view.address() + (index * size_of::<T>()) as u64)
+        let element = view.slice(index, 1).ok()?;
+        self.machine().last_writer(element.address())
     }
 
     /// Enqueues recording `event`.
@@ -498,362 +578,22 @@ impl Device {
     }
 }
 
-/// Some device memory that a launch touches: `address..address + bytes`, and of that the rows that it reads or writes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Span {
-    pub address: u64,
-    /// Of the whole view.
-    pub bytes: usize,
-    pub rows: Rows,
-    pub mode: Mode,
-}
-
-/// `num` rows of `bytes` each, `pitch` bytes apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Rows {
-    pub num: usize,
-    pub pitch: usize,
-    pub bytes: usize,
-}
-
-/// What a launch does to a [`Span`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mode {
-    Read,
-    /// All of the rows, whatever was there.
-    Write,
-    /// Reads first.
-    Update,
-}
-
-/// What a launch touches, and how much it computes.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Work {
-    pub spans: Vec<Span>,
-    /// Multiply-adds times two, of matrix products and attention alone.
-    pub flops: u64,
-}
-
-/// The device memory that one launch may touch. Whoever fills a params struct takes its addresses from here: so a kernel
-/// never gets another machine's memory, the emulator knows what is out of bounds, and a program what depends on what.
+/// The device's context is the thread's current one while this lives; see [`Device::enter`].
 #[derive(Debug)]
-pub(crate) struct Footprint<'a> {
-    device: &'a Device,
-    work: Work,
-}
-
-impl<'a> Footprint<'a> {
-    /// Nothing yet, on `device`.
-    pub fn new(device: &'a Device) -> Self {
-        Footprint { device, work: Work { spans: Vec::with_capacity(8), flops: 0 } }
-    }
-
-    fn add<T>(&mut self, view: &View<T>, rows: Rows, mode: Mode) -> Result<u64> {
-        self.device.check_own(&view.memory.device)?;
-        self.work.spans.push(Span { address: view.address(), bytes: view.num_bytes(), rows, mode });
-        Ok(view.address())
-    }
-
-    /// The address of `view`, all of which the launch may read from now on.
-    pub fn reads<T>(&mut self, view: &View<T>) -> Result<u64> {
-        self.add(view, Rows::all(view), Mode::Read)
-    }
-
-    /// The address of `view`, all of which the launch writes.
-    pub fn writes<T>(&mut self, view: &View<T>) -> Result<u64> {
-        self.add(view, Rows::all(view), Mode::Write)
-    }
-
-    /// The address of `view`, which the launch reads and writes.
-    pub fn updates<T>(&mut self, view: &View<T>) -> Result<u64> {
-        self.add(view, Rows::all(view), Mode::Update)
-    }
-
-    /// As [`Footprint::reads`], of which `rows` rows of `width` elements, `pitch` elements apart, matter.
-    pub fn reads_rows<T>(&mut self, view: &View<T>, rows: usize, pitch: usize, width: usize) -> Result<u64> {
-        self.add(view, Rows::of::<T>(rows, pitch, width), Mode::Read)
-    }
-
-    /// As [`Footprint::writes`], of such rows.
-    pub fn writes_rows<T>(&mut self, view: &View<T>, rows: usize, pitch: usize, width: usize) -> Result<u64> {
-        self.add(view, Rows::of::<T>(rows, pitch, width), Mode::Write)
-    }
-
-    /// As [`Footprint::updates`], of such rows.
-    pub fn updates_rows<T>(
-        &mut self,
-        view: &View<T>,
-        rows: usize,
-        pitch: usize,
-        width: usize,
-    ) -> Result<u64> {
-        self.add(view, Rows::of::<T>(rows, pitch, width), Mode::Update)
-    }
-
-    /// As [`Footprint::reads`]; null for nothing.
-    pub fn reads_optional<T>(&mut self, view: Option<&View<T>>) -> Result<u64> {
-        view.map_or(Ok(0), |view| self.reads(view))
-    }
-
-    /// What has been collected.
-    pub fn into_work(self) -> Work {
-        self.work
-    }
-
-    /// Multiply-adds times two, added to what there is.
-    pub fn computes(&mut self, flops: u64) {
-        self.work.flops += flops;
-    }
-
-    /// How a kernel fetches boxes of a matrix, which begins where `view` does and may be touched from now on.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] where the hardware cannot; [`Error::Input`] when the view is too short.
-    pub fn tensor_map<T>(&mut self, view: &View<T>, tile: &TensorTile) -> Result<abi::tensor_map> {
-        let address = self.reads(view)?;
-        let arch = self.device.capability().arch;
-        if arch / 10 != 9 {
-            return Err(Error::Unsupported(format!("tensor maps need compute capability 9.0, not {arch}")));
-        }
-        tile.check(address, view.num_bytes())?;
-        self.device.machine().tensor_map(address, tile)
-    }
-}
-
-impl Rows {
-    fn all<T>(view: &View<T>) -> Rows {
-        Rows { num: 1, pitch: view.num_bytes(), bytes: view.num_bytes() }
-    }
-
-    fn of<T>(num: usize, pitch: usize, width: usize) -> Rows {
-        let bytes = |len: usize| len.saturating_mul(size_of::<T>());
-        Rows { num, pitch: bytes(pitch), bytes: bytes(width) }
-    }
-}
-
-/// A row-major matrix in device memory and the box of it that one `tma_load_2d` of gpu_sm90.cuh fetches.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct TensorTile {
-    pub element: TensorElement,
-    /// Elements of a row.
-    pub width: usize,
-    pub num_rows: usize,
-    pub pitch_bytes: usize,
-    /// Elements of a row of the box.
-    pub box_width: usize,
-    pub box_num_rows: usize,
-    /// In shared memory the 16-byte columns of the box's rows, which have 128 bytes, are XORed with the row modulo 8.
-    pub swizzled: bool,
-}
-
-/// What a [`TensorTile`] consists of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum TensorElement {
-    Bf16,
-    U8,
-}
-
-impl TensorTile {
-    fn element_bytes(&self) -> usize {
-        match self.element {
-            TensorElement::Bf16 => 2,
-            TensorElement::U8 => 1,
-        }
-    }
-
-    /// What cuTensorMapEncodeTiled refuses, and what would leave the view.
-    fn check(&self, address: u64, view_bytes: usize) -> Result<()> {
-        let (row_bytes, box_row_bytes) =
-            (self.width * self.element_bytes(), self.box_width * self.element_bytes());
-        let box_rule = if self.swizzled { box_row_bytes == 128 } else { box_row_bytes % 16 == 0 };
-        let is_encodable = address % 16 == 0
-            && self.pitch_bytes % 16 == 0
-            && self.pitch_bytes < 1 << 40
-            && (1..=1 << 32).contains(&self.width)
-            && (1..=1 << 32).contains(&self.num_rows)
-            && (1..=256).contains(&self.box_width)
-            && (1..=256).contains(&self.box_num_rows)
-            && row_bytes <= self.pitch_bytes
-            && box_rule;
-        if !is_encodable {
-            return Err(Error::Unsupported(format!("no tensor map at {address:#x} can be {self:?}")));
-        }
-        let needed = (self.num_rows - 1).saturating_mul(self.pitch_bytes).saturating_add(row_bytes);
-        if view_bytes < needed {
-            return Err(Error::Input(format!("{self:?} has {needed} bytes, its view {view_bytes}")));
-        }
-        Ok(())
-    }
-}
-
-/// One device allocation. Freed when its last [`View`] is gone.
-#[derive(Debug)]
-pub struct DeviceMemory {
+#[must_use = "the context is current only while this lives"]
+pub struct Entered {
     device: Device,
-    address: u64,
-    bytes: usize,
+    pushed: bool,
+    /// What is current belongs to a thread.
+    thread: PhantomData<*const ()>,
 }
 
-impl DeviceMemory {
-    /// Size in bytes.
-    pub fn num_bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// The machine it belongs to.
-    pub fn device(&self) -> &Device {
-        &self.device
-    }
-
-    /// `len` elements from byte `offset` on.
-    ///
-    /// # Errors
-    /// [`Error::Input`] when the range leaves the allocation or `offset` is not aligned for `T`.
-    pub fn view<T>(self: &Arc<Self>, offset: usize, len: usize) -> Result<View<T>> {
-        let end = len.checked_mul(size_of::<T>()).and_then(|b| b.checked_add(offset));
-        if end.is_none_or(|end| end > self.bytes) || offset % align_of::<T>() != 0 {
-            return Err(Error::Input(format!(
-                "a view of {len} x {} bytes at {offset} does not fit an allocation of {} bytes",
-                size_of::<T>(),
-                self.bytes
-            )));
-        }
-        Ok(View { memory: self.clone(), offset, len, element: PhantomData })
-    }
-}
-
-impl Drop for DeviceMemory {
+impl Drop for Entered {
     fn drop(&mut self) {
-        self.device.drain();
-        // SAFETY: the address came from `allocate`, the streams are empty and no view is left.
-        unsafe { self.device.machine().free(self.address, self.bytes) };
-    }
-}
-
-/// `len` elements of type `T` somewhere in a [`DeviceMemory`], which it keeps alive.
-#[derive(Debug)]
-pub struct View<T> {
-    memory: Arc<DeviceMemory>,
-    offset: usize,
-    len: usize,
-    element: PhantomData<T>,
-}
-
-impl<T> Clone for View<T> {
-    fn clone(&self) -> Self {
-        View { memory: self.memory.clone(), offset: self.offset, len: self.len, element: PhantomData }
-    }
-}
-
-impl<T> View<T> {
-    /// Number of elements.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether it holds nothing.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Size in bytes.
-    pub fn num_bytes(&self) -> usize {
-        self.len * size_of::<T>()
-    }
-
-    /// Its address on the device.
-    pub(crate) fn address(&self) -> u64 {
-        self.memory.address + self.offset as u64
-    }
-
-    /// `len` elements from element `start` on.
-    ///
-    /// # Errors
-    /// [`Error::Input`] when the range leaves the view.
-    pub fn slice(&self, start: usize, len: usize) -> Result<View<T>> {
-        if start.checked_add(len).is_none_or(|end| end > self.len) {
-            return Err(Error::Input(format!("elements {start}..+{len} leave a view of {}", self.len)));
+        if self.pushed {
+            // SAFETY: this value was made by the `enter` of this thread, which it cannot leave, and undoes it once.
+            unsafe { self.device.machine().leave() };
         }
-        let offset = self.offset + start * size_of::<T>();
-        Ok(View { memory: self.memory.clone(), offset, len, element: PhantomData })
-    }
-
-    /// The same bytes as elements of another type.
-    ///
-    /// # Errors
-    /// [`Error::Input`] when size or alignment do not fit.
-    pub fn cast<U>(&self) -> Result<View<U>> {
-        if self.num_bytes() % size_of::<U>() != 0 {
-            return Err(Error::Input(format!("{} bytes are no whole number of elements", self.num_bytes())));
-        }
-        self.memory.view(self.offset, self.num_bytes() / size_of::<U>())
-    }
-}
-
-/// Pinned host memory that copies go through.
-///
-/// While a copy is in flight its bytes are the device's: looking at them waits for it.
-#[derive(Debug)]
-pub struct HostBuffer {
-    device: Device,
-    address: *mut u8,
-    bytes: usize,
-    /// Recorded behind the last copy on each stream.
-    used: [Event; StreamId::COUNT],
-    /// Whether that event has yet to be waited for.
-    pending: [AtomicBool; StreamId::COUNT],
-}
-
-// SAFETY: the buffer is plain memory with one owner; all access goes through the borrows below.
-unsafe impl Send for HostBuffer {}
-
-impl HostBuffer {
-    /// Size in bytes.
-    pub fn num_bytes(&self) -> usize {
-        self.bytes
-    }
-
-    fn check(&self, offset: usize, bytes: usize) -> Result<()> {
-        if offset.checked_add(bytes).is_none_or(|end| end > self.bytes) {
-            return Err(Error::Input(format!(
-                "bytes {offset}..+{bytes} leave a host buffer of {} bytes",
-                self.bytes
-            )));
-        }
-        Ok(())
-    }
-
-    /// Waits until no copy is in flight.
-    fn settle(&self) {
-        for (event, pending) in self.used.iter().zip(&self.pending) {
-            if pending.swap(false, Ordering::Relaxed) {
-                // A copy that failed is over, too; the failure is reported by whoever synchronises the stream.
-                let _ = self.device.synchronize_event(event);
-            }
-        }
-    }
-
-    /// All of it, to fill before a copy to the device; waits for copies in flight.
-    pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        self.settle();
-        // SAFETY: `bytes` initialised (zeroed) bytes that this value owns, and no copy is in flight; the `&mut` keeps
-        // new ones from being enqueued.
-        unsafe { std::slice::from_raw_parts_mut(self.address, self.bytes) }
-    }
-
-    /// All of it, to read after a copy from the device; waits for copies in flight.
-    pub fn as_slice(&self) -> &[u8] {
-        self.settle();
-        // SAFETY: as above; while the `&` lives only copies that read the buffer can be enqueued.
-        unsafe { std::slice::from_raw_parts(self.address, self.bytes) }
-    }
-}
-
-impl Drop for HostBuffer {
-    fn drop(&mut self) {
-        self.device.drain();
-        // SAFETY: the address came from `allocate_host` and no queued copy is left.
-        unsafe { self.device.machine().free_host(self.address, self.bytes) };
     }
 }
 

@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::gemm::check_aligned;
-use super::{check_len, kernel, refuse, to_i32};
+use super::{check_len, extent, kernel, refuse, to_i32, volume};
 use crate::Result;
 use crate::abi;
 use crate::device::{Device, Footprint, Kernel, StreamId, View};
@@ -156,15 +156,16 @@ impl Attention<'_> {
                     format!("{what}: strides {} and {}", heads.pitch, heads.head_stride),
                 ));
             }
-            let extent = (tokens - 1) * heads.pitch + (self.heads - 1) * heads.head_stride + self.head_dim;
-            check_len(NAME, what, heads.view, extent)?;
+            let strides = [(tokens, heads.pitch), (self.heads, heads.head_stride), (self.head_dim, 1)];
+            check_len(NAME, what, heads.view, extent(&strides))?;
             check_aligned(NAME, what, heads.view.address())?;
         }
         if let Some(bias) = self.bias {
             if bias.len < self.q_len.max(self.kv_len) {
                 return Err(refuse(NAME, format!("a bias for {} tokens", bias.len)));
             }
-            check_len(NAME, "bias", bias.view, self.heads * (2 * bias.len - 1))?;
+            let distances = bias.len.saturating_mul(2) - 1;
+            check_len(NAME, "bias", bias.view, volume(&[self.heads, distances]))?;
         }
         let mut footprint = Footprint::new(device);
         footprint.computes(4 * (self.q_len * self.kv_len * self.heads * self.head_dim) as u64);
@@ -189,7 +190,8 @@ impl Attention<'_> {
             causal: self.causal as i32,
             softmax_scale: self.softmax_scale,
         };
-        let grid = [self.q_len.div_ceil(abi::ATTENTION_BLOCK_Q as usize) as u32, self.heads as u32, 1];
+        let num_q_tiles = self.q_len.div_ceil(abi::ATTENTION_BLOCK_Q as usize);
+        let grid = [num_q_tiles as u32, to_i32(NAME, "heads", self.heads)? as u32, 1];
         // SAFETY: params is this entry's generated type; every operand was checked for its extent, and the grid covers
         // exactly the queries and heads.
         unsafe { device.launch(stream, kernel, grid, &params, &footprint) }

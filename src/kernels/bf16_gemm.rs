@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::gemm::{Problem, check_aligned, grid};
-use super::{check_len, kernel, refuse};
+use super::{check_len, kernel, matrix_len, refuse};
 use crate::Result;
 use crate::abi;
 use crate::device::{Device, Footprint, StreamId, View};
@@ -30,7 +30,7 @@ impl Bf16Weight<'_> {
                 format!("weight pitch {} is no multiple of 8 from k = {k} on", self.pitch),
             ));
         }
-        check_len(kernel, "weight", self.values, (n - 1) * self.pitch + k)?;
+        check_len(kernel, "weight", self.values, matrix_len(n, self.pitch, k))?;
         check_aligned(kernel, "weight", self.values.address())
     }
 }

@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::bf16_gemm::Bf16Weight;
 use super::gemm::{Activation, Epilogue, Problem, Segment, grid};
-use super::{check_len, kernel, refuse, to_i32};
+use super::{check_len, kernel, matrix_len, refuse, round_up, to_i32, volume};
 use crate::Result;
 use crate::abi;
 use crate::device::{Device, Footprint, StreamId, View};
@@ -16,7 +16,7 @@ kernel!(
 
 /// Elements of a packed weight's row: taps x input channels, the channels of each tap padded with zeros to 8.
 pub fn weight_pitch(channels: usize, kernel: usize) -> usize {
-    kernel * kernel * channels.next_multiple_of(8)
+    volume(&[kernel, kernel, round_up(channels, 8)])
 }
 
 /// `out = conv(x, w) + bias [+ residual]`, stride 1, zero padding that keeps the size; `kernels/conv2d.cu` says how.
@@ -74,8 +74,10 @@ impl Conv2d<'_> {
             return Err(refuse(NAME, format!("a map {} x {} x {}", self.height, self.width, self.channels)));
         }
         let zoom = 1 + self.upsample as usize;
-        let (m, k) = (self.height * self.width * zoom * zoom, weight_pitch(self.channels, self.kernel));
-        check_len(NAME, "x", self.x, (self.height * self.width - 1) * self.x_pitch + self.channels)?;
+        let m = volume(&[self.height, self.width, zoom, zoom]);
+        let k = weight_pitch(self.channels, self.kernel);
+        let pixels = volume(&[self.height, self.width]);
+        check_len(NAME, "x", self.x, matrix_len(pixels, self.x_pitch, self.channels))?;
         let weight = Bf16Weight { values: self.weight, pitch: k };
         weight.check(NAME, self.out_channels, k)?;
         let problem = Problem {
@@ -106,7 +108,7 @@ impl Conv2d<'_> {
             gemm,
             in_height: to_i32(NAME, "height", self.height)?,
             in_width: to_i32(NAME, "width", self.width)?,
-            out_width: to_i32(NAME, "out width", self.width * zoom)?,
+            out_width: to_i32(NAME, "out width", volume(&[self.width, zoom]))?,
             channels: to_i32(NAME, "channels", self.channels)?,
             kernel: self.kernel as i32,
             upsample: self.upsample as i32,

@@ -3,7 +3,7 @@
 
 use half::bf16;
 
-use super::{check_len, refuse, to_i32};
+use super::{check_len, matrix_len, refuse, to_i32, volume};
 use crate::abi;
 use crate::device::{Footprint, View};
 use crate::{Error, Result};
@@ -114,7 +114,7 @@ impl<'a> Problem<'a> {
 
     /// Multiply-adds times two.
     pub fn flops(&self) -> u64 {
-        2 * self.m as u64 * self.n as u64 * self.k as u64
+        volume(&[2, self.m, self.n, self.k]) as u64
     }
 
     /// Checks that `x` is a plain `[m, k]` matrix (for conv2d it is a map).
@@ -122,7 +122,7 @@ impl<'a> Problem<'a> {
         if self.x_pitch < self.k {
             return Err(refuse(kernel, format!("x_pitch {} is less than k = {}", self.x_pitch, self.k)));
         }
-        check_len(kernel, "x", self.x, self.m.saturating_sub(1) * self.x_pitch + self.k)
+        check_len(kernel, "x", self.x, matrix_len(self.m, self.x_pitch, self.k))
     }
 
     /// The address of `x`, a plain matrix.
@@ -171,8 +171,9 @@ impl<'a> Problem<'a> {
             return Err(refuse(kernel, format!("segments cover {covered} of {} columns", self.n)));
         }
         if let Some((cos, sin)) = self.rope {
-            check_len(kernel, "rope cos", cos, self.m * HEAD_WIDTH / 2)?;
-            check_len(kernel, "rope sin", sin, self.m * HEAD_WIDTH / 2)?;
+            let table_len = volume(&[self.m, HEAD_WIDTH / 2]);
+            check_len(kernel, "rope cos", cos, table_len)?;
+            check_len(kernel, "rope sin", sin, table_len)?;
             check_aligned(kernel, "rope cos", cos.address())?;
             check_aligned(kernel, "rope sin", sin.address())?;
             let half = HEAD_WIDTH / 2;
@@ -192,7 +193,7 @@ impl<'a> Problem<'a> {
         if columns == 0 || s.begin % 8 != 0 || (s.end % 8 != 0 && s.end != self.n) || s.pitch < columns {
             return Err(refuse(kernel, format!("segment {}..{} with pitch {}", s.begin, s.end, s.pitch)));
         }
-        let extent = (self.m - 1) * s.pitch + columns;
+        let extent = matrix_len(self.m, s.pitch, columns);
         let (kind, out, aux) = match s.epilogue {
             Epilogue::Store(out) => {
                 check_len(kernel, "out", out, extent)?;

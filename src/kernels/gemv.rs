@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{all_aligned, check_len, check_pitch, kernel, matrix_len, refuse, to_i32};
+use super::{all_aligned, check_len, check_pitch, kernel, matrix_len, refuse, to_i32, volume};
 use crate::abi;
 use crate::device::{Device, Footprint, Kernel, StreamId, View};
 use crate::{Error, Result};
@@ -177,8 +177,8 @@ impl Gemv<'_> {
                 if !all_aligned(&[codes.address()], 16) {
                     return Err(Error::Input(format!("{NAME}: `codes` is not 16-byte aligned")));
                 }
-                check_len(NAME, "codes", codes, n.saturating_mul(k / 2))?;
-                check_len(NAME, "absmax", absmax, n.saturating_mul(k / 64))?;
+                check_len(NAME, "codes", codes, volume(&[n, k / 2]))?;
+                check_len(NAME, "absmax", absmax, volume(&[n, k / 64]))?;
                 params.codes = footprint.reads(codes)?;
                 params.absmax = footprint.reads(absmax)?;
             }

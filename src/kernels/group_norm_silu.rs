@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{all_aligned, check_len, check_pitch, kernel, matrix_len, refuse, to_i32};
+use super::{all_aligned, check_len, check_pitch, kernel, matrix_len, refuse, to_i32, volume};
 use crate::abi;
 use crate::device::{Device, Footprint, StreamId, View};
 use crate::{Error, Result};
@@ -78,7 +78,7 @@ fn num_chunks(pixels: usize) -> usize {
 impl GroupNormSilu<'_> {
     /// How many f32 the workspace needs: two per group and chunk, and two per group.
     pub fn workspace_len(pixels: usize, groups: usize) -> usize {
-        2 * groups * (num_chunks(pixels) + 1)
+        volume(&[2, groups, num_chunks(pixels) + 1])
     }
 
     fn check<'d>(&self, device: &'d Device) -> Result<(abi::group_norm_silu_params, [Footprint<'d>; 3])> {

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{all_aligned, check_len, check_pitch, kernel, matrix_len, refuse, to_i32};
+use super::{all_aligned, check_len, check_pitch, kernel, matrix_len, refuse, to_i32, volume};
 use crate::abi;
 use crate::device::{Device, Footprint, StreamId, View};
 use crate::{Error, Result};
@@ -48,7 +48,7 @@ const NAME: &str = "head_norm_rope";
 
 impl HeadNormRope<'_> {
     fn check<'d>(&self, device: &'d Device) -> Result<(abi::head_norm_rope_params, Footprint<'d>)> {
-        let width = self.heads.saturating_mul(self.head_dim);
+        let width = volume(&[self.heads, self.head_dim]);
         let (widest, num_pairs) = (abi::HEAD_NORM_ROPE_MAX_HEAD_DIM as usize, self.head_dim / 2);
         if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) || self.head_dim > widest {
             return Err(refuse(
@@ -60,7 +60,7 @@ impl HeadNormRope<'_> {
         if !self.pitch.is_multiple_of(2) || !all_aligned(&[self.x.address()], 4) {
             return Err(Error::Input(format!("{NAME}: a row of `x` does not start at a whole pair")));
         }
-        let table_len = self.rope_row.saturating_add(self.rows).saturating_mul(num_pairs);
+        let table_len = volume(&[self.rope_row.saturating_add(self.rows), num_pairs]);
         check_len(NAME, "x", self.x, matrix_len(self.rows, self.pitch, width))?;
         check_len(NAME, "weight", self.weight, self.head_dim)?;
         check_len(NAME, "cos", self.cos, table_len)?;
@@ -88,7 +88,7 @@ impl HeadNormRope<'_> {
     /// aligned; [`Error::Unsupported`] for a `head_dim` that is odd or too wide.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
         let (params, footprint) = self.check(device)?;
-        let ctas = (self.rows * self.heads).div_ceil(abi::HEAD_NORM_ROPE_HEADS as usize);
+        let ctas = volume(&[self.rows, self.heads]).div_ceil(abi::HEAD_NORM_ROPE_HEADS as usize);
         let grid = [to_i32(NAME, "the grid", ctas)? as u32, 1, 1];
         // SAFETY: params is this entry's generated type; `x` covers `rows` rows of whole heads at their pitch, the
         // tables cover rows `rope_row..rope_row + rows` (checked above), beyond which no lane reaches.

@@ -126,12 +126,44 @@ macro_rules! kernel {
 }
 pub(crate) use kernel;
 
-/// `needed` elements must fit into the view called `what`.
+/// `needed` elements must fit into the view called `what`; [`TOO_MANY`] fit into none.
 pub(crate) fn check_len<T>(kernel: &str, what: &str, view: &View<T>, needed: usize) -> Result<()> {
+    if needed == TOO_MANY {
+        let len = view.len();
+        return Err(Error::Input(format!(
+            "{kernel}: `{what}` has {len} elements, needs more than can be counted"
+        )));
+    }
     if view.len() < needed {
         return Err(Error::Input(format!("{kernel}: `{what}` has {} elements, needs {needed}", view.len())));
     }
     Ok(())
+}
+
+/// A number of elements that is beyond `usize`, or as good as that: no memory has so many.
+pub(crate) const TOO_MANY: usize = usize::MAX;
+
+/// Elements up to the last one that indices reach, each from 0 to below its count, at its stride; none without indices.
+/// [`TOO_MANY`] where that cannot be counted: shapes come from the caller, and a wrapped product would pass as small.
+pub(crate) fn extent(dimensions: &[(usize, usize)]) -> usize {
+    dimensions
+        .iter()
+        .try_fold(1usize, |last, &(count, stride)| {
+            // `None` ends the fold: with a count of 0 there is nothing, whatever the others are.
+            let steps = count.checked_sub(1)?;
+            Some(last.saturating_add(steps.saturating_mul(stride)))
+        })
+        .unwrap_or(0)
+}
+
+/// A product of counts; [`TOO_MANY`] where that is beyond `usize`.
+pub(crate) fn volume(counts: &[usize]) -> usize {
+    if counts.contains(&0) { 0 } else { counts.iter().fold(1, |volume: usize, &n| volume.saturating_mul(n)) }
+}
+
+/// `n` rounded up to a multiple of `of`, or [`TOO_MANY`].
+pub(crate) fn round_up(n: usize, of: usize) -> usize {
+    n.checked_next_multiple_of(of).unwrap_or(TOO_MANY)
 }
 
 /// A shape that the kernel cannot take.
@@ -146,7 +178,7 @@ pub(crate) fn to_i32(kernel: &str, what: &str, n: usize) -> Result<i32> {
 
 /// Elements that a row-major `[rows, width]` matrix with row pitch `pitch` spans; no rows, no elements.
 pub(crate) fn matrix_len(rows: usize, pitch: usize, width: usize) -> usize {
-    if rows == 0 { 0 } else { (rows - 1).saturating_mul(pitch).saturating_add(width) }
+    extent(&[(rows, pitch), (width, 1)])
 }
 
 /// A row must not reach into the next one.

@@ -1,7 +1,7 @@
 //! Matrix products with NF4 weights, dequantised in registers.
 
 use super::gemm::{Problem, check_aligned, grid};
-use super::{check_len, kernel, refuse};
+use super::{check_len, kernel, refuse, round_up, volume};
 use crate::Result;
 use crate::abi;
 use crate::device::{Device, Footprint, StreamId, View};
@@ -48,9 +48,9 @@ impl Nf4Gemm<'_> {
             if problem.k % abi::GEMM_BLOCK_K as usize != 0 {
                 return Err(refuse(NAME, format!("k = {} is no multiple of 64", problem.k)));
             }
-            let n_padded = problem.n.next_multiple_of(64);
-            check_len(NAME, "codes", weight.codes, n_padded * problem.k / 2)?;
-            check_len(NAME, "absmax", weight.absmax, n_padded * problem.k / 64)?;
+            let n_padded = round_up(problem.n, 64);
+            check_len(NAME, "codes", weight.codes, volume(&[n_padded, problem.k / 2]))?;
+            check_len(NAME, "absmax", weight.absmax, volume(&[n_padded, problem.k / 64]))?;
             check_aligned(NAME, "codes", weight.codes.address())?;
             check_aligned(NAME, "absmax", weight.absmax.address())?;
             problem.check_tokens(NAME)?;

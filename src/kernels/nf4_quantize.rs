@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{check_len, check_pitch, kernel, matrix_len, refuse, to_i32};
+use super::{check_len, check_pitch, kernel, matrix_len, refuse, round_up, to_i32, volume};
 use crate::abi;
 use crate::device::{Device, Footprint, StreamId, View};
 use crate::{Error, Result};
@@ -33,18 +33,18 @@ impl Nf4Layout {
     pub fn padded_rows(self, n: usize) -> usize {
         match self {
             Nf4Layout::Rows => n,
-            Nf4Layout::Fragments => n.next_multiple_of(NF4_TILE),
+            Nf4Layout::Fragments => round_up(n, NF4_TILE),
         }
     }
 
     /// Bytes of the codes of an `[n, k]` weight.
     pub fn codes_len(self, n: usize, k: usize) -> usize {
-        self.padded_rows(n) * (k / 2)
+        volume(&[self.padded_rows(n), k / 2])
     }
 
     /// Elements of the absmax of an `[n, k]` weight.
     pub fn absmax_len(self, n: usize, k: usize) -> usize {
-        self.padded_rows(n) * (k / NF4_BLOCK)
+        volume(&[self.padded_rows(n), k / NF4_BLOCK])
     }
 }
 
@@ -146,7 +146,7 @@ impl Nf4Quantize<'_> {
     /// destination; [`Error::Unsupported`] when `k` is no multiple of 64.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
         let (params, footprint) = self.check(device)?;
-        let ctas = (self.rows * (self.k / NF4_BLOCK)).div_ceil(abi::NF4_QUANTIZE_BLOCKS as usize);
+        let ctas = volume(&[self.rows, self.k / NF4_BLOCK]).div_ceil(abi::NF4_QUANTIZE_BLOCKS as usize);
         let grid = [to_i32(NAME, "the grid", ctas)? as u32, 1, 1];
         // SAFETY: params is this entry's generated type; `src` covers `rows` rows at its pitch, the destinations all
         // rows of the layout, of which first_row .. first_row + rows are written (checked above).

@@ -1,6 +1,6 @@
 //! From the VAE's floats to bytes.
 
-use super::{check_len, check_pitch, kernel, matrix_len, to_i32};
+use super::{check_len, check_pitch, kernel, matrix_len, to_i32, volume};
 use crate::Result;
 use crate::abi;
 use crate::device::{Device, Footprint, StreamId, View};
@@ -38,7 +38,7 @@ impl ToRgb<'_> {
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
         check_pitch(NAME, "pitch", self.pitch, 3)?;
         check_len(NAME, "x", self.x, matrix_len(self.pixels, self.pitch, 3))?;
-        check_len(NAME, "out", self.out, self.pixels.saturating_mul(3))?;
+        check_len(NAME, "out", self.out, volume(&[self.pixels, 3]))?;
         let mut footprint = Footprint::new(device);
         let params = abi::to_rgb_params {
             x: footprint.reads_rows(self.x, self.pixels, self.pitch, 3)?,
@@ -46,7 +46,7 @@ impl ToRgb<'_> {
             pixels: self.pixels as i64,
             pitch: self.pitch as i64,
         };
-        let ctas = (self.pixels * 3).div_ceil(abi::TO_RGB_THREADS as usize);
+        let ctas = volume(&[self.pixels, 3]).div_ceil(abi::TO_RGB_THREADS as usize);
         let grid = [to_i32(NAME, "the grid", ctas)? as u32, 1, 1];
         // SAFETY: params is this entry's generated type; `x` and `out` cover `pixels` pixels (checked above), beyond
         // which no thread reaches.

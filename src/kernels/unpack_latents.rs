@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{all_aligned, check_len, check_pitch, kernel, refuse, to_i32};
+use super::{all_aligned, check_len, check_pitch, kernel, refuse, to_i32, volume};
 use crate::abi;
 use crate::device::{Device, Footprint, StreamId, View};
 use crate::{Error, Result};
@@ -58,9 +58,9 @@ impl UnpackLatents<'_> {
         if !self.pitch.is_multiple_of(2) || !all_aligned(&[self.out.address()], 4) {
             return Err(refuse(NAME, "a pixel of `out` does not start at a whole pair"));
         }
-        let pixels = self.height.saturating_mul(self.width);
-        let elements = pixels.saturating_mul(self.pitch);
-        check_len(NAME, "tokens", self.tokens, pixels.saturating_mul(self.channels))?;
+        let pixels = volume(&[self.height, self.width]);
+        let elements = volume(&[pixels, self.pitch]);
+        check_len(NAME, "tokens", self.tokens, volume(&[pixels, self.channels]))?;
         check_len(NAME, "out", self.out, elements)?;
         let mut footprint = Footprint::new(device);
         let params = abi::unpack_latents_params {
@@ -68,7 +68,7 @@ impl UnpackLatents<'_> {
             out: footprint.writes_rows(self.out, self.height * self.width, self.pitch, self.pitch)?,
             num_pairs: (elements / 2) as i64,
             width: to_i32(NAME, "width", self.width)?,
-            channels: to_i32(NAME, "4 x channels", self.channels.saturating_mul(4))? / 4,
+            channels: to_i32(NAME, "4 x channels", volume(&[4, self.channels]))? / 4,
             pitch: to_i32(NAME, "pitch", self.pitch)?,
             scaling: self.scaling,
             shift: self.shift,

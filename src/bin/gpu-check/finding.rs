@@ -46,6 +46,8 @@ pub(super) struct Machine {
     pub num_sms: u32,
     pub total_bytes: u64,
     pub driver: String,
+    /// Of a GPU, where the driver tells.
+    pub pci_bus_id: Option<String>,
 }
 
 impl From<&Capability> for Machine {
@@ -56,6 +58,7 @@ impl From<&Capability> for Machine {
             num_sms: capability.num_sms,
             total_bytes: capability.total_bytes,
             driver: capability.driver.clone(),
+            pci_bus_id: capability.pci_bus_id.clone(),
         }
     }
 }

@@ -86,7 +86,7 @@ impl Record {
                 self.num_done += 1;
                 let is_last = self.num_done == self.num_items;
                 if is_last || self.clocks_read.is_none_or(|then| then.elapsed() > CLOCKS_EVERY) {
-                    self.clocks = clocks(&self.device).or(self.clocks.take());
+                    self.clocks = self.machine.as_ref().and_then(clocks).or(self.clocks.take());
                     self.clocks_read = Some(Instant::now());
                 }
                 self.write()?;
@@ -240,16 +240,21 @@ fn short(number: f64) -> String {
     }
 }
 
+const CLOCKS: &str = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,temperature.gpu,power.draw";
+
 /// As nvidia-smi reads them now, just after the work; `None` without it or without a GPU.
-fn clocks(device: &str) -> Option<String> {
-    let ordinal = device.strip_prefix("cuda:")?;
-    let query = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,temperature.gpu,power.draw";
-    let output = Command::new("nvidia-smi")
-        .args(["-i", ordinal, "--format=csv,noheader", &format!("--query-gpu={query}")])
-        .output()
-        .ok()?;
+fn clocks(machine: &Machine) -> Option<String> {
+    let output = ask_for_clocks(machine)?.output().ok()?;
     let line = String::from_utf8_lossy(&output.stdout).trim().to_string();
-    (output.status.success() && !line.is_empty()).then(|| format!("{line} ({query})"))
+    (output.status.success() && !line.is_empty()).then(|| format!("{line} ({CLOCKS})"))
+}
+
+/// By the place on the bus: nvidia-smi counts GPUs in another order than CUDA, and does not know CUDA_VISIBLE_DEVICES.
+fn ask_for_clocks(machine: &Machine) -> Option<Command> {
+    let mut command = Command::new("nvidia-smi");
+    command.args(["-i", machine.pci_bus_id.as_deref()?, "--format=csv,noheader"]);
+    command.arg(format!("--query-gpu={CLOCKS}"));
+    Some(command)
 }
 
 /// Year, month and day in UTC: days since 1970 to the proleptic Gregorian calendar (Howard Hinnant, "chrono-compatible
@@ -265,4 +270,26 @@ fn today() -> String {
     let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
     let year = era * 400 + year_of_era + i64::from(month <= 2);
     format!("{year:04}-{month:02}-{day:02}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `cuda:0` may be any GPU to nvidia-smi.
+    #[test]
+    fn nvidia_smi_is_asked_about_the_gpu_under_test() {
+        let machine = |pci_bus_id: Option<&str>| Machine {
+            gpu: "a GPU".to_string(),
+            arch: 90,
+            num_sms: 132,
+            total_bytes: 1 << 36,
+            driver: "13.0".to_string(),
+            pci_bus_id: pci_bus_id.map(str::to_string),
+        };
+        let command = ask_for_clocks(&machine(Some("0000:41:00.0"))).unwrap();
+        let arguments: Vec<_> = command.get_args().collect();
+        assert_eq!(arguments[..2], ["-i", "0000:41:00.0"]);
+        assert!(ask_for_clocks(&machine(None)).is_none(), "the emulator has no clocks");
+    }
 }

@@ -4,6 +4,9 @@
 //! if the kernel had returned; the scheduler finds the note. Every other fault goes to whoever handled it before. A worker
 //! whose kernel makes no progress is interrupted by a signal of its own (`pool.rs`) and ends in the same way.
 //!
+//! Signal handlers are the process's, and the host program may have its own: ours is in place while an emulator lives that
+//! was not told to do without ([`super::EmulatorOptions::no_signal_handlers`]), and then those before it are again.
+//!
 //! Under a sanitizer, which reports faults itself, only hangs are handled, and end the process.
 //!
 //! # Safety
@@ -12,8 +15,8 @@
 
 use std::ffi::{c_int, c_void};
 use std::os::unix::thread::JoinHandleExt as _;
-use std::sync::OnceLock;
-use std::sync::atomic::Ordering;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicPtr, Ordering};
 use std::thread::JoinHandle;
 
 use super::runtime::{self, Site};
@@ -33,33 +36,116 @@ pub(super) struct Fault {
 const INTERRUPT: c_int = libc::SIGURG;
 /// `si_code` of a fault that has no address (asm-generic/siginfo.h).
 const SI_KERNEL: c_int = 0x80;
-const FAULTS: [c_int; 4] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL];
+/// What is handled: faults, and last the interrupt.
+const SIGNALS: [c_int; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, INTERRUPT];
 
-static PREVIOUS: OnceLock<Vec<(c_int, libc::sigaction)>> = OnceLock::new();
-
-/// Puts the handler in place. Idempotent.
-pub(super) fn install() {
-    PREVIOUS.get_or_init(|| {
-        let faults = if SANITIZER.exists() { &[][..] } else { &FAULTS };
-        let signals = faults.iter().chain([&INTERRUPT]);
-        signals
-            .map(|&signal| {
-                // SAFETY: plain structs of C, for which zero is a value; the handler is a function of the type that
-                // SA_SIGINFO asks for.
-                unsafe {
-                    let mut action: libc::sigaction = std::mem::zeroed();
-                    action.sa_sigaction = on_signal as *const () as usize;
-                    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
-                    let mut previous: libc::sigaction = std::mem::zeroed();
-                    libc::sigaction(signal, &raw const action, &raw mut previous);
-                    (signal, previous)
-                }
-            })
-            .collect()
-    });
+/// Who wants the handler in place.
+struct Users {
+    emulators: usize,
+    /// Handlers that the host program put over ours, in the order of [`SIGNALS`]; 0 for none.
+    over_ours: [usize; SIGNALS.len()],
 }
 
-/// Interrupts the kernel that `worker` runs; if it runs none, nothing happens.
+static USERS: Mutex<Users> = Mutex::new(Users { emulators: 0, over_ours: [0; SIGNALS.len()] });
+
+/// What was in place before, in the order of [`SIGNALS`]; null before the first emulator. The handler reads these without a
+/// lock, so what one pointed to is never freed.
+static PREVIOUS: [AtomicPtr<libc::sigaction>; SIGNALS.len()] =
+    [const { AtomicPtr::new(std::ptr::null_mut()) }; SIGNALS.len()];
+
+/// The handler is in place while one of these lives.
+#[derive(Debug)]
+pub(super) struct Handler(());
+
+impl Handler {
+    /// Puts it in place, if it is not.
+    pub fn install() -> Handler {
+        let mut users = USERS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        users.emulators += 1;
+        if users.emulators > 1 {
+            return Handler(());
+        }
+        for place in ours() {
+            let (signal, found) = (SIGNALS[place], in_place(SIGNALS[place]));
+            // It may pass signals on to ours: over it, ours would pass them back without end.
+            if is_ours(&found)
+                || (users.over_ours[place] != 0 && found.sa_sigaction == users.over_ours[place])
+            {
+                continue;
+            }
+            users.over_ours[place] = 0;
+            // Known before the handler is in place, which may run at once.
+            remember(&PREVIOUS[place], found);
+            let mut action = nothing();
+            action.sa_sigaction = on_signal as *const () as usize;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
+            // SAFETY: the handler is a function of the type that SA_SIGINFO asks for, in a struct that is whole.
+            unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
+        }
+        Handler(())
+    }
+}
+
+impl Drop for Handler {
+    /// The last one puts back what was in place before. Where the host program has put a handler over ours since, that one
+    /// stays, and ours behind it, which goes on to pass signals on.
+    fn drop(&mut self) {
+        let mut users = USERS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        users.emulators -= 1;
+        if users.emulators > 0 {
+            return;
+        }
+        for place in ours() {
+            let found = in_place(SIGNALS[place]);
+            let previous = PREVIOUS[place].load(Ordering::Acquire);
+            if !is_ours(&found) {
+                // SIG_DFL is nothing over ours.
+                users.over_ours[place] = found.sa_sigaction;
+            } else if !previous.is_null() {
+                // SAFETY: `previous` was told by the system, and is never freed.
+                unsafe { libc::sigaction(SIGNALS[place], previous, std::ptr::null_mut()) };
+            }
+        }
+    }
+}
+
+/// The signals that are handled in this build, by their places: a sanitizer has handlers of its own for faults.
+fn ours() -> std::ops::Range<usize> {
+    if SANITIZER.exists() { SIGNALS.len() - 1..SIGNALS.len() } else { 0..SIGNALS.len() }
+}
+
+fn nothing() -> libc::sigaction {
+    // SAFETY: a plain struct of C, for which zero is a value.
+    unsafe { std::mem::zeroed() }
+}
+
+fn in_place(signal: c_int) -> libc::sigaction {
+    let mut action = nothing();
+    // SAFETY: only asks; the out-pointer is a local.
+    unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut action) };
+    action
+}
+
+fn is_ours(action: &libc::sigaction) -> bool {
+    action.sa_sigaction == on_signal as *const () as usize
+}
+
+/// Keeps `action` for the handler; what was kept before stays allocated, and serves again if it is the same.
+fn remember(slot: &AtomicPtr<libc::sigaction>, action: libc::sigaction) {
+    // SAFETY: null, or what an earlier call leaked.
+    let known = unsafe { slot.load(Ordering::Acquire).as_ref() };
+    let same = |known: &libc::sigaction| {
+        // SAFETY: both masks were told by the system.
+        let masks =
+            |n| unsafe { libc::sigismember(&known.sa_mask, n) == libc::sigismember(&action.sa_mask, n) };
+        (known.sa_sigaction, known.sa_flags) == (action.sa_sigaction, action.sa_flags) && (1..=64).all(masks)
+    };
+    if !known.is_some_and(same) {
+        slot.store(Box::leak(Box::new(action)), Ordering::Release);
+    }
+}
+
+/// Interrupts the kernel that `worker` runs; if it runs none, nothing happens. The caller has a [`Handler`].
 pub(super) fn interrupt(worker: &JoinHandle<()>) {
     // SAFETY: the thread has not been joined, so its handle is valid.
     unsafe { libc::pthread_kill(worker.as_pthread_t(), INTERRUPT) };
@@ -82,8 +168,9 @@ unsafe extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, contex
             registers.set(&fiber.handler.setup_trap_handler(|| ()));
             return;
         }
-        let previous = PREVIOUS.get().and_then(|all| all.iter().find(|(s, _)| *s == signal));
-        match previous.map(|(_, action)| (action.sa_sigaction, action)) {
+        let place = SIGNALS.iter().position(|known| *known == signal);
+        let previous = place.and_then(|place| PREVIOUS[place].load(Ordering::Acquire).as_ref());
+        match previous.map(|action| (action.sa_sigaction, action)) {
             None | Some((libc::SIG_IGN, _)) => {}
             Some((libc::SIG_DFL, _)) if signal == INTERRUPT => {}
             Some((libc::SIG_DFL, action)) => {

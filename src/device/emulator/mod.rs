@@ -79,6 +79,9 @@ pub struct EmulatorOptions {
     pub launches_nothing: bool,
     /// Keeps who wrote what for [`super::Device::last_writer`]. As above.
     pub track_writers: bool,
+    /// Leaves the process's signal handlers alone, which see [`super::Device::emulator`]: a kernel that crashes then ends
+    /// the process, and one that hangs does so for ever. No kernel of this crate is known to do either.
+    pub no_signal_handlers: bool,
 }
 
 /// Alignment of device memory, as the driver's allocations have (and TMA would want).
@@ -118,6 +121,8 @@ pub(crate) struct Emulator {
     capability: Capability,
     options: EmulatorOptions,
     pool: Pool,
+    /// After the pool: no worker is left when it goes.
+    _handler: Option<faults::Handler>,
     records: Option<Arc<Records>>,
     num_skipped: AtomicU64,
     state: Mutex<State>,
@@ -126,7 +131,7 @@ pub(crate) struct Emulator {
 impl Emulator {
     pub fn new(options: EmulatorOptions) -> Self {
         runtime::install();
-        faults::install();
+        let handler = (!options.no_signal_handlers).then(faults::Handler::install);
         let threads = match options.threads {
             0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
             n => n,
@@ -142,6 +147,7 @@ impl Emulator {
             is_emulator: true,
             threads,
             driver: "none".to_string(),
+            pci_bus_id: None,
         };
         let patience = match options.hang_seconds {
             0 => Duration::from_secs(20),
@@ -149,11 +155,12 @@ impl Emulator {
         };
         let state = State { rng: options.seed, ..State::default() };
         let records = Records::new(options.count_accesses, options.track_writers);
-        let pool = Pool::new(threads, patience);
+        let pool = Pool::new(threads, handler.is_some().then_some(patience));
         Emulator {
             capability,
             options,
             pool,
+            _handler: handler,
             records,
             num_skipped: AtomicU64::new(0),
             state: Mutex::new(state),
@@ -301,7 +308,7 @@ fn layout(bytes: usize) -> Result<Layout> {
 }
 
 /// The host's memory, from which the emulator's device memory comes.
-fn host_memory_bytes() -> u64 {
+pub(super) fn host_memory_bytes() -> u64 {
     let kib = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
         let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
         line.split_whitespace().nth(1)?.parse::<u64>().ok()

@@ -52,8 +52,8 @@ pub(super) struct Progress {
 
 struct Shared {
     progress: Vec<Progress>,
-    /// Ticks without a turn after which a kernel hangs.
-    patience: u32,
+    /// Ticks without a turn after which a kernel hangs; `None` where it may not be interrupted.
+    patience: Option<u32>,
     board: Mutex<Board>,
     work: Condvar,
     done: Condvar,
@@ -65,11 +65,11 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub fn new(threads: usize, patience: Duration) -> Self {
+    pub fn new(threads: usize, patience: Option<Duration>) -> Self {
         let threads = threads.max(1);
         let shared = Arc::new(Shared {
             progress: (0..threads).map(|_| Progress::default()).collect(),
-            patience: patience.div_duration_f32(TICK) as u32,
+            patience: patience.map(|patience| patience.div_duration_f32(TICK) as u32),
             board: Mutex::new(Board::default()),
             work: Condvar::new(),
             done: Condvar::new(),
@@ -126,7 +126,7 @@ impl Pool {
             let turns = progress.turns.load(Ordering::Relaxed);
             *ticks = if turns == *seen { *ticks + 1 } else { 0 };
             *seen = turns;
-            let hangs = *ticks > self.shared.patience;
+            let hangs = self.shared.patience.is_some_and(|patience| *ticks > patience);
             progress.interrupted.store(hangs, Ordering::Relaxed);
             if hangs {
                 faults::interrupt(worker);
