@@ -19,6 +19,7 @@ mod common;
 mod golden;
 
 use std::collections::HashMap;
+use std::ops::ControlFlow::Continue;
 use std::path::Path;
 use std::sync::LazyLock;
 
@@ -30,11 +31,9 @@ use candle_transformers::models::stable_diffusion::vae::{AutoEncoderKL, AutoEnco
 use candle_transformers::models::t5;
 use common::*;
 use schnell::config::{FluxConfig, PipelineConfig};
-use schnell::pipeline::Quantize;
-use schnell::pipeline::{BindOptions, DumpValues, Model, Pipeline, Request};
-use schnell::pipeline::{Plan, Shape};
+use schnell::pipeline::{BindOptions, DumpValues, Model, Pipeline, Plan, Quantize, Request, Shape};
 use schnell::weights::generated::{self, Manifest};
-use schnell::weights::{Part, SafeTensors, Source, inventory, nf4};
+use schnell::weights::{Part, SafeTensors, Source, nf4};
 use serde_json::{Value, json};
 
 type Weights = HashMap<String, Tensor>;
@@ -82,7 +81,7 @@ impl Drawn {
         self.values(stage).iter().map(|id| *id as u32).collect()
     }
 
-    /// Under the inventory's names, in f32.
+    /// Under the names of diffusers, in f32.
     fn weights(&self, part: Part) -> Weights {
         let source = Source::open(self.dir.path(), &self.config).unwrap();
         let all = source.tensors(part).map(|(name, info)| {
@@ -114,7 +113,7 @@ fn manifest(name: &str) -> Manifest {
     Manifest::parse(&std::fs::read_to_string(folder.join("manifest.json")).unwrap()).unwrap()
 }
 
-/// Pipeline `a` with another transformer: `changes` to its config, weights by the inventory, each scaled like the
+/// Pipeline `a` with another transformer: `changes` to its config, weights as it needs them, each scaled like the
 /// tensor of that kind in `a`, for its own row length.
 fn with_transformer(changes: Value, shape: Shape, quantize: Quantize) -> Drawn {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/a/pipeline");
@@ -131,7 +130,7 @@ fn with_transformer(changes: Value, shape: Shape, quantize: Quantize) -> Drawn {
     let mut manifest = manifest("a");
     let (models, mut tensors): (Vec<_>, Vec<_>) =
         manifest.tensors.into_iter().partition(|t| t.file.starts_with("transformer/"));
-    for needed in inventory::transformer(&config.flux) {
+    for needed in Part::Transformer.needed(&config).unwrap() {
         let model = needed.name.replace("guidance_embedder", "timestep_embedder");
         let model = models.iter().find(|t| t.name == model).unwrap();
         let scale = match (&model.shape[..], &needed.shape[..]) {
@@ -385,7 +384,7 @@ fn velocity(drawn: &Drawn, weights: &Weights, given: Given) -> Vec<f32> {
     flat(&model.forward(&latents, &ids, &text, &text_ids, &time, &pooled, Some(&guidance)).unwrap())
 }
 
-/// Every step's velocity, `weights` under the inventory's names.
+/// Every step's velocity, `weights` under diffusers' names.
 fn check_flux(name: &str, drawn: &Drawn, weights: &Weights) {
     let weights = original_names(weights, &drawn.config.flux);
     for step in 0..drawn.shape.steps {

@@ -7,9 +7,8 @@ use common::*;
 use golden::Golden;
 use schnell::Error;
 use schnell::device::Device;
-use schnell::pipeline::Quantize;
-use schnell::pipeline::{BindOptions, Model, Noise, Pipeline, Progress, Request};
-use schnell::pipeline::{Plan, Shape};
+use schnell::pipeline::{BindOptions, Model, Noise, Pipeline, Plan, Progress, Quantize, Request, Shape};
+use std::ops::ControlFlow::Continue;
 
 /// 64 image tokens and 256 text tokens: at least 4 CTAs for every hot kernel.
 const SHAPE: Shape = Shape { width: 128, height: 128, steps: 2, t5_length: 256, true_cfg: false };
@@ -91,13 +90,17 @@ fn progress_and_timings_name_every_stage_in_order() {
     let (_dir, model) = demo();
     let mut pipeline = bind(&model, SHAPE, &emulator());
     let mut seen = Vec::new();
-    let output = pipeline.generate(&Request::new("a red circle", 1), &mut |p| seen.push(p)).unwrap();
+    let output = pipeline.generate(&Request::new("a red circle", 1), &mut |p| {
+        seen.push(p);
+        Continue(())
+    });
+    let output = output.unwrap();
     let step = |index| Progress::Step { index, total: 2 };
     assert_eq!(seen, [Progress::TextEncoding, step(0), step(1), Progress::Decoding, Progress::Done]);
     let stages: Vec<&str> = output.timings.stages.iter().map(|s| s.stage.as_str()).collect();
-    assert_eq!(stages, ["tokenise", "clip", "t5", "modulation", "step 0", "step 1", "vae", "copy"]);
+    assert_eq!(stages, ["tokenize", "inputs", "clip", "t5", "modulation", "step 0", "step 1", "vae", "copy"]);
     assert!(output.timings.stages.iter().all(|s| s.ms >= 0.0));
-    assert!(output.timings.stages[4].ms > 0.0);
+    assert!(output.timings.stages[5].ms > 0.0);
 }
 
 #[test]

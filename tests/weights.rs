@@ -10,38 +10,39 @@ use schnell::config::{FluxConfig, PipelineConfig};
 use schnell::weights::convert::{to_bf16, to_f32};
 use schnell::weights::nf4::{self, Nf4};
 use schnell::weights::{
-    Component, Dtype, Needed, Part, SafeTensors, Source, TensorInfo, bitsandbytes, inventory, parameters,
+    Component, Dtype, Needed, Part, SafeTensors, Source, TensorInfo, bitsandbytes, parameters,
 };
 use serde_json::{Value, json};
 
-// ---- inventories -----------------------------------------------------------------------------------------
+// ---- what networks ask for -------------------------------------------------------------------------------
 
 #[test]
-fn inventories_count_what_is_published() {
+fn networks_ask_for_what_is_published() {
     let schnell = PipelineConfig::schnell();
     let count = |part: Part| {
-        let list = part.inventory(&schnell);
+        let list = part.needed(&schnell).unwrap();
         (list.len(), parameters(&list))
     };
     assert_eq!(count(Part::Transformer), (1156, 11_891_178_560));
     assert_eq!(count(Part::T5), (219, 4_762_310_656));
     assert_eq!(count(Part::Clip), (196, 123_060_480));
     assert_eq!(count(Part::Vae), (138, 49_545_475));
-    let dev = inventory::transformer(&FluxConfig { guidance: true, ..schnell.flux });
+    let flux = FluxConfig { guidance: true, ..schnell.flux.clone() };
+    let dev = Part::Transformer.needed(&PipelineConfig { flux, ..schnell }).unwrap();
     assert_eq!((dev.len(), parameters(&dev)), (1160, 11_901_408_320));
 }
 
 #[test]
 fn quantisable_weights_count_what_is_published() {
-    let list = Part::Transformer.inventory(&PipelineConfig::schnell());
+    let list = Part::Transformer.needed(&PipelineConfig::schnell()).unwrap();
     let matrices: Vec<Needed> = list.into_iter().filter(|needed| needed.shape.len() == 2).collect();
     assert_eq!((matrices.len(), parameters(&matrices)), (502, 11_888_099_328));
 }
 
 #[test]
-fn inventories_name_no_tensor_twice() {
+fn networks_name_no_tensor_twice() {
     for part in Part::ALL {
-        let list = part.inventory(&PipelineConfig::schnell());
+        let list = part.needed(&PipelineConfig::schnell()).unwrap();
         let mut names: Vec<&String> = list.iter().flat_map(|n| n.aliases.iter().chain([&n.name])).collect();
         let all = names.len();
         names.sort();
@@ -50,10 +51,10 @@ fn inventories_name_no_tensor_twice() {
     }
 }
 
-/// The manifests list every tensor that diffusers and transformers made for the golden pipelines: the inventories
-/// must want those and no others (but for encoders of the VAE).
+/// The manifests list every tensor that diffusers and transformers made for the golden pipelines: the networks
+/// must ask for those and no others (but for encoders of the VAE).
 #[test]
-fn inventories_equal_what_diffusers_saves() {
+fn networks_ask_for_what_diffusers_saves() {
     for pipeline in ["a", "b"] {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(pipeline);
         let config = PipelineConfig::open(&dir.join("pipeline")).unwrap();
@@ -71,7 +72,7 @@ fn inventories_equal_what_diffusers_saves() {
                 })
                 .filter(|(name, _)| !(part == Part::Vae && name.starts_with("encoder.")))
                 .collect();
-            let list = part.inventory(&config);
+            let list = part.needed(&config).unwrap();
             assert_eq!(stored.len(), list.len(), "{pipeline}, {part}");
             for needed in list {
                 let names: Vec<&String> = needed.aliases.iter().chain([&needed.name]).collect();
@@ -265,19 +266,19 @@ fn tiny() -> PipelineConfig {
     (config.flux.heads, config.flux.head_dim, config.flux.axes) = (1, 8, [2, 2, 4]);
     (config.flux.layers, config.flux.single_layers) = (1, 1);
     (config.flux.in_channels, config.flux.out_channels) = (8, 8);
-    (config.flux.joint_width, config.flux.pooled_width) = (6, 4);
-    (config.t5.width, config.t5.heads, config.t5.head_dim, config.t5.ff) = (6, 2, 2, 5);
+    (config.flux.joint_width, config.flux.pooled_width) = (8, 8);
+    (config.t5.width, config.t5.heads, config.t5.head_dim, config.t5.ff) = (8, 1, 8, 5);
     (config.t5.layers, config.t5.vocab_rows) = (2, 9);
-    (config.clip.width, config.clip.heads, config.clip.ff) = (4, 2, 7);
+    (config.clip.width, config.clip.heads, config.clip.ff) = (8, 1, 7);
     (config.clip.layers, config.clip.vocab_rows) = (1, 11);
-    (config.vae.latent_channels, config.vae.block_channels, config.vae.groups) = (2, vec![2, 4], 2);
+    (config.vae.latent_channels, config.vae.block_channels, config.vae.groups) = (2, vec![8, 16], 2);
     config
 }
 
 type Stored = Vec<(String, Vec<usize>, Dtype)>;
 
 fn stored(part: Part, dtype: Dtype) -> Stored {
-    part.inventory(&tiny()).into_iter().map(|needed| (needed.name, needed.shape, dtype)).collect()
+    part.needed(&tiny()).unwrap().into_iter().map(|needed| (needed.name, needed.shape, dtype)).collect()
 }
 
 /// The folder of a tiny model, each part's tensors after `change`.
@@ -300,15 +301,15 @@ fn sources_find_every_tensor() {
     let source = Source::open(dir.path(), &tiny()).unwrap();
     assert_eq!(source.dir(), dir.path());
     for part in Part::ALL {
-        let list = part.inventory(&tiny());
+        let list = part.needed(&tiny()).unwrap();
         assert_eq!(source.tensors(part).count(), list.len());
         for needed in list {
             assert_eq!(source.tensor(part, &needed.name).unwrap().shape, needed.shape);
         }
     }
     let info: &TensorInfo = source.tensor(Part::T5, "shared.weight").unwrap();
-    assert_eq!((info.dtype, info.elements()), (Dtype::BF16, 54));
-    assert_eq!(info.read_f32().unwrap()[53], bf16::from_f32(0.053).to_f32());
+    assert_eq!((info.dtype, info.elements()), (Dtype::BF16, 72));
+    assert_eq!(info.read_f32().unwrap()[71], bf16::from_f32(0.071).to_f32());
     expect_weights_error(source.tensor(Part::Clip, "shared.weight"), &["text_encoder", "shared.weight"]);
 }
 
@@ -339,7 +340,7 @@ fn other_names_of_the_same_tensor_serve() {
     let name = "decoder.mid_block.attentions.0.to_out.0.weight";
     let info = source.tensor(Part::Vae, name).unwrap();
     assert_eq!(info.name, "decoder.mid_block.attentions.0.proj_attn.weight");
-    assert_eq!(info.shape, [4, 4, 1, 1]);
+    assert_eq!(info.shape, [16, 16, 1, 1]);
     let info = source.tensor(Part::Clip, "text_model.final_layer_norm.bias").unwrap();
     assert_eq!(info.name, "final_layer_norm.bias");
 }

@@ -75,6 +75,17 @@ impl Part {
     }
 }
 
+impl Part {
+    /// The tensors that this part needs, in the order in which the network asks for them.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a model that the kernels cannot run.
+    pub fn needed(self, config: &PipelineConfig) -> Result<Vec<Needed>> {
+        let all = crate::models::flux::needed(config)?;
+        Ok(all.into_iter().filter(|(part, _)| *part == self).map(|(_, needed)| needed).collect())
+    }
+}
+
 /// A tensor that a network cannot do without. (None is optional: what a model lacks by its config is not asked for.)
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Needed {

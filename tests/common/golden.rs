@@ -2,12 +2,11 @@
 
 #![allow(dead_code)] // every test file uses a part of it
 
+use std::ops::ControlFlow::Continue;
 use std::path::{Path, PathBuf};
 
 use schnell::device::Device;
-use schnell::pipeline::Quantize;
-use schnell::pipeline::{BindOptions, Model, Noise, Output, Pipeline, Request};
-use schnell::pipeline::{Plan, Shape};
+use schnell::pipeline::{BindOptions, Model, Noise, Output, Pipeline, Plan, Quantize, Request, Shape};
 use schnell::sampling::{NoiseKind, TimeRounding};
 use schnell::weights::SafeTensors;
 use schnell::weights::generated::Manifest;
