@@ -1,7 +1,8 @@
 //! The machine: what the rest of the crate may ask of a GPU, or of the [emulator] that stands in for one.
 //!
-//! Reading order: [`Capability`] (what a machine is), [`Device`] (what it does), [`Kernel`] (what it runs), then the
-//! two machines behind the small trait `Machine`: `cuda` (the driver API) and `emulator`.
+//! Reading order: [`Capability`] (what a machine is), [`Device`] (what it does), [`Kernel`] (what it runs), [`View`] and
+//! [`HostBuffer`] (what it works on), then the two machines behind the small trait `Machine`: `cuda` (the driver API) and
+//! `emulator`.
 //!
 //! A [`Device`] allocates device memory through [`Device::allocate`] only; the count of such allocations is public,
 //! because "one per pipeline" is a promise with a test. All work is asynchronous and ordered by two [`StreamId`]s and
@@ -12,22 +13,27 @@
 //! - A [`View`] holds its [`DeviceMemory`] alive; memory is freed only after both streams have drained.
 //! - A [`HostBuffer`] is alive as long as the queue needs it: copies keep nothing, so dropping one drains the streams;
 //!   its bytes can be seen only when no copy is in flight.
-//! - Copies check both ranges and that both ends are this machine's; launches are `unsafe` and belong to the wrappers in [`crate::kernels`], which check
-//!   every view against the shapes they pass on.
+//! - Copies check both ranges and that both ends are this machine's; launches are `unsafe` and belong to the wrappers in
+//!   [`crate::kernels`], which check every view against the shapes they pass on.
+//! - Only this crate makes a [`Kernel`]: its image is nvcc's, its entry the one that was compiled with it.
 
 mod cuda;
 pub mod emulator;
+mod footprint;
+mod memory;
 
 use std::collections::BTreeSet;
 use std::ffi::c_void;
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::abi;
 use crate::{Error, Result};
 use emulator::accesses::AccessCounts;
 pub use emulator::{AsyncCopies, EmulatorOptions, Order};
+pub(crate) use footprint::{Footprint, Span, TensorElement, TensorTile};
+pub use memory::{DeviceMemory, HostBuffer, View};
 
 /// What a machine is. `select` functions may look at `arch`, `num_sms` and `smem_per_cta_bytes`, never at memory.
 #[derive(Clone, Debug)]
@@ -498,284 +504,6 @@ impl Drop for Entered {
             // SAFETY: this value was made by the `enter` of this thread, which it cannot leave, and undoes it once.
             unsafe { self.device.machine().leave() };
         }
-    }
-}
-
-/// Some device memory.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Span {
-    pub address: u64,
-    pub bytes: usize,
-}
-
-/// The device memory that one launch may touch. Whoever fills a params struct takes its addresses from here: so a kernel
-/// never gets another machine's memory, and the emulator knows what is out of bounds.
-#[derive(Debug)]
-pub(crate) struct Footprint<'a> {
-    device: &'a Device,
-    spans: Vec<Span>,
-}
-
-impl<'a> Footprint<'a> {
-    /// Nothing yet, on `device`.
-    pub fn new(device: &'a Device) -> Self {
-        Footprint { device, spans: Vec::with_capacity(8) }
-    }
-
-    /// The address of `view`, which the launch may touch from now on.
-    pub fn add<T>(&mut self, view: &View<T>) -> Result<u64> {
-        self.device.check_own(&view.memory.device)?;
-        self.spans.push(Span { address: view.address(), bytes: view.num_bytes() });
-        Ok(view.address())
-    }
-
-    /// How a kernel fetches boxes of a matrix, which begins where `view` does and may be touched from now on.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] where the hardware cannot; [`Error::Input`] when the view is too short.
-    pub fn tensor_map<T>(&mut self, view: &View<T>, tile: &TensorTile) -> Result<abi::tensor_map> {
-        let address = self.add(view)?;
-        let arch = self.device.capability().arch;
-        if arch / 10 != 9 {
-            return Err(Error::Unsupported(format!("tensor maps need compute capability 9.0, not {arch}")));
-        }
-        tile.check(address, view.num_bytes())?;
-        self.device.machine().tensor_map(address, tile)
-    }
-
-    /// As [`Footprint::add`]; null for nothing.
-    pub fn add_optional<T>(&mut self, view: Option<&View<T>>) -> Result<u64> {
-        view.map_or(Ok(0), |view| self.add(view))
-    }
-}
-
-/// A row-major matrix in device memory and the box of it that one `tma_load_2d` of gpu_sm90.cuh fetches.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct TensorTile {
-    pub element: TensorElement,
-    /// Elements of a row.
-    pub width: usize,
-    pub num_rows: usize,
-    pub pitch_bytes: usize,
-    /// Elements of a row of the box.
-    pub box_width: usize,
-    pub box_num_rows: usize,
-    /// In shared memory the 16-byte columns of the box's rows, which have 128 bytes, are XORed with the row modulo 8.
-    pub swizzled: bool,
-}
-
-/// What a [`TensorTile`] consists of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum TensorElement {
-    Bf16,
-    U8,
-}
-
-impl TensorTile {
-    fn element_bytes(&self) -> usize {
-        match self.element {
-            TensorElement::Bf16 => 2,
-            TensorElement::U8 => 1,
-        }
-    }
-
-    /// What cuTensorMapEncodeTiled refuses, and what would leave the view.
-    fn check(&self, address: u64, view_bytes: usize) -> Result<()> {
-        let bytes = |elements: usize| elements.saturating_mul(self.element_bytes());
-        let (row_bytes, box_row_bytes) = (bytes(self.width), bytes(self.box_width));
-        let box_rule = if self.swizzled { box_row_bytes == 128 } else { box_row_bytes % 16 == 0 };
-        let is_encodable = address % 16 == 0
-            && self.pitch_bytes % 16 == 0
-            && self.pitch_bytes < 1 << 40
-            && (1..=1 << 32).contains(&self.width)
-            && (1..=1 << 32).contains(&self.num_rows)
-            && (1..=256).contains(&self.box_width)
-            && (1..=256).contains(&self.box_num_rows)
-            && row_bytes <= self.pitch_bytes
-            && box_rule;
-        if !is_encodable {
-            return Err(Error::Unsupported(format!("no tensor map at {address:#x} can be {self:?}")));
-        }
-        let needed = (self.num_rows - 1).saturating_mul(self.pitch_bytes).saturating_add(row_bytes);
-        if view_bytes < needed {
-            return Err(Error::Input(format!("{self:?} has {needed} bytes, its view {view_bytes}")));
-        }
-        Ok(())
-    }
-}
-
-/// One device allocation. Freed when its last [`View`] is gone.
-#[derive(Debug)]
-pub struct DeviceMemory {
-    device: Device,
-    address: u64,
-    bytes: usize,
-}
-
-impl DeviceMemory {
-    /// Size in bytes.
-    pub fn num_bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// The machine it belongs to.
-    pub fn device(&self) -> &Device {
-        &self.device
-    }
-
-    /// `len` elements from byte `offset` on.
-    ///
-    /// # Errors
-    /// [`Error::Input`] when the range leaves the allocation or `offset` is not aligned for `T`.
-    pub fn view<T>(self: &Arc<Self>, offset: usize, len: usize) -> Result<View<T>> {
-        let end = len.checked_mul(size_of::<T>()).and_then(|b| b.checked_add(offset));
-        if end.is_none_or(|end| end > self.bytes) || offset % align_of::<T>() != 0 {
-            return Err(Error::Input(format!(
-                "a view of {len} x {} bytes at {offset} does not fit an allocation of {} bytes",
-                size_of::<T>(),
-                self.bytes
-            )));
-        }
-        Ok(View { memory: self.clone(), offset, len, element: PhantomData })
-    }
-}
-
-impl Drop for DeviceMemory {
-    fn drop(&mut self) {
-        self.device.drain();
-        // SAFETY: the address came from `allocate`, the streams are empty and no view is left.
-        unsafe { self.device.machine().free(self.address, self.bytes) };
-    }
-}
-
-/// `len` elements of type `T` somewhere in a [`DeviceMemory`], which it keeps alive.
-#[derive(Debug)]
-pub struct View<T> {
-    memory: Arc<DeviceMemory>,
-    offset: usize,
-    len: usize,
-    element: PhantomData<T>,
-}
-
-impl<T> Clone for View<T> {
-    fn clone(&self) -> Self {
-        View { memory: self.memory.clone(), offset: self.offset, len: self.len, element: PhantomData }
-    }
-}
-
-impl<T> View<T> {
-    /// Number of elements.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether it holds nothing.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Size in bytes.
-    pub fn num_bytes(&self) -> usize {
-        self.len * size_of::<T>()
-    }
-
-    /// Its address on the device.
-    pub(crate) fn address(&self) -> u64 {
-        self.memory.address + self.offset as u64
-    }
-
-    /// `len` elements from element `start` on.
-    ///
-    /// # Errors
-    /// [`Error::Input`] when the range leaves the view.
-    pub fn slice(&self, start: usize, len: usize) -> Result<View<T>> {
-        if start.checked_add(len).is_none_or(|end| end > self.len) {
-            return Err(Error::Input(format!("elements {start}..+{len} leave a view of {}", self.len)));
-        }
-        let offset = self.offset + start * size_of::<T>();
-        Ok(View { memory: self.memory.clone(), offset, len, element: PhantomData })
-    }
-
-    /// The same bytes as elements of another type.
-    ///
-    /// # Errors
-    /// [`Error::Input`] when size or alignment do not fit.
-    pub fn cast<U>(&self) -> Result<View<U>> {
-        let (bytes, element_bytes) = (self.num_bytes(), size_of::<U>());
-        // `None` also for elements of no size.
-        if bytes.checked_rem(element_bytes) != Some(0) {
-            return Err(Error::Input(format!("{bytes} bytes are no whole number of {element_bytes}")));
-        }
-        self.memory.view(self.offset, bytes / element_bytes)
-    }
-}
-
-/// Pinned host memory that copies go through.
-///
-/// While a copy is in flight its bytes are the device's: looking at them waits for it.
-#[derive(Debug)]
-pub struct HostBuffer {
-    device: Device,
-    address: *mut u8,
-    bytes: usize,
-    /// Recorded behind the last copy on each stream.
-    used: [Event; StreamId::COUNT],
-    /// Whether that event has yet to be waited for.
-    pending: [AtomicBool; StreamId::COUNT],
-}
-
-// SAFETY: the buffer is plain memory with one owner; all access goes through the borrows below.
-unsafe impl Send for HostBuffer {}
-
-impl HostBuffer {
-    /// Size in bytes.
-    pub fn num_bytes(&self) -> usize {
-        self.bytes
-    }
-
-    fn check(&self, offset: usize, bytes: usize) -> Result<()> {
-        if offset.checked_add(bytes).is_none_or(|end| end > self.bytes) {
-            return Err(Error::Input(format!(
-                "bytes {offset}..+{bytes} leave a host buffer of {} bytes",
-                self.bytes
-            )));
-        }
-        Ok(())
-    }
-
-    /// Waits until no copy is in flight.
-    fn settle(&self) {
-        for stream in [StreamId::Compute, StreamId::Copy] {
-            let (event, pending) = (&self.used[stream.index()], &self.pending[stream.index()]);
-            if pending.swap(false, Ordering::Relaxed) && self.device.synchronize_event(event).is_err() {
-                // A copy that failed is over; where only the wait did, the stream is what is left to wait for. The failure
-                // is reported by whoever synchronises the stream.
-                let _ = self.device.synchronize(stream);
-            }
-        }
-    }
-
-    /// All of it, to fill before a copy to the device; waits for copies in flight.
-    pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        self.settle();
-        // SAFETY: `bytes` initialised (zeroed) bytes that this value owns, and no copy is in flight; the `&mut` keeps
-        // new ones from being enqueued.
-        unsafe { std::slice::from_raw_parts_mut(self.address, self.bytes) }
-    }
-
-    /// All of it, to read after a copy from the device; waits for copies in flight.
-    pub fn as_slice(&self) -> &[u8] {
-        self.settle();
-        // SAFETY: as above; while the `&` lives only copies that read the buffer can be enqueued.
-        unsafe { std::slice::from_raw_parts(self.address, self.bytes) }
-    }
-}
-
-impl Drop for HostBuffer {
-    fn drop(&mut self) {
-        self.device.drain();
-        // SAFETY: the address came from `allocate_host` and no queued copy is left.
-        unsafe { self.device.machine().free_host(self.address, self.bytes) };
     }
 }
 
