@@ -62,6 +62,9 @@ pub(crate) enum What {
     Fill {
         value: u8,
     },
+    /// For tests of the passes, to which it does not matter.
+    #[cfg(test)]
+    Nothing,
 }
 
 /// What an operation does to a part of a buffer: `rows`, from byte `start` on.

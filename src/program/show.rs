@@ -85,6 +85,8 @@ pub(crate) fn launches(placed: &Placed) -> String {
                 What::Send { .. } => "send".to_string(),
                 What::Fetch { .. } => "fetch".to_string(),
                 What::Fill { value } => format!("fill {value:#04x}"),
+                #[cfg(test)]
+                What::Nothing => "nothing".to_string(),
             };
             let touch = |touch: &Touch| {
                 let sign = match (touch.reads(), touch.writes()) {

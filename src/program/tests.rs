@@ -1,1 +1,373 @@
-//! Properties of the passes.
+//! Properties of the passes: on random programs, on the programs of full-size models, and with faults planted into what they
+//! made.
+
+use crate::device::{Mode, Rows, StreamId, Work};
+
+use super::check::{FaultKind, check};
+use super::op::{Buffer, Kind, Op, Program, Stage, Touch, What};
+use super::{Placed, liveness, order, place};
+
+/// splitmix64.
+struct Rng(u64);
+
+impl Rng {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % n as u64) as usize
+    }
+}
+
+const CELL: usize = 16;
+
+/// A buffer of `rows` x `columns` cells, and which of them are written.
+struct Sheet {
+    rows: usize,
+    columns: usize,
+    written: Vec<bool>,
+}
+
+impl Sheet {
+    fn bytes(&self) -> usize {
+        self.rows * self.columns * CELL
+    }
+
+    /// A random block of cells.
+    fn block(&self, rng: &mut Rng) -> [usize; 4] {
+        let (r, c) = (rng.below(self.rows), rng.below(self.columns));
+        [r, 1 + rng.below(self.rows - r), c, 1 + rng.below(self.columns - c)]
+    }
+
+    fn cells(&self, [r, num_r, c, num_c]: [usize; 4]) -> Vec<usize> {
+        (r..r + num_r).flat_map(|r| (c..c + num_c).map(move |c| r * self.columns + c)).collect()
+    }
+
+    fn touch(&self, buffer: usize, [r, num_r, c, num_c]: [usize; 4], mode: Mode) -> Touch {
+        let rows = Rows { num: num_r, pitch: self.columns * CELL, bytes: num_c * CELL };
+        Touch { buffer, start: (r * self.columns + c) * CELL, rows, mode }
+    }
+}
+
+fn op(stream: StreamId, touches: Vec<Touch>) -> Op {
+    // What it does does not matter to the passes.
+    let what = match touches[..] {
+        [Touch { mode: Mode::Write, .. }] => What::Fill { value: 0 },
+        [Touch { mode: Mode::Read, .. }] => What::Fetch { host: 0 },
+        _ => What::Nothing,
+    };
+    Op { what, stream, touches, work: Work::default() }
+}
+
+/// A program in which everything is written before it is read, in the order of the list.
+fn random_program(seed: u64) -> Program {
+    let mut rng = Rng(seed);
+    let mut program = Program::default();
+    let mut sheets = Vec::new();
+    for i in 0..2 + rng.below(7) {
+        let (rows, columns) = (1 + rng.below(5), 1 + rng.below(4));
+        let is_weight = rng.below(5) == 0;
+        let sheet = Sheet { rows, columns, written: vec![is_weight; rows * columns] };
+        let kind = if is_weight { Kind::Weight } else { Kind::Work };
+        program.buffers.push(Buffer { name: format!("b{i}"), bytes: sheet.bytes(), kind });
+        sheets.push(sheet);
+    }
+    for name in ["one", "two", "three"].into_iter().take(1 + rng.below(3)) {
+        let start = program.ops.len();
+        for _ in 0..1 + rng.below(6) {
+            let mut touches: Vec<Touch> = Vec::new();
+            for _ in 0..rng.below(4) {
+                let buffer = rng.below(sheets.len());
+                let block = sheets[buffer].block(&mut rng);
+                if sheets[buffer].cells(block).iter().all(|&cell| sheets[buffer].written[cell]) {
+                    let updates = program.buffers[buffer].kind == Kind::Work && rng.below(4) == 0;
+                    let mode = if updates { Mode::Update } else { Mode::Read };
+                    touches.push(sheets[buffer].touch(buffer, block, mode));
+                }
+            }
+            let buffer = rng.below(sheets.len());
+            if program.buffers[buffer].kind == Kind::Work {
+                let block = sheets[buffer].block(&mut rng);
+                touches.push(sheets[buffer].touch(buffer, block, Mode::Write));
+                for cell in sheets[buffer].cells(block) {
+                    sheets[buffer].written[cell] = true;
+                }
+            }
+            if !touches.is_empty() {
+                let stream = if rng.below(3) == 0 { StreamId::Copy } else { StreamId::Compute };
+                program.ops.push(op(stream, touches));
+            }
+        }
+        let ops = start..program.ops.len();
+        program.stages.push(Stage { name, ops, repeats: 1 + rng.below(3), kept: Vec::new() });
+    }
+    program
+}
+
+#[test]
+fn what_the_passes_make_of_random_programs_is_right() {
+    let (mut shared, mut waits) = (0, 0);
+    for seed in 0..12_000 {
+        let placed = Placed::new(random_program(seed)).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        let live = (0..placed.live.len()).filter(|&i| !placed.live[i].is_empty());
+        let sum: usize = live.map(|i| placed.program.buffers[i].bytes.next_multiple_of(256)).sum();
+        shared += (placed.bytes < placed.resident_bytes + sum) as usize;
+        waits += placed.waits.len();
+    }
+    // The programs are such that there is something to share and to wait for.
+    assert!(shared > 3_000 && waits > 10_000, "{shared} {waits}");
+}
+
+/// A change to a random program's plan that makes it wrong must never be called right, where the plan needs what it changes:
+/// a wait taken away, two buffers put at one place.
+#[test]
+fn random_plans_are_not_right_by_luck() {
+    let (mut without_wait, mut overlapped) = (0, 0);
+    for seed in 0..2_000 {
+        let mut placed = Placed::new(random_program(seed)).unwrap();
+        if let Some(wait) = placed.waits.pop() {
+            without_wait += check(&placed).is_err() as usize;
+            placed.waits.push(wait);
+        }
+        let live: Vec<usize> = (0..placed.live.len()).filter(|&i| !placed.live[i].is_empty()).collect();
+        for pair in live.windows(2) {
+            let meet = placed.live[pair[0]]
+                .iter()
+                .any(|a| placed.live[pair[1]].iter().any(|b| a.0.max(b.0) < a.1.min(b.1)));
+            if meet {
+                let kept = placed.offsets[pair[0]];
+                placed.offsets[pair[0]] = placed.offsets[pair[1]];
+                overlapped += check(&placed).is_err() as usize;
+                placed.offsets[pair[0]] = kept;
+            }
+        }
+    }
+    assert!(without_wait > 500 && overlapped > 500, "{without_wait} {overlapped}");
+}
+
+/// A weight streamed through a ring of one slot, two buffers that may share bytes, a loop that carries a sum, and something
+/// kept:
+///
+/// ```text
+/// 0 copy     slot <- weights          3 copy     slot <- weights
+/// 1 compute  x <- slot                4 compute  y <- slot, x     (x's last read)
+/// 2 compute  sum <- x                 5 compute  z <- y           (z may lie where x was)
+/// turns:     6 compute  sum <- sum, z   7 compute  t <- sum   8 compute  z <- t, z
+/// 9 compute  out <- sum, z
+/// ```
+fn sample() -> Program {
+    let mut program = Program::default();
+    let mut buffer = |name: &str, kind| {
+        program.buffers.push(Buffer { name: name.to_string(), bytes: 1024, kind });
+        program.buffers.len() - 1
+    };
+    let weights = buffer("weights", Kind::Weight);
+    let [slot, x, y, z, sum, t, out] =
+        ["slot", "x", "y", "z", "sum", "t", "out"].map(|name| buffer(name, Kind::Work));
+    let whole =
+        |buffer, mode| Touch { buffer, start: 0, rows: Rows { num: 1, pitch: 1024, bytes: 1024 }, mode };
+    let to = |writes: usize, reads: &[usize]| {
+        let mut touches: Vec<Touch> = reads.iter().map(|&b| whole(b, Mode::Read)).collect();
+        touches.push(whole(writes, Mode::Write));
+        touches
+    };
+    let (compute, copy) = (StreamId::Compute, StreamId::Copy);
+    program.ops = vec![
+        op(copy, to(slot, &[weights])),
+        op(compute, to(x, &[slot])),
+        op(compute, to(sum, &[x])),
+        op(copy, to(slot, &[weights])),
+        op(compute, to(y, &[slot, x])),
+        op(compute, to(z, &[y])),
+        op(compute, vec![whole(z, Mode::Read), whole(sum, Mode::Update)]),
+        op(compute, to(t, &[sum])),
+        op(compute, vec![whole(t, Mode::Read), whole(z, Mode::Update)]),
+        op(compute, to(out, &[sum, z])),
+    ];
+    let stage = |name, ops, repeats| Stage { name, ops, repeats, kept: Vec::new() };
+    program.stages = vec![stage("before", 0..6, 1), stage("turn", 6..9, 4), stage("after", 9..10, 1)];
+    program.stages[2].kept = vec![super::op::Kept {
+        name: "out".to_string(),
+        touch: whole(out, Mode::Read),
+        is_bf16: false,
+        shape: vec![256],
+    }];
+    program
+}
+
+/// The sample's buffers.
+const WEIGHTS: usize = 0;
+const SLOT: usize = 1;
+const X: usize = 2;
+const Y: usize = 3;
+const Z: usize = 4;
+const SUM: usize = 5;
+const T: usize = 6;
+const OUT: usize = 7;
+
+fn fault_of(change: impl FnOnce(&mut Placed)) -> FaultKind {
+    let mut placed = Placed::new(sample()).unwrap();
+    change(&mut placed);
+    check(&placed).expect_err("a planted fault must show").kind
+}
+
+#[test]
+fn the_sample_is_right_and_shares_bytes() {
+    let placed = Placed::new(sample()).unwrap();
+    assert_eq!(placed.resident_bytes, 1024);
+    assert!(placed.bytes < 8 * 1024, "{}", placed.bytes);
+    let wait = |waiter, signal| order::Wait { waiter, signal };
+    assert_eq!(placed.waits, [wait(1, 0), wait(3, 1), wait(4, 3)]);
+    assert_eq!(placed.live[X], [(1, 4)]);
+    assert_eq!(placed.live[SLOT], [(0, 1), (3, 4)]);
+    assert_eq!(placed.live[SUM], [(2, 9)], "carried from turn to turn");
+    assert_eq!(placed.live[T], [(7, 8)]);
+}
+
+#[test]
+fn planted_faults_are_reported_by_name() {
+    use FaultKind::*;
+    // A consumer does not wait for its copy; the copy not for the last reader of its slot.
+    assert_eq!(fault_of(|p| p.waits.retain(|w| w.waiter != 1)), Unordered);
+    assert_eq!(fault_of(|p| p.waits.retain(|w| w.waiter != 3)), Unordered, "a slot reused early");
+    assert_eq!(fault_of(|p| p.waits[2].signal = 0), Unordered, "it waits for the copy before");
+    assert_eq!(fault_of(|p| p.program.ops[4].stream = StreamId::Copy), Unordered);
+    // Two that are needed at once lie at one place, wholly or by a little.
+    assert_eq!(fault_of(|p| p.offsets[Y] = p.offsets[X]), Reused);
+    assert_eq!(
+        fault_of(|p| p.offsets[T] = p.offsets[SUM]),
+        Reused,
+        "a turn overwrites what the next one needs"
+    );
+    assert_eq!(fault_of(|p| p.offsets[T] = p.offsets[Z]), Reused);
+    assert_eq!(
+        fault_of(|p| {
+            p.offsets[Y] = p.offsets[X] + 768;
+            p.bytes += 4096;
+        }),
+        Reused
+    );
+    assert_eq!(fault_of(|p| p.offsets[OUT] = 0), Reused, "in the weights");
+    // A lifetime that ends too early, and what `place` makes of it.
+    assert_eq!(
+        fault_of(|p| {
+            p.live[SUM] = vec![(2, 6)];
+            (p.offsets, p.bytes, _) = place::place(&p.program, &p.live);
+            // Wherever that has led, T may now lie on SUM.
+            p.offsets[T] = p.offsets[SUM];
+        }),
+        Reused
+    );
+    // The order of operations, and one that is missing or writes less.
+    assert_eq!(fault_of(|p| p.program.ops.swap(1, 2)), Unwritten);
+    assert_eq!(fault_of(|p| p.program.ops[5].touches.truncate(1)), Malformed);
+    assert_eq!(
+        fault_of(|p| {
+            p.program.ops[5].what = What::Nothing;
+            p.program.ops[5].touches.truncate(1);
+        }),
+        Unwritten
+    );
+    assert_eq!(fault_of(|p| p.program.ops[2].touches[1].rows.bytes = 1020), Unwritten);
+    assert_eq!(
+        fault_of(|p| p.program.ops[2].touches[1].rows = Rows { num: 4, pitch: 256, bytes: 128 }),
+        Unwritten,
+        "gaps between rows"
+    );
+    // Places.
+    assert_eq!(fault_of(|p| p.offsets[Z] += 16), Misaligned);
+    assert_eq!(fault_of(|p| p.bytes -= 256), OutOfBounds);
+    assert_eq!(fault_of(|p| p.offsets[Z] = usize::MAX - 255), OutOfBounds);
+    assert_eq!(fault_of(|p| p.program.ops[6].touches[0].start = 8), OutOfBounds);
+    assert_eq!(
+        fault_of(|p| p.program.ops[6].touches[0].rows = Rows { num: 2, pitch: usize::MAX, bytes: 8 }),
+        OutOfBounds
+    );
+    // Who may write where, and what belongs to which stage.
+    assert_eq!(fault_of(|p| p.program.ops[7].touches[1].buffer = WEIGHTS), WritesResident);
+    assert_eq!(fault_of(|p| p.program.stages[1].ops = 6..8), Stages);
+    assert_eq!(fault_of(|p| p.program.stages[1].ops = 5..9), Stages);
+    assert_eq!(fault_of(|p| p.program.stages[2].ops = 9..9), Stages);
+    assert_eq!(fault_of(|p| p.program.stages[1].repeats = 0), Stages);
+    // What is kept must still be there.
+    assert_eq!(
+        fault_of(|p| {
+            p.program.stages[2].kept[0].touch.buffer = T;
+            p.offsets[OUT] = p.offsets[T];
+        }),
+        Reused
+    );
+}
+
+/// Byte for byte: a buffer that is written in parts, with gaps between rows, and read whole.
+#[test]
+fn lifetimes_see_rows_and_columns() {
+    let mut program = Program::default();
+    program.buffers.push(Buffer { name: "wide".to_string(), bytes: 4 * 256, kind: Kind::Work });
+    let rows =
+        |start, num, bytes, mode| Touch { buffer: 0, start, rows: Rows { num, pitch: 256, bytes }, mode };
+    let compute = StreamId::Compute;
+    program.ops = vec![
+        op(compute, vec![rows(0, 4, 64, Mode::Write)]),
+        op(compute, vec![rows(64, 4, 192, Mode::Write)]),
+        op(compute, vec![rows(0, 1, 1024, Mode::Read)]),
+        // The left columns are written anew, the right ones of two rows read once more.
+        op(compute, vec![rows(0, 4, 64, Mode::Write)]),
+        op(compute, vec![rows(0, 4, 64, Mode::Read)]),
+        op(compute, vec![rows(512 + 64, 2, 192, Mode::Read)]),
+        op(compute, vec![rows(0, 1, 1024, Mode::Write)]),
+        op(compute, vec![rows(0, 1, 1024, Mode::Read)]),
+    ];
+    for op in &mut program.ops {
+        op.what = What::Nothing;
+        // Contiguous ones are one row.
+        for touch in &mut op.touches {
+            if touch.rows.bytes == 1024 {
+                touch.rows.pitch = 1024;
+            }
+        }
+    }
+    program.stages.push(Stage { name: "all", ops: 0..8, repeats: 1, kept: Vec::new() });
+    assert_eq!(liveness::liveness(&program), [vec![(0, 7)]]);
+    program.ops.remove(5);
+    program.stages[0].ops = 0..7;
+    assert_eq!(liveness::liveness(&program), [vec![(0, 4), (5, 6)]]);
+    Placed::new(program).unwrap();
+}
+
+/// The published models at every size, without weights: `Plan::new` ends with the check.
+mod full_size {
+    use crate::config::PipelineConfig;
+    use crate::pipeline::{Plan, Quantize, Shape};
+
+    fn dev() -> PipelineConfig {
+        let mut config = PipelineConfig::schnell();
+        config.flux.guidance = true;
+        config
+    }
+
+    #[test]
+    fn every_size_is_right() {
+        for config in [PipelineConfig::schnell(), dev()] {
+            for (width, height) in [(256, 256), (512, 512), (768, 1344), (1024, 1024), (2048, 2048)] {
+                for (steps, true_cfg) in [(1, false), (50, true)] {
+                    let shape = Shape { width, height, steps, true_cfg, t5_length: 256 };
+                    Plan::new(&config, shape, Quantize::Nf4).unwrap();
+                }
+            }
+        }
+        let shape = Shape { t5_length: 512, ..Shape::default() };
+        Plan::new(&PipelineConfig::schnell(), shape, Quantize::None).unwrap();
+    }
+
+    /// What the arena was when lifetimes were declared by hand, in six phases.
+    #[test]
+    fn derived_lifetimes_are_no_worse_than_declared_ones() {
+        for (side, declared) in [(512, 9_996_674_048), (1024, 11_262_829_568)] {
+            let shape = Shape { width: side, height: side, ..Shape::default() };
+            let bytes = Plan::new(&PipelineConfig::schnell(), shape, Quantize::Nf4).unwrap().arena_bytes();
+            assert!(bytes <= declared, "{side}: {bytes} > {declared}");
+        }
+    }
+}

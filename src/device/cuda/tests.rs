@@ -82,7 +82,7 @@ fn a_failure_leaves_nothing_behind() {
         *fake.state().stack() = vec![HOST];
         fake.state().fail_any = Some((call, 2));
         let result = open().and_then(|device| use_all(&device));
-        let mut state = fake.state();
+        let state = fake.state();
         let failed = state.calls[call];
         match result {
             Err(error) => {
