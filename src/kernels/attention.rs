@@ -168,7 +168,7 @@ impl Attention<'_> {
             check_len(NAME, "bias", bias.view, volume(&[self.heads, distances]))?;
         }
         let mut footprint = Footprint::new(device);
-        footprint.computes(4 * (self.q_len * self.kv_len * self.heads * self.head_dim) as u64);
+        footprint.computes(volume(&[4, self.q_len, self.kv_len, self.heads, self.head_dim]) as u64);
         let params = abi::attention_params {
             q: self.reads(&mut footprint, &self.q, self.q_len)?,
             k: self.reads(&mut footprint, &self.k, self.kv_len)?,

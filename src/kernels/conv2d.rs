@@ -78,6 +78,10 @@ impl Conv2d<'_> {
         let k = weight_pitch(self.channels, self.kernel);
         let pixels = volume(&[self.height, self.width]);
         check_len(NAME, "x", self.x, matrix_len(pixels, self.x_pitch, self.channels))?;
+        // The kernel counts the map in chunks of 8 channels, and a tile's pixels and their taps may lie beyond it.
+        let reach = volume(&[self.height.saturating_add(4), self.width]);
+        let reach = reach.saturating_add(abi::GEMM_BLOCK_M as usize);
+        to_i32(NAME, "chunks of the map", volume(&[reach, self.x_pitch / 8]))?;
         let weight = Bf16Weight { values: self.weight, pitch: k };
         weight.check(NAME, self.out_channels, k)?;
         let problem = Problem {
@@ -100,8 +104,8 @@ impl Conv2d<'_> {
         let mut footprint = Footprint::new(device);
         let mut gemm = problem.params(NAME, &mut footprint)?;
         let (taps, row) = (self.kernel * self.kernel, self.x_pitch);
-        footprint.computes(2 * (m * self.out_channels * taps * self.channels) as u64);
-        gemm.x = footprint.reads_rows(self.x, self.height * self.width, row, self.channels)?;
+        footprint.computes(volume(&[2, m, self.out_channels, taps, self.channels]) as u64);
+        gemm.x = footprint.reads_rows(self.x, pixels, row, self.channels)?;
         gemm.w = footprint.reads_rows(self.weight, self.out_channels, k, k)?;
         gemm.w_pitch = k as i64;
         let params = abi::conv2d_params {

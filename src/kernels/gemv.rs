@@ -144,7 +144,7 @@ impl Gemv<'_> {
             check_len(NAME, "add", add.rows, matrix_len(m, add.pitch, n))?;
         }
         let mut footprint = Footprint::new(device);
-        footprint.computes(2 * (m * n * k) as u64);
+        footprint.computes(volume(&[2, m, n, k]) as u64);
         let mut params = abi::gemv_params {
             x: footprint.reads_rows(self.x, m, self.pitch, k)?,
             bias: footprint.reads_optional(self.bias)?,

@@ -70,6 +70,7 @@ impl Pipeline {
         if model.config() != plan.config() {
             return Err(Error::Input("the plan was made for another model".to_string()));
         }
+        let _entered = device.enter()?;
         let arena = Arena::new(plan.arena_bytes() as usize, device)?;
         // The shape that is asked for if none is named comes last: it is the last to go.
         let bound = plan.shapes.iter().rev().map(|shape| Bound::new(shape.clone(), &plan, device, &arena));

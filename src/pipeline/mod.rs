@@ -135,6 +135,7 @@ impl Pipeline {
         if request.dump && self.dump_host.is_none() {
             return Err(Error::Input("this pipeline was bound without room for dumps".to_string()));
         }
+        let _entered = self.device.enter()?;
         let shape = request.shape.unwrap_or(self.plan.shape());
         self.warm_up(shape)?;
         let mut prompts = vec![self.text.encode(&self.plan, &shape, &request.prompt, prompt_2)?];
