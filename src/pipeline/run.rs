@@ -23,7 +23,7 @@ use super::{Dump, DumpValues, OnProgress, Plan, Progress, Shape};
 
 /// A shape's program in an arena.
 #[derive(Debug)]
-pub(super) struct Bound {
+pub(crate) struct Bound {
     plan: Arc<ShapePlan>,
     ops: Vec<BoundOp>,
     stages: Vec<BoundStage>,

@@ -30,7 +30,7 @@ pub(crate) enum FaultKind {
     Reused,
     /// Two operations of two streams on the same bytes, one of them writing, with nothing that orders them.
     Unordered,
-    /// A write into a weight.
+    /// A write into a weight, or a buffer that is none among them.
     WritesResident,
     /// An operation that lies in no stage, or in two.
     Stages,
@@ -67,8 +67,14 @@ struct Piece {
 pub(crate) fn check(placed: &Placed) -> Result<(), Fault> {
     bounds(placed)?;
     stages(placed)?;
-    let mut paper =
-        Paper { placed, order: Vec::new(), streams: Vec::new(), knows: Vec::new(), memory: BTreeMap::new() };
+    let mut paper = Paper {
+        placed,
+        is_one_stream: placed.program.ops.iter().all(|op| op.stream == StreamId::Compute),
+        order: Vec::new(),
+        streams: Vec::new(),
+        knows: Vec::new(),
+        memory: BTreeMap::new(),
+    };
     for (i, buffer) in placed.program.buffers.iter().enumerate() {
         if buffer.kind == Kind::Weight && buffer.bytes > 0 {
             paper.take(i, placed.offsets[i], placed.offsets[i] + buffer.bytes, BEFORE)?;
@@ -93,9 +99,20 @@ fn fault(kind: FaultKind, what: String) -> Result<(), Fault> {
 
 fn bounds(placed: &Placed) -> Result<(), Fault> {
     let buffers = &placed.program.buffers;
-    for (buffer, &offset) in buffers.iter().zip(&placed.offsets) {
+    let mut is_used: Vec<bool> = buffers.iter().map(|buffer| buffer.kind == Kind::Weight).collect();
+    for touch in placed.program.ops.iter().flat_map(|op| &op.touches) {
+        is_used[touch.buffer] = true;
+    }
+    let weights = buffers.iter().zip(&placed.offsets).filter(|(buffer, _)| buffer.kind == Kind::Weight);
+    let resident = weights.map(|(buffer, offset)| offset.saturating_add(buffer.bytes)).max().unwrap_or(0);
+    let places = buffers.iter().zip(&placed.offsets).zip(is_used);
+    for ((buffer, &offset), _) in places.filter(|(_, is_used)| *is_used) {
         if offset % ALIGNMENT != 0 {
             return fault(FaultKind::Misaligned, format!("{} begins at {offset}", buffer.name));
+        }
+        if buffer.kind != Kind::Weight && offset < resident {
+            let what = format!("{} at {offset} lies among the weights, which end at {resident}", buffer.name);
+            return fault(FaultKind::WritesResident, what);
         }
         if offset.checked_add(buffer.bytes).is_none_or(|end| end > placed.bytes) {
             let what = format!("{} at {offset} with {} bytes leaves the arena", buffer.name, buffer.bytes);
@@ -153,6 +170,8 @@ fn stages(placed: &Placed) -> Result<(), Fault> {
 
 struct Paper<'a> {
     placed: &'a Placed,
+    /// Then nothing is unordered, and who wrote or read a piece does not matter: pieces of one buffer are one.
+    is_one_stream: bool,
     /// By instance: its operation, its stream's number, and up to which instance of the other stream it knows all done.
     order: Vec<usize>,
     streams: Vec<usize>,
@@ -179,6 +198,10 @@ impl Paper<'_> {
         }
         for touch in operation.touches.iter().filter(|t| t.mode != Mode::Read) {
             let base = self.placed.offsets[touch.buffer] + touch.start;
+            let all = self.piece_at(base).filter(|piece| piece.end >= base + touch.hull().len());
+            if self.is_one_stream && all.is_some_and(|piece| piece.buffer == touch.buffer) {
+                continue;
+            }
             for row in joined(touch) {
                 self.take(touch.buffer, base + row.0, base + row.1, at)?;
             }
@@ -206,6 +229,11 @@ impl Paper<'_> {
         let name = |i: usize| &program.buffers[i].name;
         let at = self.order.len().saturating_sub(1);
         let stream = self.streams.last().copied().unwrap_or_default();
+        let hull = touch.hull();
+        let all = self.piece_at(base).filter(|piece| piece.end >= base + hull.len());
+        if self.is_one_stream && all.is_some_and(|piece| piece.buffer == touch.buffer) {
+            return Ok(());
+        }
         for (from, to) in joined(touch) {
             let (from, to) = (base + from, base + to);
             let mut next = from;
@@ -228,7 +256,7 @@ impl Paper<'_> {
                 if !self.is_ordered(piece.writer) {
                     return self.unordered(piece.writer, start..piece.end);
                 }
-                if let Some(piece) = self.memory.get_mut(&start) {
+                if let Some(piece) = self.memory.get_mut(&start).filter(|_| !self.is_one_stream) {
                     piece.readers[stream] = Some(at);
                 }
             }
@@ -261,9 +289,27 @@ impl Paper<'_> {
             }
             self.memory.remove(&start);
         }
-        let piece = Piece { end: to, buffer, writer, readers: [None; StreamId::COUNT] };
-        self.memory.insert(from, piece);
+        let mut piece = Piece { end: to, buffer, writer, readers: [None; StreamId::COUNT] };
+        let mut start = from;
+        if self.is_one_stream {
+            piece.writer = BEFORE;
+            if let Some(next) = self.memory.get(&to).copied().filter(|next| next.buffer == buffer) {
+                self.memory.remove(&to);
+                piece.end = next.end;
+            }
+            if let Some((&before, _)) =
+                self.memory.range(..from).next_back().filter(|(_, p)| p.buffer == buffer && p.end == from)
+            {
+                start = before;
+            }
+        }
+        self.memory.insert(start, piece);
         Ok(())
+    }
+
+    /// The piece that holds byte `at`.
+    fn piece_at(&self, at: usize) -> Option<Piece> {
+        self.memory.range(..=at).next_back().map(|(_, &piece)| piece).filter(|piece| piece.end > at)
     }
 
     /// Makes a piece begin at `at`, if one holds it.
