@@ -28,6 +28,8 @@ static_assert(BLOCK_N == 2 * WARP_N && BLOCK_M == 2 * WARP_M && THREADS == 4 * g
 static_assert(CHUNKS == 8, "the swizzle permutes 8 chunks");
 static_assert(BLOCK_K == NF4_BLOCK, "a k-step has one absmax per feature");
 
+// Two things follow that spare address arithmetic: 16 rows on is 16 * CHUNKS places on, and for chunks 0 and 1
+// swizzle(row, 2 * k16 + chunk) is swizzle(row, chunk) ^ 2 * k16.
 GPU_FN int swizzle(int row, int chunk) { return row * CHUNKS + (chunk ^ (row & 7)); }
 
 // ---------------------------------------------------------------------------------------- rows of gmem to smem
@@ -51,32 +53,32 @@ struct InOrder {
 // worked out once: in the loop the mere reading of a problem's field is a chain of constant loads, since blockIdx.z picks
 // the problem.
 template <typename Order, int K_MULTIPLE> struct RowLoader {
-    const bf16_bits *src; // this thread's chunk of its first row, in the next k-step
-    int64_t pitch;
+    const uint4 *src;     // this thread's chunk of its first row, in the next k-step
+    uint32_t pitch;       // chunks from row to row
     int k_left;           // elements of a row from there on
     uint32_t exists;      // bit i: the matrix has a row i
 
     GPU_METHOD RowLoader(const bf16_bits *matrix, int64_t row_pitch, int row0, int num_rows, int k)
-        : src(matrix + (int64_t)(row0 + Order::first()) * row_pitch + own_chunk() * 8), pitch(row_pitch),
-          k_left(k - own_chunk() * 8), exists(0) {
+        : src(reinterpret_cast<const uint4 *>(matrix + (row0 + Order::first()) * row_pitch) + own_chunk()),
+          pitch((uint32_t)(row_pitch / 8)), k_left(k - own_chunk() * 8), exists(0) {
         GPU_UNROLL
         for (int i = 0; i < ROWS_EACH; ++i) exists |= (row0 + Order::first() + Order::offset(i) < num_rows ? 1u : 0u) << i;
     }
 
     GPU_METHOD void fetch(uint4 *stage) {
-        const uint32_t rows = K_MULTIPLE % BLOCK_K == 0 || k_left > 0 ? exists : 0;
-        if (K_MULTIPLE % 8 == 0 || k_left >= 8) copy(stage, rows, 16);
-        else copy(stage, rows, k_left * 2); // the last chunk of each row
-        src += BLOCK_K;
+        const uint32_t rows = k_left > 0 ? exists : 0;
+        if (K_MULTIPLE % 8 == 0 || k_left >= 8) {
+            GPU_UNROLL
+            for (int i = 0; i < ROWS_EACH; ++i) gpu::cp_async16_or_zeros(&stage[own_place(i)], row(i), rows & 1u << i);
+        } else { // a row's last chunk
+            GPU_UNROLL
+            for (int i = 0; i < ROWS_EACH; ++i) gpu::cp_async<16>(&stage[own_place(i)], row(i), rows & 1u << i ? k_left * 2 : 0);
+        }
+        src += CHUNKS;
         k_left -= BLOCK_K;
     }
 
-    GPU_METHOD void copy(uint4 *stage, uint32_t rows, int bytes) const {
-        GPU_UNROLL
-        for (int i = 0; i < ROWS_EACH; ++i) {
-            gpu::cp_async<16>(&stage[own_place(i)], src + Order::offset(i) * pitch, rows >> i & 1 ? bytes : 0);
-        }
-    }
+    GPU_METHOD const uint4 *row(int i) const { return src + (uint64_t)pitch * Order::offset(i); }
 };
 
 // ---------------------------------------------------------------------------------------- x: the B operand
@@ -94,12 +96,10 @@ template <int K_MULTIPLE> struct TokenLoader : RowLoader<InOrder, K_MULTIPLE> {
 // b[2 j + {0, 1}]: the 16 k of step k16 for this warp's tokens.
 GPU_FN void load_x_fragments(uint32_t (&b)[NT][2], const XStage &stage, int warp_m, int k16) {
     const int lane = gpu::lane_id();
+    const int place = swizzle(warp_m + lane / 16 * 8 + lane % 8, lane / 8 % 2) ^ 2 * k16;
     const void *rows[NT / 2];
     GPU_UNROLL
-    for (int j = 0; j < NT / 2; ++j) {
-        const int row = warp_m + 16 * j + lane / 16 * 8 + lane % 8;
-        rows[j] = &stage.chunk[swizzle(row, 2 * k16 + lane / 8 % 2)];
-    }
+    for (int j = 0; j < NT / 2; ++j) rows[j] = &stage.chunk[place + 16 * j * CHUNKS];
     uint32_t frag[NT / 2][4];
     gpu::ldmatrix_x4_tile<NT / 2>(frag, rows);
     GPU_UNROLL
@@ -147,9 +147,10 @@ template <int K_MULTIPLE> struct Bf16Weights {
 
     GPU_METHOD void fragments(uint32_t (&a)[MT][4], const Stage &stage, const Tables &, int warp_n, int k16) const {
         const int lane = gpu::lane_id();
+        const int place = swizzle(warp_n + lane % 16, lane / 16) ^ 2 * k16;
         const void *rows[MT];
         GPU_UNROLL
-        for (int i = 0; i < MT; ++i) rows[i] = &stage.chunk[swizzle(warp_n + 16 * i + lane % 16, 2 * k16 + lane / 16)];
+        for (int i = 0; i < MT; ++i) rows[i] = &stage.chunk[place + 16 * i * CHUNKS];
         gpu::ldmatrix_x4_tile<MT>(a, rows);
     }
 };

@@ -8,7 +8,8 @@
 //   index      thread_x lane_id warp_id cta_x cta_y cta_z num_ctas_x
 //   sync       sync_cta sync_warp
 //   warp       shfl_xor (f32, u32)
-//   async      cp_async<BYTES>(dst, src, valid_bytes) cp_async_commit cp_async_wait<N>
+//   async      cp_async<BYTES>(dst, src, valid_bytes) cp_async16_or_zeros(dst, src, exists) cp_async_commit
+//              cp_async_wait<N>
 //   tiles      ldmatrix_x4_tile<N> ldmatrix_x4_trans_tile<N> mma_tile<MT, NT>   (bf16 m16n8k16, f32 accumulate)
 //   math       exp2_approx rsqrt_exact tanh_exact erf_exact exp_exact fma_exact round_even
 //   memory     shared<T>() store_vector atomic_add
@@ -111,6 +112,12 @@ template <int BYTES> GPU_FN void cp_async(void *dst, const void *src, int valid_
     } else {
         asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(smem_address(dst)), "l"(src), "n"(BYTES), "r"(valid_bytes) : "memory");
     }
+}
+// Copies 16 bytes, or fills them with zeros where `exists` is 0: a bit tested and the copy, where `valid_bytes` chosen
+// between 16 and 0 is computed.
+GPU_FN void cp_async16_or_zeros(void *dst, const void *src, uint32_t exists) {
+    asm volatile("{ .reg .pred absent; setp.eq.u32 absent, %2, 0; cp.async.cg.shared.global [%0], [%1], 16, absent; }"
+                 ::"r"(smem_address(dst)), "l"(src), "r"(exists) : "memory");
 }
 GPU_FN void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> GPU_FN void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
@@ -258,6 +265,9 @@ GPU_FN float shfl_xor(float v, int mask, EMU_SITE) {
 template <int BYTES> GPU_FN void cp_async(void *dst, const void *src, int valid_bytes, EMU_SITE) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "cp.async copies 4, 8 or 16 bytes");
     schnell_emu_runtime->cp_async(schnell_emu_self, dst, src, BYTES, (uint32_t)valid_bytes, &site);
+}
+GPU_FN void cp_async16_or_zeros(void *dst, const void *src, uint32_t exists, EMU_SITE) {
+    schnell_emu_runtime->cp_async(schnell_emu_self, dst, src, 16, exists != 0 ? 16 : 0, &site);
 }
 GPU_FN void cp_async_commit() { schnell_emu_runtime->cp_async_commit(schnell_emu_self); }
 template <int N> GPU_FN void cp_async_wait(EMU_SITE) { schnell_emu_runtime->cp_async_wait(schnell_emu_self, N, &site); }

@@ -63,14 +63,14 @@ GPU_KERNEL(probe_warp, probe_params, PROBE_THREADS, 1) {
     words[20] = smem[(t & 32) | (31 - gpu::lane_id())];
 }
 
-// A thread copies BYTES into its 16-byte slot; its neighbour looks at the whole slot.
-template <int BYTES> GPU_FN int copy_cases(const probe_params &p, int copy_case) {
+// A thread copies into its 16-byte slot by copy(slot, from, case); its neighbour looks at the whole slot.
+template <typename Copy> GPU_FN int copy_cases(const probe_params &p, int copy_case, int num_cases, Copy copy) {
     uint4 *const slots = &gpu::shared<uint4>();
     const int t = gpu::thread_x();
     GPU_NO_UNROLL
-    for (int valid = 0; valid <= BYTES; ++valid, ++copy_case) {
+    for (int i = 0; i < num_cases; ++i, ++copy_case) {
         slots[t] = uint4{0xa5a5a5a5u, 0xa5a5a5a5u, 0xa5a5a5a5u, 0xa5a5a5a5u};
-        gpu::cp_async<BYTES>(&slots[t], p.input + (copy_case * PROBE_THREADS + t) * 4, valid);
+        copy(&slots[t], p.input + (copy_case * PROBE_THREADS + t) * 4, i);
         gpu::cp_async_commit();
         gpu::cp_async_wait<0>();
         gpu::sync_cta();
@@ -86,9 +86,11 @@ template <int BYTES> GPU_FN int copy_cases(const probe_params &p, int copy_case)
 }
 
 GPU_KERNEL(probe_cp_async, probe_params, PROBE_THREADS, 1) {
-    const int after_4 = copy_cases<4>(p, 0);
-    const int after_8 = copy_cases<8>(p, after_4);
-    copy_cases<16>(p, after_8);
+    int next = copy_cases(p, 0, 5, [](void *to, const void *from, int valid) { gpu::cp_async<4>(to, from, valid); });
+    next = copy_cases(p, next, 9, [](void *to, const void *from, int valid) { gpu::cp_async<8>(to, from, valid); });
+    next = copy_cases(p, next, 17, [](void *to, const void *from, int valid) { gpu::cp_async<16>(to, from, valid); });
+    // Any bit that is set will do.
+    copy_cases(p, next, 2, [](void *to, const void *from, int i) { gpu::cp_async16_or_zeros(to, from, (uint32_t)i << 31); });
 }
 
 // The mainloop of every GEMM: a ring of STAGES slots, STAGES - 1 groups ahead, empty groups at the end.

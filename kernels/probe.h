@@ -12,8 +12,8 @@
 #define PROBE_LDMATRIX_TILES 3
 #define PROBE_MATH_WORDS 20
 #define PROBE_ECHO_WORDS 12
-// cp.async of 4, 8 and 16 bytes with every number of valid bytes: 5 + 9 + 17 cases.
-#define PROBE_COPY_CASES 31
+// cp.async of 4, 8 and 16 bytes with every number of valid bytes: 5 + 9 + 17 cases; 16 bytes or none: 2.
+#define PROBE_COPY_CASES 33
 // Groups that each ring of 2, 3, 4 and 5 slots carries.
 #define PROBE_PIPELINE_GROUPS 10
 #define PROBE_PIPELINE_RINGS 4

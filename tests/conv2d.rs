@@ -102,7 +102,7 @@ fn run(case: Case, device: Device) -> Vec<bf16> {
     got
 }
 
-const CASES: [Case; 10] = {
+const CASES: [Case; 14] = {
     let c = Case {
         height: 8,
         width: 8,
@@ -123,6 +123,11 @@ const CASES: [Case; 10] = {
         Case { channels: 48, out_channels: 16, kernel: 1, ..c },
         Case { height: 4, width: 4, channels: 512, out_channels: 8, ..c },
         Case { height: 4, width: 4, channels: 8, out_channels: 512, kernel: 1, residual: true, ..c },
+        // Several tiles of pixels; taps of a whole k-step, of two, and of parts of them.
+        Case { height: 11, width: 21, channels: 128, ..c },
+        Case { height: 9, width: 15, channels: 64, upsample: true, ..c },
+        Case { height: 7, width: 13, channels: 20, upsample: true, ..c },
+        Case { height: 7, width: 13, channels: 72, kernel: 1, upsample: true, ..c },
     ]
 };
 

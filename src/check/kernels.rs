@@ -78,9 +78,13 @@ pub(super) fn cases() -> Vec<Case> {
             cases.push(large(name, move |lab| attention(lab, [2, 177, kv_len, head_dim], masked)));
         }
     }
-    for (kernel, upsample) in [(1, false), (3, false), (3, true)] {
-        let name = format!("conv2d_{kernel}x{kernel}{}", if upsample { "_upsample" } else { "" });
-        cases.push(small(name, move |lab| conv2d(lab, kernel, upsample)));
+    // Channels that fill k-steps, as nearly all of a VAE do, and such that share them.
+    for channels in [40, 128] {
+        for (kernel, upsample) in [(1, false), (3, false), (3, true)] {
+            let whole = if channels % 64 == 0 { "_whole" } else { "" };
+            let name = format!("conv2d{whole}_{kernel}x{kernel}{}", if upsample { "_upsample" } else { "" });
+            cases.push(small(name, move |lab| conv2d(lab, channels, kernel, upsample)));
+        }
     }
     cases
 }
@@ -417,8 +421,8 @@ fn attention(lab: &Lab, shape: [usize; 4], masked: bool) -> Result<Vec<Output>> 
     Ok(vec![lab.close_bf16("out", &out, 2.0 * BF16.0, 2.0 * BF16.1)?])
 }
 
-fn conv2d(lab: &Lab, kernel: usize, upsample: bool) -> Result<Vec<Output>> {
-    let (height, width, channels, out_channels) = if upsample { (5, 7, 40, 72) } else { (9, 13, 40, 72) };
+fn conv2d(lab: &Lab, channels: usize, kernel: usize, upsample: bool) -> Result<Vec<Output>> {
+    let (height, width, out_channels) = if upsample { (5, 7, 72) } else { (9, 13, 72) };
     let x = lab.bf16s(1, height * width * channels, 1.0)?;
     let weight = lab.bf16s(2, out_channels * conv2d::weight_pitch(channels, kernel), 0.2)?;
     let bias = lab.f32s(3, out_channels, 1.0)?;

@@ -76,6 +76,9 @@ impl Conv2d<'_> {
         let zoom = 1 + self.upsample as usize;
         let (m, k) = (self.height * self.width * zoom * zoom, weight_pitch(self.channels, self.kernel));
         check_len(NAME, "x", self.x, (self.height * self.width - 1) * self.x_pitch + self.channels)?;
+        // The kernel counts the map in chunks of 8 channels, and a tile's pixels and their taps may lie beyond it.
+        let reach = (self.height + 4) * self.width + abi::GEMM_BLOCK_M as usize;
+        to_i32(NAME, "chunks of the map", reach * (self.x_pitch / 8))?;
         let weight = Bf16Weight { values: self.weight, pitch: k };
         weight.check(NAME, self.out_channels, k)?;
         let problem = Problem {
