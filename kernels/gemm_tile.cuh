@@ -317,24 +317,57 @@ GPU_FN void load_f32x8(float (&y)[8], const float *in, int count, bool vector) {
     for (int c = 0; c < 8; ++c) y[c] = c < count ? in[c] : 0.0f;
 }
 
-// Writes this lane's 8 features of every token it owns. `store(y, offset, count, vector)` gets the element offset
-// token * pitch + feature - n_begin.
-template <typename Store> GPU_FN void store_tokens(Accumulators &acc, const gemm_problem &q, const gemm_segment &s, int feature, int token0, Store store) {
-    const int count = s.n_end - feature;
-    const bool vector = count >= 8 && s.out_pitch % 8 == 0;
+// A lane has 16 tokens of its warp's 64; here they are counted from its first.
+constexpr int TOKENS_EACH = 2 * NT;
+GPU_FN int first_token() { return gpu::lane_id() % 4 * 2; }
+GPU_CONSTEXPR int token_offset(int i) { return i / 2 * 8 + i % 2; }
+GPU_FN void take_token(float (&y)[8], Accumulators &acc, int i) {
     GPU_UNROLL
-    for (int j = 0; j < NT; ++j) {
+    for (int c = 0; c < 8; ++c) y[c] = element(acc, c, i / 2, i % 2);
+}
+
+// Operands of so many tokens are on their way at once: nothing moves a load before the store that precedes it, and one load
+// at a time is one latency of the memory at a time. Four would spill on sm_80 and sm_120.
+constexpr int TOKENS_AHEAD = 2;
+
+// Writes this lane's 8 features of every token it owns: load(x, offset, count, vector), and when AHEAD tokens are loaded
+// store(x, y, offset, count, vector), each with the element offset token * pitch + feature - n_begin.
+template <int AHEAD, typename Load, typename Store>
+GPU_FN void update_tokens(Accumulators &acc, const gemm_problem &q, const gemm_segment &s, int feature, int token0, bool vector, Load load, Store store) {
+    const int count = s.n_end - feature, token = token0 + first_token();
+    const int64_t at = token * s.out_pitch + feature - s.n_begin;
+    GPU_UNROLL
+    for (int first = 0; first < TOKENS_EACH; first += AHEAD) {
+        float x[AHEAD][8];
         GPU_UNROLL
-        for (int e = 0; e < 2; ++e) {
-            const int token = token0 + 8 * j + gpu::lane_id() % 4 * 2 + e;
-            if (token < q.m) {
+        for (int i = 0; i < AHEAD; ++i) {
+            const int offset = token_offset(first + i);
+            if (token + offset < q.m) load(x[i], at + offset * s.out_pitch, count, vector);
+        }
+        GPU_UNROLL
+        for (int i = 0; i < AHEAD; ++i) {
+            const int offset = token_offset(first + i);
+            if (token + offset < q.m) {
                 float y[8];
-                GPU_UNROLL
-                for (int c = 0; c < 8; ++c) y[c] = element(acc, c, j, e);
-                store(y, token * s.out_pitch + feature - s.n_begin, count, vector);
+                take_token(y, acc, first + i);
+                store(x[i], y, at + offset * s.out_pitch, count, vector);
             }
         }
     }
+}
+template <typename Load, typename Store>
+GPU_FN void update_tokens(Accumulators &acc, const gemm_problem &q, const gemm_segment &s, int feature, int token0, Load load, Store store) {
+    if (s.n_end - feature >= 8 && s.out_pitch % 8 == 0) {
+        update_tokens<TOKENS_AHEAD>(acc, q, s, feature, token0, true, load, store);
+    } else {
+        update_tokens<1>(acc, q, s, feature, token0, false, load, store);
+    }
+}
+template <typename Store> GPU_FN void store_tokens(Accumulators &acc, const gemm_problem &q, const gemm_segment &s, int feature, int token0, Store store) {
+    const bool vector = s.n_end - feature >= 8 && s.out_pitch % 8 == 0;
+    auto nothing = [](float (&)[8], int64_t, int, bool) {};
+    auto only_y = [&](float (&)[8], float (&y)[8], int64_t at, int count, bool vector) { store(y, at, count, vector); };
+    update_tokens<1>(acc, q, s, feature, token0, vector, nothing, only_y);
 }
 
 GPU_FN void store_segment(Accumulators &acc, const gemm_problem &q, const gemm_segment &s, int feature, int token0) {
@@ -356,33 +389,29 @@ GPU_FN void store_segment(Accumulators &acc, const gemm_problem &q, const gemm_s
             const bool inside = s.aux && feature + c < s.n_end;
             gate[c] = inside ? static_cast<const float *>(s.aux)[feature + c - s.n_begin] : 1.0f;
         }
-        store_tokens(acc, q, s, feature, token0, [&](float (&y)[8], int64_t at, int count, bool vector) {
-            float *out = static_cast<float *>(s.out) + at;
-            float x[8];
-            load_f32x8(x, out, count, vector);
-            GPU_UNROLL
-            for (int c = 0; c < 8; ++c) x[c] += gate[c] * y[c];
-            store_f32x8(out, x, count, vector);
-        });
+        float *const out = static_cast<float *>(s.out);
+        update_tokens(
+            acc, q, s, feature, token0,
+            [&](float (&x)[8], int64_t at, int count, bool vector) { load_f32x8(x, out + at, count, vector); },
+            [&](float (&x)[8], float (&y)[8], int64_t at, int count, bool vector) {
+                GPU_UNROLL
+                for (int c = 0; c < 8; ++c) x[c] += gate[c] * y[c];
+                store_f32x8(out + at, x, count, vector);
+            });
         break;
     }
     case GEMM_ADD_BF16:
-        store_tokens(acc, q, s, feature, token0, [&](float (&y)[8], int64_t at, int count, bool vector) {
-            float x[8];
-            load_bf16x8(x, static_cast<const bf16_bits *>(s.aux) + at, count, vector);
-            GPU_UNROLL
-            for (int c = 0; c < 8; ++c) x[c] += y[c];
-            store_bf16x8(static_cast<bf16_bits *>(s.out) + at, x, count, vector);
-        });
-        break;
     case GEMM_MUL_BF16:
-        store_tokens(acc, q, s, feature, token0, [&](float (&y)[8], int64_t at, int count, bool vector) {
-            float x[8];
-            load_bf16x8(x, static_cast<const bf16_bits *>(s.aux) + at, count, vector);
-            GPU_UNROLL
-            for (int c = 0; c < 8; ++c) x[c] *= y[c];
-            store_bf16x8(static_cast<bf16_bits *>(s.out) + at, x, count, vector);
-        });
+        update_tokens(
+            acc, q, s, feature, token0,
+            [&](float (&x)[8], int64_t at, int count, bool vector) {
+                load_bf16x8(x, static_cast<const bf16_bits *>(s.aux) + at, count, vector);
+            },
+            [&](float (&x)[8], float (&y)[8], int64_t at, int count, bool vector) {
+                GPU_UNROLL
+                for (int c = 0; c < 8; ++c) x[c] = s.kind == GEMM_ADD_BF16 ? x[c] + y[c] : x[c] * y[c];
+                store_bf16x8(static_cast<bf16_bits *>(s.out) + at, x, count, vector);
+            });
         break;
     }
 }
@@ -391,6 +420,8 @@ GPU_FN void store_segment(Accumulators &acc, const gemm_problem &q, const gemm_s
 struct RowSums {
     float sum[BLOCK_N / WARP_N][BLOCK_M];
 };
+
+static_assert(THREADS == BLOCK_M, "a thread finishes the sums of one token");
 
 // RMSNorm over the tile's 128 features and RoPE over their pairs. The whole CTA is one head: all threads come here.
 GPU_FN void store_norm_rope(Accumulators &acc, const gemm_problem &q, const gemm_segment &s, RowSums &sums, int n0, int m0, int warp_n, int warp_m) {
@@ -409,30 +440,44 @@ GPU_FN void store_norm_rope(Accumulators &acc, const gemm_problem &q, const gemm
         }
     }
     gpu::sync_cta();
+    // Once per token, not in each of its lanes: the exact root and reciprocal are long.
+    float &own = sums.sum[0][gpu::thread_x()];
+    own = gpu::rsqrt_exact((own + sums.sum[1][gpu::thread_x()]) * (1.0f / BLOCK_N) + q.norm_eps);
+    gpu::sync_cta();
     float weight[8];
     load_f32x8(weight, static_cast<const float *>(s.aux) + warp_n + group * 8, 8, true);
-    const int64_t column = n0 - s.n_begin + warp_n + group * 8;
+    const int row = warp_m + first_token(), token = m0 + row;
+    const int64_t rope = (int64_t)token * (BLOCK_N / 2) + (warp_n + group * 8) / 2;
+    const float *const rope_cos = q.rope_cos + rope, *const rope_sin = q.rope_sin + rope;
+    bf16_bits *const out = static_cast<bf16_bits *>(s.out) + token * s.out_pitch + n0 - s.n_begin + warp_n + group * 8;
     GPU_UNROLL
-    for (int j = 0; j < NT; ++j) {
+    for (int first = 0; first < TOKENS_EACH; first += TOKENS_AHEAD) {
+        float4 cos[TOKENS_AHEAD], sin[TOKENS_AHEAD];
         GPU_UNROLL
-        for (int e = 0; e < 2; ++e) {
-            const int row = warp_m + 8 * j + pair_token + e, token = m0 + row;
-            if (token < q.m) {
-                const float mean = (sums.sum[0][row] + sums.sum[1][row]) * (1.0f / BLOCK_N);
-                const float rms = gpu::rsqrt_exact(mean + q.norm_eps);
-                const int64_t at = (int64_t)token * (BLOCK_N / 2) + (warp_n + group * 8) / 2;
-                const float4 cos = *reinterpret_cast<const float4 *>(q.rope_cos + at);
-                const float4 sin = *reinterpret_cast<const float4 *>(q.rope_sin + at);
-                const float cosines[4] = {cos.x, cos.y, cos.z, cos.w}, sines[4] = {sin.x, sin.y, sin.z, sin.w};
-                float y[8];
+        for (int i = 0; i < TOKENS_AHEAD; ++i) {
+            const int offset = token_offset(first + i);
+            if (token + offset < q.m) {
+                cos[i] = *reinterpret_cast<const float4 *>(rope_cos + offset * (BLOCK_N / 2));
+                sin[i] = *reinterpret_cast<const float4 *>(rope_sin + offset * (BLOCK_N / 2));
+            }
+        }
+        GPU_UNROLL
+        for (int i = 0; i < TOKENS_AHEAD; ++i) {
+            const int offset = token_offset(first + i);
+            if (token + offset < q.m) {
+                const float rms = sums.sum[0][row + offset];
+                const float cosines[4] = {cos[i].x, cos[i].y, cos[i].z, cos[i].w};
+                const float sines[4] = {sin[i].x, sin[i].y, sin[i].z, sin[i].w};
+                float x[8], y[8];
+                take_token(x, acc, first + i);
                 GPU_UNROLL
                 for (int pair = 0; pair < 4; ++pair) {
-                    const float even = element(acc, 2 * pair, j, e) * rms * weight[2 * pair];
-                    const float odd = element(acc, 2 * pair + 1, j, e) * rms * weight[2 * pair + 1];
+                    const float even = x[2 * pair] * rms * weight[2 * pair];
+                    const float odd = x[2 * pair + 1] * rms * weight[2 * pair + 1];
                     y[2 * pair] = even * cosines[pair] - odd * sines[pair];
                     y[2 * pair + 1] = even * sines[pair] + odd * cosines[pair];
                 }
-                store_bf16x8(static_cast<bf16_bits *>(s.out) + token * s.out_pitch + column, y, 8, true);
+                store_bf16x8(out + offset * s.out_pitch, y, 8, true);
             }
         }
     }

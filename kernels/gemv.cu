@@ -33,7 +33,8 @@ static_assert(sizeof(SharedStorage<4>) == GEMV_SMEM_BYTES_M4, "the launch must p
 static_assert(sizeof(SharedStorage<8>) == GEMV_SMEM_BYTES_M8, "the launch must provide exactly this");
 static_assert(ROWS * GEMV_MAX_M <= gpu::WARP, "one lane finishes one result");
 
-GPU_FN float activate(float v, int act) { return act == GEMV_SILU ? gpu::silu(v) : v; }
+// With an exact quotient: silu's is short enough to be computed for all of a thread's values at once, and m = 4 would spill.
+GPU_FN float activate(float v, int act) { return act == GEMV_SILU ? v / (1.0f + gpu::exp_exact(-v)) : v; }
 
 // x[m, k .. k + 4], activated; zero outside.
 GPU_FN float4 load_x(const gemv_params &p, int m, int k) {

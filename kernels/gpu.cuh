@@ -11,7 +11,7 @@
 //   async      cp_async<BYTES>(dst, src, valid_bytes) cp_async16_or_zeros(dst, src, exists) cp_async_commit
 //              cp_async_wait<N>
 //   tiles      ldmatrix_x4_tile<N> ldmatrix_x4_trans_tile<N> mma_tile<MT, NT>   (bf16 m16n8k16, f32 accumulate)
-//   math       exp2_approx rsqrt_exact tanh_exact erf_exact exp_exact fma_exact round_even
+//   math       exp2_approx divide_approx rsqrt_exact tanh_exact erf_exact exp_exact fma_exact round_even
 //   memory     shared<T>() store_vector atomic_add
 //
 // The tile forms exist for the emulator's sake: on the GPU they unroll to single instructions (identical SASS), on a
@@ -169,6 +169,13 @@ GPU_FN float exp2_approx(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+// a times the reciprocal of b, for b from 1 up to 2^126, and infinity. The exact quotient is a branch and ten times as many
+// instructions, which ptxas does not interleave with the next quotient's.
+GPU_FN float divide_approx(float a, float b) {
+    float y;
+    asm("div.approx.ftz.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+    return y;
+}
 GPU_FN float rsqrt_exact(float x) { return __frcp_rn(__fsqrt_rn(x)); }
 GPU_FN float exp_exact(float x) { return expf(x); }
 GPU_FN float tanh_exact(float x) { return tanhf(x); }
@@ -298,6 +305,7 @@ GPU_FN float add_exact(float a, float b) { return a + b; }
 GPU_FN float reciprocal_exact(float a) { return 1.0f / a; }
 GPU_FN float round_even(float a) { return rintf(a); }
 GPU_FN float exp2_approx(float x) { return exp2f(x); }
+GPU_FN float divide_approx(float a, float b) { return a / b; }
 GPU_FN float rsqrt_exact(float x) { return 1.0f / sqrtf(x); }
 GPU_FN float exp_exact(float x) { return expf(x); }
 GPU_FN float tanh_exact(float x) { return tanhf(x); }
@@ -338,10 +346,11 @@ template <int LANES = 32> GPU_FN float warp_max(float v) {
     return v;
 }
 
-GPU_FN float silu(float x) { return x / (1.0f + exp_exact(-x)); }
-GPU_FN float quick_gelu(float x) { return x / (1.0f + exp_exact(-1.702f * x)); }
+// Below -87 the divisor passes 2^126, and a GPU may make 0 of a result of some 1e-36.
+GPU_FN float silu(float x) { return divide_approx(x, 1.0f + exp_exact(-x)); }
+GPU_FN float quick_gelu(float x) { return divide_approx(x, 1.0f + exp_exact(-1.702f * x)); }
 // 0.5 x (1 + tanh u) = x sigmoid(2 u): no tanh, whose expansion cost the GEMM's epilogue registers it did not have.
-GPU_FN float gelu_tanh(float x) { return x / (1.0f + exp_exact(-1.5957691216057308f * (x + 0.044715f * x * x * x))); }
+GPU_FN float gelu_tanh(float x) { return divide_approx(x, 1.0f + exp_exact(-1.5957691216057308f * (x + 0.044715f * x * x * x))); }
 GPU_FN float gelu_erf(float x) { return 0.5f * x * (1.0f + erf_exact(x * 0.7071067811865476f)); }
 
 } // namespace gpu

@@ -206,6 +206,7 @@ GPU_KERNEL(probe_math, probe_params, PROBE_THREADS, 1) {
     words[17] = gpu::float_to_bits(gpu::quick_gelu(x));
     words[18] = gpu::float_to_bits(gpu::gelu_tanh(x));
     words[19] = gpu::float_to_bits(gpu::gelu_erf(x));
+    words[20] = gpu::float_to_bits(gpu::divide_approx(x, 1.0f + gpu::exp_exact(-y)));
 }
 
 #ifndef __CUDACC__

@@ -101,6 +101,7 @@ fn probe_math(lab: &Lab) -> Result<Vec<Output>> {
         "quick_gelu",
         "gelu_tanh",
         "gelu_erf",
+        "divide",
     ];
     // Every sign, zeros, ties of the rounding to bf16, denormals, infinities, NaN; then the usual, then anything.
     let mut x: Vec<u32> =
@@ -137,6 +138,8 @@ fn probe_math(lab: &Lab) -> Result<Vec<Output>> {
             // ex2.approx flushes denormals.
             "exp2" => Values::Ulps { values: floats(n), ulps: 4, floor: f32::MIN_POSITIVE },
             "exp" | "tanh" | "erf" => Values::Ulps { values: floats(n), ulps: 6, floor: f32::MIN_POSITIVE },
+            // The divisor, 1 + exp, has its own error.
+            "divide" => Values::Ulps { values: floats(num_usual), ulps: 12, floor: f32::MIN_POSITIVE },
             // 1 + tanh(x) loses all digits where it nears zero: what is left is a rounding of 1, times |x| <= 20.
             _ => Values::Ulps { values: floats(num_usual), ulps: 16, floor: 20.0 * 4.0 * f32::EPSILON },
         };
