@@ -1,4 +1,4 @@
-// count_nonfinite: counter[index] += how many of x[rows, width] are NaN or infinite     f32 in
+// count_nonfinite: counter[index] += how many of x[0 .. count] are NaN or infinite     f32 in
 //
 // Work    16 elements per thread, a warp's lanes side by side; one integer atomic per warp, and none where all is well.
 // Bound   memory: 4 bytes per element.
@@ -11,9 +11,7 @@ GPU_KERNEL(count_nonfinite_f32, count_nonfinite_params, COUNT_NONFINITE_THREADS,
     GPU_UNROLL
     for (int i = 0; i < COUNT_NONFINITE_PER_THREAD; ++i) {
         const int64_t at = first + i * COUNT_NONFINITE_THREADS;
-        if (at >= p.count) continue;
-        const int64_t element = p.pitch == p.width ? at : at / p.width * p.pitch + at % p.width;
-        found += (gpu::float_to_bits(p.x[element]) & 0x7f800000u) == 0x7f800000u ? 1u : 0u;
+        if (at < p.count) found += (gpu::float_to_bits(p.x[at]) & 0x7f800000u) == 0x7f800000u ? 1u : 0u;
     }
     GPU_UNROLL
     for (int mask = gpu::WARP / 2; mask > 0; mask /= 2) found += gpu::shfl_xor(found, mask);

@@ -8,11 +8,10 @@
 #define COUNT_NONFINITE_SMEM_BYTES 0
 
 typedef struct count_nonfinite_params {
-    DEV(const float) x;        // [rows, pitch]
+    DEV(const float) x;        // [count]
     DEV(uint32_t) counter;     // [index + 1], of which the last is added to
     DEV(const int32_t) index;  // [1], or null for 0
-    int64_t count;             // rows * width
-    int64_t width, pitch;
+    int64_t count;
 } count_nonfinite_params;
 
 #endif

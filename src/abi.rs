@@ -318,12 +318,10 @@ pub struct count_nonfinite_params {
     pub counter: u64,
     pub index: u64,
     pub count: i64,
-    pub width: i64,
-    pub pitch: i64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of count_nonfinite_params"][::std::mem::size_of::<count_nonfinite_params>() - 48usize];
+    ["Size of count_nonfinite_params"][::std::mem::size_of::<count_nonfinite_params>() - 32usize];
     ["Alignment of count_nonfinite_params"][::std::mem::align_of::<count_nonfinite_params>() - 8usize];
     ["Offset of field: count_nonfinite_params::x"]
         [::std::mem::offset_of!(count_nonfinite_params, x) - 0usize];
@@ -333,10 +331,6 @@ const _: () = {
         [::std::mem::offset_of!(count_nonfinite_params, index) - 16usize];
     ["Offset of field: count_nonfinite_params::count"]
         [::std::mem::offset_of!(count_nonfinite_params, count) - 24usize];
-    ["Offset of field: count_nonfinite_params::width"]
-        [::std::mem::offset_of!(count_nonfinite_params, width) - 32usize];
-    ["Offset of field: count_nonfinite_params::pitch"]
-        [::std::mem::offset_of!(count_nonfinite_params, pitch) - 40usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]

@@ -239,8 +239,7 @@ fn count_nonfinite(lab: &Lab) -> Result<Vec<Output>> {
     let counter = lab.upload(&[7u32, 9])?;
     CountNonfinite::all(&x, &counter).launch(lab.device(), COMPUTE)?;
     let index = lab.upload(&[1i32])?;
-    let (rows, width, pitch) = (700, 3, 5);
-    CountNonfinite { x: &x, rows, width, pitch, counter: &counter, index: Some(&index) }
+    CountNonfinite { index: Some(&index), ..CountNonfinite::all(&x, &counter) }
         .launch(lab.device(), COMPUTE)?;
     Ok(vec![lab.bits("counter", &counter)?])
 }

@@ -1,6 +1,6 @@
 //! How many NaN and infinities a buffer holds.
 
-use super::{check_len, check_pitch, kernel, matrix_len, to_i32};
+use super::{check_len, kernel, to_i32};
 use crate::Result;
 use crate::abi;
 use crate::device::{Device, Footprint, StreamId, View};
@@ -14,18 +14,12 @@ kernel!(
 /// `counter[index] +=` the number of NaN and infinities in `x`, modulo 2^32. The counter is not cleared first, so that one
 /// may serve many buffers.
 ///
-/// - `x`: f32 `[rows, width]` with row pitch `pitch`; `counter`: u32, one per index
+/// - `x`: f32 `[n]`; `counter`: u32, one per index
 /// - source: ours
 #[derive(Clone, Copy, Debug)]
 pub struct CountNonfinite<'a> {
-    /// What is looked at.
+    /// All of it is looked at.
     pub x: &'a View<f32>,
-    /// How many rows.
-    pub rows: usize,
-    /// Elements of a row.
-    pub width: usize,
-    /// Elements from row to row.
-    pub pitch: usize,
     /// Added to.
     pub counter: &'a View<u32>,
     /// i32 `[1]`, below `counter.len()`; nothing for 0.
@@ -37,34 +31,29 @@ const NAME: &str = "count_nonfinite";
 impl<'a> CountNonfinite<'a> {
     /// Of all of `x`, into the one counter.
     pub fn all(x: &'a View<f32>, counter: &'a View<u32>) -> Self {
-        CountNonfinite { x, rows: 1, width: x.len(), pitch: x.len(), counter, index: None }
+        CountNonfinite { x, counter, index: None }
     }
 
     /// Enqueues the count.
     ///
     /// # Errors
-    /// [`crate::Error::Input`] when `counter` is empty or `x` shorter than its shape.
+    /// [`crate::Error::Input`] when `counter` or `index` is empty.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
         check_len(NAME, "counter", self.counter, 1)?;
-        check_pitch(NAME, "pitch", self.pitch, self.width)?;
-        check_len(NAME, "x", self.x, matrix_len(self.rows, self.pitch, self.width))?;
         if let Some(index) = self.index {
             check_len(NAME, "index", index, 1)?;
         }
-        let count = self.rows * self.width;
         let mut footprint = Footprint::new(device);
         let params = abi::count_nonfinite_params {
-            x: footprint.reads_rows(self.x, self.rows, self.pitch, self.width)?,
+            x: footprint.reads(self.x)?,
             counter: footprint.updates(self.counter)?,
             index: footprint.reads_optional(self.index)?,
-            count: count as i64,
-            width: self.width as i64,
-            pitch: self.pitch as i64,
+            count: self.x.len() as i64,
         };
         let per_cta = (abi::COUNT_NONFINITE_THREADS * abi::COUNT_NONFINITE_PER_THREAD) as usize;
-        let grid = [to_i32(NAME, "the grid", count.div_ceil(per_cta))? as u32, 1, 1];
-        // SAFETY: params is this entry's generated type; no thread reaches beyond `rows` rows of `width` elements
-        // (checked above), and only the one counter is written, whose index the caller keeps below their number.
+        let grid = [to_i32(NAME, "the grid", self.x.len().div_ceil(per_cta))? as u32, 1, 1];
+        // SAFETY: params is this entry's generated type; no thread reaches beyond `x.len()` elements, and only the
+        // one counter is written, whose index the caller keeps below their number.
         unsafe { device.launch(stream, &COUNT_NONFINITE, grid, &params, &footprint) }
     }
 }

@@ -10,7 +10,6 @@ use half::bf16;
 
 use crate::device::{Device, Event, HostBuffer, Kernel, Params, StreamId, View, Work};
 use crate::memory::arena::Arena;
-use crate::models::flux::vae::OUT_PITCH;
 use crate::models::flux::{BRANCHES, Inputs, Outputs};
 use crate::program::op::Kept;
 use crate::program::{Kind, Program, STREAM, What};
@@ -269,7 +268,7 @@ fn dead_at(plan: &ShapePlan, op: usize, arena: &Arena) -> Result<Vec<View<u8>>> 
 }
 
 /// What is kept of a run's stages.
-pub(super) struct Dumps {
+pub(crate) struct Dumps {
     pub on: bool,
     pub all: Vec<Dump>,
 }
@@ -309,9 +308,10 @@ impl Dumps {
             false => bytemuck::cast_slice(bytes).to_vec(),
         };
         let mut shape = kept.shape.clone();
-        if let [height, width, OUT_PITCH] = shape[..] {
-            // [h, w, 4] to [1, 3, h, w]
-            values = (0..3).flat_map(|c| values.chunks(OUT_PITCH).map(move |pixel| pixel[c])).collect();
+        if let ([height, width, 3], "vae") = (&shape[..], stage) {
+            // [h, w, 3] to [1, 3, h, w]
+            let (height, width) = (*height, *width);
+            values = (0..3).flat_map(|c| values.chunks(3).map(move |pixel| pixel[c])).collect();
             shape = vec![1, 3, height, width];
         }
         let name = match stage {

@@ -50,16 +50,12 @@ impl Placed {
     /// # Errors
     /// [`crate::Error::Plan`] when the check finds a fault, which is one of this crate.
     pub fn new(program: Program) -> Result<Placed> {
-        let t = std::time::Instant::now();
         let program = residency::all_resident(program);
         let live = liveness::liveness(&program);
-        eprintln!("TIMING live {:?}", t.elapsed());
         let (offsets, bytes, resident_bytes) = place::place(&program, &live);
-        eprintln!("TIMING place {:?}", t.elapsed());
         let waits = order::order(&program, &offsets);
         let placed = Placed { program, offsets, bytes, resident_bytes, live, waits };
         check::check(&placed)?;
-        eprintln!("TIMING check {:?} ops {} buffers {}", t.elapsed(), placed.program.ops.len(), placed.program.buffers.len());
         Ok(placed)
     }
 }

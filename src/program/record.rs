@@ -157,35 +157,17 @@ impl Recorder {
 
     /// `view` can be looked at when the stage ends, under `name`.
     pub fn keep_f32(&mut self, name: String, view: &View<f32>, shape: &[usize]) -> Result<()> {
-        self.keep(name, view, [1, view.len(), view.len()], false, shape)
-    }
-
-    /// As [`Recorder::keep_f32`], of `[rows, pitch, width]`: of each row of `pitch` elements the first `width` mean something.
-    pub fn keep_f32_rows(
-        &mut self,
-        name: String,
-        view: &View<f32>,
-        rows: [usize; 3],
-        shape: &[usize],
-    ) -> Result<()> {
-        self.keep(name, view, rows, false, shape)
+        self.keep(name, view, false, shape)
     }
 
     /// As [`Recorder::keep_f32`].
     pub fn keep_bf16(&mut self, name: String, view: &View<half::bf16>, shape: &[usize]) -> Result<()> {
-        self.keep(name, view, [1, view.len(), view.len()], true, shape)
+        self.keep(name, view, true, shape)
     }
 
-    fn keep<T>(
-        &mut self,
-        name: String,
-        view: &View<T>,
-        [rows, pitch, width]: [usize; 3],
-        is_bf16: bool,
-        shape: &[usize],
-    ) -> Result<()> {
+    fn keep<T>(&mut self, name: String, view: &View<T>, is_bf16: bool, shape: &[usize]) -> Result<()> {
         let mut footprint = Footprint::new(&self.device);
-        footprint.reads_rows(view, rows, pitch, width)?;
+        footprint.reads(view)?;
         let touches = self.touches(&footprint.into_work())?;
         if let (Some(stage), Some(&touch)) = (&mut self.stage, touches.first()) {
             stage.kept.push(Kept { name, touch, is_bf16, shape: shape.to_vec() });

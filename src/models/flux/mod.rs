@@ -106,10 +106,8 @@ pub(crate) fn record(
     let (height, width) = shape.token_grid(config);
     let mut net = Network::new(recorder, weights, Part::Vae, Quantize::None);
     let picture = vae::record(&mut net, &config.vae, [2 * height, 2 * width], &steps.latents)?;
-    let (pixels, pitch) = (shape.width * shape.height, vae::OUT_PITCH);
-    guards.rows(recorder, "the decoded picture", &picture.image, pixels, 3, pitch)?;
-    let kept = [shape.height, shape.width, pitch];
-    recorder.keep_f32_rows("vae_out".to_string(), &picture.image, [pixels, pitch, 3], &kept)?;
+    guards.all(recorder, "the decoded picture", &picture.image)?;
+    recorder.keep_f32("vae_out".to_string(), &picture.image, &[shape.height, shape.width, 3])?;
 
     recorder.stage("copy", 1)?;
     let rgb = recorder.fetch(&picture.rgb)?;
@@ -132,21 +130,9 @@ impl Guards {
 
     /// Counts in all of `x`, which is called `place`.
     fn all(&mut self, recorder: &Recorder, place: &str, x: &View<f32>) -> Result<()> {
-        self.rows(recorder, place, x, 1, x.len(), x.len())
-    }
-
-    fn rows(
-        &mut self,
-        recorder: &Recorder,
-        place: &str,
-        x: &View<f32>,
-        rows: usize,
-        width: usize,
-        pitch: usize,
-    ) -> Result<()> {
         let counter = &self.counters.slice(self.places.len(), 1)?;
         self.places.push(place.to_string());
-        CountNonfinite { x, rows, width, pitch, counter, index: None }.launch(recorder.device(), STREAM)
+        CountNonfinite::all(x, counter).launch(recorder.device(), STREAM)
     }
 
     /// Counts in `x`, the latents, at the place of the step whose number is in `step`.

@@ -17,8 +17,8 @@ use crate::program::STREAM;
 use crate::{Error, Result};
 
 const NORM_EPS: f32 = 1e-6;
-/// Elements from pixel to pixel of the decoder's output.
-pub(crate) const OUT_PITCH: usize = 4;
+/// Red, green, blue.
+const COLORS: usize = 3;
 
 /// A map `[height, width, channels]`, pixels `channels` rounded up to 8 apart.
 #[derive(Clone)]
@@ -41,7 +41,7 @@ impl Map {
 
 /// What a decoder leaves.
 pub(crate) struct Picture {
-    /// f32 NHWC `[height, width, 4]`, red, green, blue in [-1, 1] before clamping.
+    /// f32 NHWC `[height, width, 3]` in [-1, 1] before clamping.
     pub image: View<f32>,
     /// u8 `[height, width, 3]`.
     pub rgb: View<u8>,
@@ -58,7 +58,7 @@ pub(crate) fn record(
     [height, width]: [usize; 2],
     latents: &View<f32>,
 ) -> Result<Picture> {
-    if config.block_channels.iter().any(|c| c % 8 != 0) || config.out_channels != 3 {
+    if config.block_channels.iter().any(|c| c % 8 != 0) || config.out_channels != COLORS {
         return Err(Error::Unsupported(format!(
             "a VAE with channels {:?} and {} output channels: widths must be multiples of 8, output 3",
             config.block_channels, config.out_channels
@@ -103,10 +103,10 @@ pub(crate) fn record(
     let norm = decoder.net.affine("decoder.conv_norm_out", map.channels)?;
     let normed = decoder.norm(&norm, &map, true)?;
     let conv = decoder.net.conv("decoder.conv_out", map.channels, config.out_channels, 3)?;
-    let image = decoder.net.buffer::<f32>("image", map.pixels() * OUT_PITCH)?;
-    decoder.convolution(&conv, &normed, false, Epilogue::StoreF32(&image), OUT_PITCH)?;
-    let rgb = decoder.net.buffer::<u8>("rgb", map.pixels() * 3)?;
-    ToRgb { x: &image, pitch: OUT_PITCH, pixels: map.pixels(), out: &rgb }
+    let image = decoder.net.buffer::<f32>("image", map.pixels() * COLORS)?;
+    decoder.convolution(&conv, &normed, false, Epilogue::StoreF32(&image), COLORS)?;
+    let rgb = decoder.net.buffer::<u8>("rgb", map.pixels() * COLORS)?;
+    ToRgb { x: &image, pitch: COLORS, pixels: map.pixels(), out: &rgb }
         .launch(decoder.net.device(), STREAM)?;
     Ok(Picture { image, rgb })
 }
