@@ -24,7 +24,7 @@ mod model;
 mod output;
 pub mod plan;
 mod request;
-pub(crate) mod run;
+mod run;
 pub mod timing;
 
 use std::ops::ControlFlow;

@@ -28,6 +28,8 @@ pub(crate) enum FaultKind {
     Unwritten,
     /// A read of bytes that another buffer has taken since.
     Reused,
+    /// An operation that writes where another buffer that it touches lies: its threads run in any order.
+    Overlap,
     /// Two operations of two streams on the same bytes, one of them writing, with nothing that orders them.
     Unordered,
     /// A write into a weight, or a buffer that is none among them.
@@ -133,6 +135,24 @@ fn bounds(placed: &Placed) -> Result<(), Fault> {
             }
             if touch.mode != Mode::Read && buffer.kind == Kind::Weight {
                 return fault(FaultKind::WritesResident, format!("operation {i} writes {}", buffer.name));
+            }
+        }
+        let place = |t: &Touch| {
+            let hull = t.hull();
+            placed.offsets[t.buffer] + hull.start..placed.offsets[t.buffer] + hull.end
+        };
+        for write in op.touches.iter().filter(|t| t.mode != Mode::Read) {
+            let bytes = place(write);
+            let meets = |other: &&Touch| {
+                let also = place(other);
+                other.buffer != write.buffer && bytes.start < also.end && also.start < bytes.end
+            };
+            if let Some(other) = op.touches.iter().find(meets) {
+                let names = [write, other].map(|t| &buffers[t.buffer].name);
+                return fault(
+                    FaultKind::Overlap,
+                    format!("operation {i} writes {} over {}", names[0], names[1]),
+                );
             }
         }
         let is_well_formed = match op.what {

