@@ -21,10 +21,12 @@ use schnell::kernels::gemv::{Gemv, GemvActivation, GemvWeight};
 use schnell::kernels::group_norm_silu::GroupNormSilu;
 use schnell::kernels::head_norm_rope::HeadNormRope;
 use schnell::kernels::layer_norm_mod::LayerNormMod;
+use schnell::kernels::next_step::NextStep;
 use schnell::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
 use schnell::kernels::nf4_quantize::{Nf4Layout, Nf4Quantize, Nf4Source};
 use schnell::kernels::probe;
 use schnell::kernels::rms_norm::RmsNorm;
+use schnell::kernels::select_row::SelectRow;
 use schnell::kernels::to_rgb::ToRgb;
 use schnell::kernels::unpack_latents::UnpackLatents;
 
@@ -406,6 +408,12 @@ fn once(bench: &Bench) {
     .unwrap();
     let counter = bench.upload(&[0u32]);
     CountNonfinite::all(&latents, &counter).launch(&bench.device, COMPUTE).unwrap();
+    let index = bench.upload(&[1i32]);
+    let (table, row) = (bench.alloc(2 * n), bench.alloc(n));
+    SelectRow { table: &table, pitch: n, rows: 2, width: n, index: &index, out: &row }
+        .launch(&bench.device, COMPUTE)
+        .unwrap();
+    NextStep { step: &index }.launch(&bench.device, COMPUTE).unwrap();
     let (height, width, channels) = (8, 16, 16);
     let tokens = bench.alloc(height * width * channels);
     let map = bench.alloc(height * width * 16);

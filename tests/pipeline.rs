@@ -8,7 +8,7 @@ use golden::Golden;
 use schnell::Error;
 use schnell::device::Device;
 use schnell::pipeline::{BindOptions, Model, Noise, Pipeline, Plan, Progress, Quantize, Request, Shape};
-use std::ops::ControlFlow::Continue;
+use std::ops::ControlFlow::{Break, Continue};
 
 /// 64 image tokens and 256 text tokens: at least 4 CTAs for every hot kernel.
 const SHAPE: Shape = Shape { width: 128, height: 128, steps: 2, t5_length: 256, true_cfg: false };
@@ -129,4 +129,92 @@ fn truncated_prompts_are_counted() {
     assert!(output.clip_tokens_dropped > 0 && output.t5_tokens_dropped > 0);
     let output = pipeline.generate(&Request::new("red", 0), &mut |_| Continue(())).unwrap();
     assert_eq!((output.clip_tokens_dropped, output.t5_tokens_dropped), (0, 0));
+}
+
+/// Weights are read once, memory is allocated once, and every shape draws what a pipeline of its own would.
+#[test]
+fn several_shapes_on_one_load() {
+    let (_dir, model) = demo();
+    let of = |width, height| Shape { width, height, t5_length: 32, ..SHAPE };
+    let shapes = [of(64, 64), of(96, 64), of(128, 128), of(64, 64)];
+    let device = emulator();
+    let plan = Plan::new(model.config(), shapes[2], Quantize::Nf4).unwrap();
+    let planned = plan.arena_bytes();
+    let mut loaded = 0;
+    let mut pipeline = Pipeline::bind(&model, plan, &device, BindOptions::default(), &mut |p| {
+        loaded += matches!(p, Progress::Loading { done: 0, .. }) as usize;
+        Continue(())
+    })
+    .unwrap();
+    pipeline.warm_up(shapes[1]).unwrap();
+    for shape in shapes {
+        let request = Request { shape: Some(shape), ..Request::new("a red circle", 1) };
+        let output = pipeline.generate(&request, &mut |p| {
+            assert!(!matches!(p, Progress::Loading { .. }), "{p:?}");
+            Continue(())
+        });
+        let output = output.unwrap();
+        assert_eq!((output.width, output.height), (shape.width, shape.height));
+        let alone = draw(&mut bind(&model, shape, &emulator()), "a red circle", 1);
+        assert!(output.rgb == alone, "{shape:?} differs from a pipeline of its own");
+    }
+    assert_eq!((device.num_allocations(), loaded), (1, 1));
+    assert_eq!(pipeline.plan().arena_bytes(), planned);
+
+    // One that does not fit is refused in bytes, and does no harm.
+    match pipeline.warm_up(of(512, 512)).unwrap_err() {
+        Error::Capacity { needed_bytes, available_bytes, .. } => {
+            assert!(needed_bytes > available_bytes && available_bytes == planned);
+        }
+        other => panic!("{other:?}"),
+    }
+    let again = Request { shape: Some(shapes[0]), ..Request::new("a red circle", 1) };
+    pipeline.generate(&again, &mut |_| Continue(())).unwrap();
+    // Planned for both, there is room for both.
+    let plan = Plan::new(model.config(), shapes[0], Quantize::Nf4).unwrap().with_shape(shapes[2]).unwrap();
+    assert_eq!(plan.arena_bytes(), planned);
+    assert_eq!(plan.shape(), shapes[0]);
+}
+
+#[test]
+fn a_generation_can_be_stopped_and_another_follows() {
+    let (_dir, model) = demo();
+    let mut pipeline = bind(&model, SHAPE, &emulator());
+    let want = draw(&mut pipeline, "a red circle", 1);
+    for stop_at in [Progress::TextEncoding, Progress::Step { index: 0, total: 2 }, Progress::Decoding] {
+        let mut seen = Vec::new();
+        let stopped = pipeline.generate(&Request::new("a blue square", 2), &mut |p| {
+            seen.push(p);
+            if p == stop_at { Break(()) } else { Continue(()) }
+        });
+        assert!(matches!(stopped, Err(Error::Stopped)), "{stopped:?}");
+        assert_eq!(seen.last(), Some(&stop_at));
+        assert_eq!(draw(&mut pipeline, "a red circle", 1), want);
+    }
+    let plan = Plan::new(model.config(), SHAPE, Quantize::Nf4).unwrap();
+    let loading = Pipeline::bind(&model, plan, &emulator(), BindOptions::default(), &mut |_| Break(()));
+    assert!(matches!(loading, Err(Error::Stopped)));
+}
+
+/// The host waits once a step, so as not to run ahead further than one, and at the end.
+#[test]
+fn the_host_waits_once_a_step_and_at_the_end() {
+    let (_dir, model) = demo();
+    let device = emulator();
+    let mut pipeline = bind(&model, Shape { steps: 3, ..SHAPE }, &device);
+    draw(&mut pipeline, "a red circle", 1);
+    let before = device.num_waits();
+    draw(&mut pipeline, "a red circle", 1);
+    // The pinned buffer is looked at twice, each time with copies of one stream behind it: before it is filled, and read.
+    assert_eq!(device.num_waits() - before, 3 + 1 + 1);
+}
+
+/// Numbers that are not finite are found where they arise, and the place is named.
+#[test]
+fn the_place_of_numbers_that_are_not_finite_is_named() {
+    let (_dir, model) = demo();
+    let mut pipeline = bind(&model, Shape { steps: 2, ..SHAPE }, &emulator());
+    let nan = Request { noise: Noise::Given(vec![f32::NAN; 64 * 64]), ..Request::new("x", 0) };
+    let message = pipeline.generate(&nan, &mut |_| Continue(())).unwrap_err().to_string();
+    assert!(message.contains("the latents of step 0 are not finite"), "{message}");
 }

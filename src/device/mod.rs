@@ -252,6 +252,7 @@ pub(crate) trait Machine: Send + Sync {
 struct Inner {
     machine: Box<dyn Machine>,
     num_allocations: AtomicUsize,
+    num_waits: AtomicUsize,
     launched: Mutex<BTreeSet<&'static str>>,
 }
 
@@ -297,6 +298,7 @@ impl Device {
             inner: Arc::new(Inner {
                 machine,
                 num_allocations: AtomicUsize::new(0),
+                num_waits: AtomicUsize::new(0),
                 launched: Mutex::default(),
             }),
         }
@@ -333,6 +335,11 @@ impl Device {
     /// How many device allocations were ever made here; a pipeline makes one.
     pub fn num_allocations(&self) -> usize {
         self.inner.num_allocations.load(Ordering::Relaxed)
+    }
+
+    /// How often the host has waited for this machine so far: for an event or for a stream.
+    pub fn num_waits(&self) -> usize {
+        self.inner.num_waits.load(Ordering::Relaxed)
     }
 
     /// The entry points that were launched here so far, by name.
@@ -558,6 +565,7 @@ impl Device {
     /// [`Error::Device`] with whatever failed on the way.
     pub fn synchronize_event(&self, event: &Event) -> Result<()> {
         self.check_own(&event.device)?;
+        self.inner.num_waits.fetch_add(1, Ordering::Relaxed);
         // SAFETY: as in `record`.
         unsafe { self.machine().synchronize_event(event.id) }
     }
@@ -567,6 +575,7 @@ impl Device {
     /// # Errors
     /// [`Error::Device`] with whatever failed on the way.
     pub fn synchronize(&self, stream: StreamId) -> Result<()> {
+        self.inner.num_waits.fetch_add(1, Ordering::Relaxed);
         self.machine().synchronize(stream)
     }
 

@@ -80,7 +80,7 @@ impl<'c> Transformer<'c> {
             extent,
             rope_cos: net.buffer("rope_cos", tokens * head_dim / 2)?,
             rope_sin: net.buffer("rope_sin", tokens * head_dim / 2)?,
-            modulation: net.buffer("modulation", Self::modulation_width(config))?,
+            modulation: net.buffer("modulation_row", Self::modulation_width(config))?,
             x: net.buffer("x", tokens * d)?,
             h: net.buffer("h", tokens * d)?,
             q: net.buffer("q", tokens * d)?,
