@@ -550,6 +550,20 @@ fn grids_that_cannot_be_are_refused() {
 }
 
 #[test]
+fn a_plan_lists_its_operations_if_asked() {
+    let sandbox = Sandbox::new();
+    let plan = ["plan", "--width", "64", "--height", "64", "--steps", "3"];
+    let short = sandbox.run(plan).stdout;
+    let long = sandbox.run([&plan[..], &["--launches"]].concat()).stdout;
+    let launches = long.strip_prefix(&short).unwrap();
+    for line in ["clip x 1", "step x 3", "vae x 1"] {
+        assert!(launches.lines().any(|l| l == line), "{line} is not in {launches}");
+    }
+    let gemm = launches.lines().find(|l| l.contains("nf4_gemm_bf16_sm80")).unwrap();
+    assert!(gemm.contains("GFLOP") && gemm.contains("<transformer.") || gemm.contains("<t5."), "{gemm}");
+}
+
+#[test]
 fn timings_name_every_stage_in_order() {
     let sandbox = Sandbox::new();
     assert_eq!(sandbox.run(quick(&["--steps", "2", "--timings", "t.json"])).code, 0);

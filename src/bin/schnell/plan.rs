@@ -14,6 +14,9 @@ pub struct Args {
     /// Plan for a negative prompt
     #[arg(long)]
     true_cfg: bool,
+    /// Print every operation, too: kernel, grid, multiply-adds, what it reads (<) and writes (>)
+    #[arg(long)]
+    launches: bool,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -21,6 +24,9 @@ pub fn run(args: &Args) -> Result<()> {
     let config = PipelineConfig::open(dir.path())?;
     let plan = Plan::new(&config, args.options.shape(&config, args.true_cfg), args.options.quantize())?;
     print!("{plan}");
+    if args.launches {
+        print!("\n{}", plan.launches());
+    }
     match args.options.budget {
         Some(budget) => plan.check_budget(budget),
         None => Ok(()),
