@@ -19,7 +19,7 @@ pub struct Request {
     pub prompt: String,
     /// For T5.
     pub prompt_2: Option<String>,
-    /// What the picture should lead away from, for plans with [`Shape::true_cfg`](crate::plan::Shape::true_cfg).
+    /// What the picture should lead away from, for plans with [`Shape::true_cfg`].
     pub negative_prompt: String,
     /// How strongly: `v = v_negative + scale (v - v_negative)`.
     pub true_cfg_scale: f32,
@@ -36,7 +36,7 @@ pub struct Request {
     pub timesteps: TimeRounding,
     /// For models with a guidance embedder; ignored by others.
     pub guidance: f32,
-    /// Keep every stage's tensor ([`Output::dumps`]); needs [`BindOptions::dump`].
+    /// Keep every stage's tensor ([`Output::dumps`](crate::pipeline::Output::dumps)); needs [`BindOptions::dump`].
     pub dump: bool,
 }
 

@@ -22,7 +22,9 @@ pub(crate) struct Region {
 pub(crate) fn regions(placed: &Placed) -> Vec<Region> {
     let program = &placed.program;
     let stage_of = |op: usize| program.stages.iter().position(|stage| stage.ops.contains(&op));
-    let mut by_name: BTreeMap<(bool, &str), (Region, Option<(usize, usize)>)> = BTreeMap::new();
+    // With the first and the last stage, by their places in the program.
+    type Lived = (Region, Option<(usize, usize)>);
+    let mut by_name: BTreeMap<(bool, &str), Lived> = BTreeMap::new();
     for (i, buffer) in program.buffers.iter().enumerate() {
         let first = placed.live[i].first().and_then(|l| stage_of(l.0));
         let last = placed.live[i].last().and_then(|l| stage_of(l.1));

@@ -1,4 +1,4 @@
-//! FLUX.1: two text encoders, a transformer, a decoder, and how they make one generation ([`record`]).
+//! FLUX.1: two text encoders, a transformer, a decoder, and how they make one generation (`record`).
 //!
 //! Values that change from request to request or from step to step (times, seeds' noise, guidance, the row of a pooled vector)
 //! lie in device memory: the program sends them first, and one step's operations are those of every step.
