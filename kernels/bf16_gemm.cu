@@ -4,12 +4,15 @@
 // Bound   compute for image tokens; memory for CLIP's 77.
 #include "bf16_gemm.h"
 #include "gemm_tile.cuh"
+#include "operands/bf16_tile.cuh"
 
 static_assert(sizeof(gemm::SharedStorage<gemm::Bf16Weights<1>, BF16_GEMM_STAGES>) == BF16_GEMM_SMEM_BYTES, "the header tells the host how much to ask for");
 
-GPU_KERNEL(bf16_gemm_sm80, bf16_gemm_params, GEMM_THREADS, 1) {
-    const gemm_problem &q = p.problem[gpu::cta_z()];
-    const int m0 = gpu::cta_x() * gemm::BLOCK_M, n0 = gpu::cta_y() * gemm::BLOCK_N;
-    if (n0 >= q.n || m0 >= q.m) return;
-    gemm::run_tile<gemm::Bf16Weights<1>, BF16_GEMM_STAGES>(q, gemm::TokenLoader<1>(q, m0), n0, m0);
-}
+#define BF16_GEMM(entry, epilogues)                                                        \
+    GPU_KERNEL(entry, gemm_params, GEMM_THREADS, 1) {                                      \
+        gemm::run_problem<gemm::Bf16Weights<1>, BF16_GEMM_STAGES, 1, gemm::epilogues>(p);  \
+    }
+BF16_GEMM(bf16_gemm_store_sm80, Store)
+BF16_GEMM(bf16_gemm_residual_sm80, Residual)
+BF16_GEMM(bf16_gemm_combine_sm80, Combine)
+BF16_GEMM(bf16_gemm_heads_sm80, Heads)

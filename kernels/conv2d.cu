@@ -7,6 +7,7 @@
 // Bound   compute: k = 9 * 512 at most, every input chunk is used by 128 channels.
 #include "conv2d.h"
 #include "gemm_tile.cuh"
+#include "operands/bf16_tile.cuh"
 
 static_assert(sizeof(gemm::SharedStorage<gemm::Bf16Weights<8>, CONV2D_STAGES>) == CONV2D_SMEM_BYTES, "the header tells the host how much to ask for");
 
@@ -104,5 +105,5 @@ struct PixelLoader {
 
 GPU_KERNEL(conv2d_bf16_sm80, conv2d_params, GEMM_THREADS, 1) {
     const int m0 = gpu::cta_x() * gemm::BLOCK_M, n0 = gpu::cta_y() * gemm::BLOCK_N;
-    gemm::run_tile<gemm::Bf16Weights<8>, CONV2D_STAGES>(p.gemm, PixelLoader(p, m0), n0, m0);
+    gemm::run_tile<gemm::Bf16Weights<8>, CONV2D_STAGES, gemm::Map>(p.gemm, PixelLoader(p, m0), n0, m0);
 }

@@ -24,7 +24,18 @@
 #define GEMM_ACT_GELU_TANH 1
 #define GEMM_ACT_GELU_ERF 2
 #define GEMM_ACT_QUICK_GELU 3
-#define GEMM_ACT_SILU 4
+
+// What an entry point compiles, as bits 1 << kind and 1 << activation. A launch takes the set that has all of its segments'.
+#define GEMM_STORE_KINDS (1 << GEMM_STORE_BF16) // bf16 results
+#define GEMM_STORE_ACTS (1 << GEMM_ACT_NONE | 1 << GEMM_ACT_GELU_TANH | 1 << GEMM_ACT_GELU_ERF | 1 << GEMM_ACT_QUICK_GELU)
+#define GEMM_RESIDUAL_KINDS (1 << GEMM_STORE_F32 | 1 << GEMM_ADD_F32) // the f32 stream and f32 results
+#define GEMM_RESIDUAL_ACTS (1 << GEMM_ACT_NONE)
+#define GEMM_COMBINE_KINDS (1 << GEMM_ADD_BF16 | 1 << GEMM_MUL_BF16) // with another bf16 matrix
+#define GEMM_COMBINE_ACTS (1 << GEMM_ACT_NONE)
+#define GEMM_HEADS_KINDS (1 << GEMM_NORM_ROPE | 1 << GEMM_STORE_BF16) // FLUX's q, k, v and the MLP beside them
+#define GEMM_HEADS_ACTS (1 << GEMM_ACT_NONE | 1 << GEMM_ACT_GELU_TANH)
+#define GEMM_MAP_KINDS (1 << GEMM_STORE_BF16 | 1 << GEMM_ADD_BF16 | 1 << GEMM_STORE_F32) // convolutions
+#define GEMM_MAP_ACTS (1 << GEMM_ACT_NONE)
 
 typedef struct gemm_segment {
     DEV(void) out;             // column 0 is feature n_begin; 16-byte aligned
@@ -47,5 +58,9 @@ typedef struct gemm_problem {
     int32_t reserved;
     gemm_segment segment[GEMM_MAX_SEGMENTS];
 } gemm_problem;
+
+typedef struct gemm_params {
+    gemm_problem problem[GEMM_MAX_PROBLEMS]; // blockIdx.z picks one
+} gemm_params;
 
 #endif

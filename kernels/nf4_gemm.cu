@@ -7,13 +7,16 @@
 // Source  code book: QLoRA (arXiv:2305.14314). Dequantised value bf16(code * absmax): bitsandbytes.
 #include "nf4_gemm.h"
 #include "gemm_tile.cuh"
+#include "operands/nf4_tile.cuh"
 
 static_assert(sizeof(gemm::SharedStorage<gemm::Nf4Weights, NF4_GEMM_STAGES>) == NF4_GEMM_SMEM_BYTES, "the header tells the host how much to ask for");
 
 // Two CTAs on an SM cover each other's barriers; 45 KB of smem and 255 registers allow exactly that on sm_86.
-GPU_KERNEL(nf4_gemm_bf16_sm80, nf4_gemm_params, GEMM_THREADS, 2) {
-    const gemm_problem &q = p.problem[gpu::cta_z()];
-    const int m0 = gpu::cta_x() * gemm::BLOCK_M, n0 = gpu::cta_y() * gemm::BLOCK_N;
-    if (n0 >= q.n || m0 >= q.m) return; // the grid covers the larger of the two problems
-    gemm::run_tile<gemm::Nf4Weights, NF4_GEMM_STAGES>(q, gemm::TokenLoader<gemm::BLOCK_K>(q, m0), n0, m0);
-}
+#define NF4_GEMM(entry, epilogues)                                                                    \
+    GPU_KERNEL(entry, gemm_params, GEMM_THREADS, 2) {                                                 \
+        gemm::run_problem<gemm::Nf4Weights, NF4_GEMM_STAGES, gemm::BLOCK_K, gemm::epilogues>(p);      \
+    }
+NF4_GEMM(nf4_gemm_store_sm80, Store)
+NF4_GEMM(nf4_gemm_residual_sm80, Residual)
+NF4_GEMM(nf4_gemm_combine_sm80, Combine)
+NF4_GEMM(nf4_gemm_heads_sm80, Heads)

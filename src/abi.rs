@@ -35,7 +35,16 @@ pub const GEMM_ACT_NONE: u32 = 0;
 pub const GEMM_ACT_GELU_TANH: u32 = 1;
 pub const GEMM_ACT_GELU_ERF: u32 = 2;
 pub const GEMM_ACT_QUICK_GELU: u32 = 3;
-pub const GEMM_ACT_SILU: u32 = 4;
+pub const GEMM_STORE_KINDS: u32 = 1;
+pub const GEMM_STORE_ACTS: u32 = 15;
+pub const GEMM_RESIDUAL_KINDS: u32 = 6;
+pub const GEMM_RESIDUAL_ACTS: u32 = 1;
+pub const GEMM_COMBINE_KINDS: u32 = 24;
+pub const GEMM_COMBINE_ACTS: u32 = 1;
+pub const GEMM_HEADS_KINDS: u32 = 33;
+pub const GEMM_HEADS_ACTS: u32 = 3;
+pub const GEMM_MAP_KINDS: u32 = 11;
+pub const GEMM_MAP_ACTS: u32 = 1;
 pub const BF16_GEMM_STAGES: u32 = 2;
 pub const BF16_GEMM_SMEM_BYTES: u32 = 66576;
 pub const CONV2D_STAGES: u32 = 2;
@@ -276,15 +285,14 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
-pub struct bf16_gemm_params {
+pub struct gemm_params {
     pub problem: [gemm_problem; 2usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of bf16_gemm_params"][::std::mem::size_of::<bf16_gemm_params>() - 496usize];
-    ["Alignment of bf16_gemm_params"][::std::mem::align_of::<bf16_gemm_params>() - 8usize];
-    ["Offset of field: bf16_gemm_params::problem"]
-        [::std::mem::offset_of!(bf16_gemm_params, problem) - 0usize];
+    ["Size of gemm_params"][::std::mem::size_of::<gemm_params>() - 496usize];
+    ["Alignment of gemm_params"][::std::mem::align_of::<gemm_params>() - 8usize];
+    ["Offset of field: gemm_params::problem"][::std::mem::offset_of!(gemm_params, problem) - 0usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -554,17 +562,6 @@ const _: () = {
     ["Size of next_step_params"][::std::mem::size_of::<next_step_params>() - 8usize];
     ["Alignment of next_step_params"][::std::mem::align_of::<next_step_params>() - 8usize];
     ["Offset of field: next_step_params::step"][::std::mem::offset_of!(next_step_params, step) - 0usize];
-};
-#[repr(C)]
-#[derive(Debug, Default, Copy, Clone)]
-pub struct nf4_gemm_params {
-    pub problem: [gemm_problem; 2usize],
-}
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of nf4_gemm_params"][::std::mem::size_of::<nf4_gemm_params>() - 496usize];
-    ["Alignment of nf4_gemm_params"][::std::mem::align_of::<nf4_gemm_params>() - 8usize];
-    ["Offset of field: nf4_gemm_params::problem"][::std::mem::offset_of!(nf4_gemm_params, problem) - 0usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]

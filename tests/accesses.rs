@@ -16,7 +16,7 @@ use schnell::kernels::bf16_gemm::{Bf16Gemm, Bf16Weight};
 use schnell::kernels::conv2d::{self, Conv2d};
 use schnell::kernels::count_nonfinite::CountNonfinite;
 use schnell::kernels::euler_step::EulerStep;
-use schnell::kernels::gemm::{Activation, Epilogue, Problem, Segment};
+use schnell::kernels::gemm::{Activation, Epilogue, Gemm, Problem, Weight};
 use schnell::kernels::gemv::{Gemv, GemvActivation, GemvWeight};
 use schnell::kernels::group_norm_silu::GroupNormSilu;
 use schnell::kernels::head_norm_rope::HeadNormRope;
@@ -63,18 +63,24 @@ const AT_LOAD: &str = "once per weight, when a model is loaded";
 
 const ALLOWED: &[Allowed] = &[
     // Epilogues.
-    allow("gemm_tile.cuh", GlobalRead, "q.bias[feature + c]", 8.0, ONCE_PER_TILE),
-    allow("gemm_tile.cuh", GlobalRead, "static_cast<const float *>(s.aux)[feature + c", 8.0, ONCE_PER_TILE),
-    allow("gemm_tile.cuh", GlobalRead, "reinterpret_cast<const float4 *>(in)[0], hi", 2.0, HALVES),
+    allow("gemm_epilogues.cuh", GlobalRead, "q.bias[feature + c]", 8.0, ONCE_PER_TILE),
     allow(
-        "gemm_tile.cuh",
+        "gemm_epilogues.cuh",
+        GlobalRead,
+        "static_cast<const float *>(s.aux)[feature + c",
+        8.0,
+        ONCE_PER_TILE,
+    ),
+    allow("gemm_epilogues.cuh", GlobalRead, "reinterpret_cast<const float4 *>(in)[0], hi", 2.0, HALVES),
+    allow(
+        "gemm_epilogues.cuh",
         GlobalWrite,
         "gpu::store_vector(reinterpret_cast<float4 *>(out), float4",
         2.0,
         HALVES,
     ),
     allow(
-        "gemm_tile.cuh",
+        "gemm_epilogues.cuh",
         GlobalWrite,
         "gpu::store_vector(reinterpret_cast<float4 *>(out) + 1, float4",
         2.0,
@@ -188,27 +194,31 @@ fn nf4_gemm(bench: &Bench) {
     let layout = Nf4Layout::Fragments;
     let (codes, absmax) = (codes(bench, layout.codes_len(n, k)), bench.alloc(layout.absmax_len(n, k)));
     let (out, residual) = (bench.alloc::<bf16>(m * n), bench.alloc::<f32>(m * n));
-    let (norm, cos, sin) = (bench.alloc(128), bench.alloc(m * 64), bench.alloc(m * 64));
-    let problem = |activation, epilogue| Problem::simple(&x, [m, n, k], Some(&bias), activation, epilogue);
-    let heads = Segment {
-        begin: 0,
-        end: n,
-        pitch: n,
-        activation: Activation::None,
-        epilogue: Epilogue::NormRope { out: &out, weight: &norm },
-    };
-    for problem in [
-        problem(Activation::GeluTanh, Epilogue::Store(&out)),
-        problem(Activation::None, Epilogue::Add(&residual, Some(&gate))),
-        Problem {
-            rope: Some((&cos, &sin)),
-            segments: vec![heads],
-            ..problem(Activation::None, Epilogue::Store(&out))
-        },
+    let weight = Nf4Weight { codes: &codes, absmax: &absmax };
+    for (activation, epilogue) in [
+        (Activation::GeluTanh, Epilogue::Store(&out)),
+        (Activation::None, Epilogue::Add(&residual, Some(&gate))),
+        (Activation::None, Epilogue::MulBf16(&out, &out)),
     ] {
-        let weight = Nf4Weight { codes: &codes, absmax: &absmax };
+        let problem = Problem::simple(&x, [m, n, k], Some(&bias), activation, epilogue);
         Nf4Gemm { problems: &[(problem, weight)] }.launch(&bench.device, COMPUTE).unwrap();
     }
+    gemm_heads(bench, [m, n, k], &x, &bias, weight);
+}
+
+fn gemm_heads<W: Weight>(bench: &Bench, shape: [usize; 3], x: &View<bf16>, bias: &View<f32>, weight: W) {
+    let [m, n, _] = shape;
+    let out = bench.alloc::<bf16>(m * n);
+    let (norm, cos, sin) = (bench.alloc(128), bench.alloc(m * 64), bench.alloc(m * 64));
+    let mut problem = Problem::simple(
+        x,
+        shape,
+        Some(bias),
+        Activation::None,
+        Epilogue::NormRope { out: &out, weight: &norm },
+    );
+    problem.rope = Some((&cos, &sin));
+    Gemm { problems: &[(problem, weight)] }.launch(&bench.device, COMPUTE).unwrap();
 }
 
 fn bf16_gemm(bench: &Bench) {
@@ -216,6 +226,7 @@ fn bf16_gemm(bench: &Bench) {
     let (x, bias, values) = (bench.alloc(m * k), bench.alloc(n), bench.alloc(n * k));
     let (out, product) = (bench.alloc::<f32>(m * n), bench.alloc::<bf16>(m * n));
     let other = bench.alloc::<bf16>(m * n);
+    let weight = Bf16Weight { values: &values, pitch: k };
     for epilogue in [
         Epilogue::StoreF32(&out),
         Epilogue::Store(&product),
@@ -223,9 +234,9 @@ fn bf16_gemm(bench: &Bench) {
         Epilogue::MulBf16(&product, &other),
     ] {
         let problem = Problem::simple(&x, [m, n, k], Some(&bias), Activation::None, epilogue);
-        let weight = Bf16Weight { values: &values, pitch: k };
         Bf16Gemm { problems: &[(problem, weight)] }.launch(&bench.device, COMPUTE).unwrap();
     }
+    gemm_heads(bench, [m, n, k], &x, &bias, weight);
 }
 
 fn conv2d(bench: &Bench) {

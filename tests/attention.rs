@@ -232,14 +232,3 @@ fn refuses_what_it_cannot_take() {
     assert!(run(17, 512, 1024).unwrap_err().to_string().contains("`q`"));
     assert!(run(0, 16, 16).is_err());
 }
-
-#[test]
-fn every_width_has_an_entry_with_and_without_a_bias() {
-    for (head_dim, padded) in
-        [(8, 64), (64, 64), (72, 128), (128, 128), (136, 256), (256, 256), (264, 512), (512, 512)]
-    {
-        let name = |bias| Attention::kernel(head_dim, bias).unwrap().name();
-        assert_eq!(name(false), format!("attention_d{padded}_bf16_sm80"));
-        assert_eq!(name(true), format!("attention_d{padded}_bias_bf16_sm80"));
-    }
-}

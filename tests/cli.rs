@@ -559,7 +559,7 @@ fn a_plan_lists_its_operations_if_asked() {
     for line in ["clip x 1", "step x 3", "vae x 1"] {
         assert!(launches.lines().any(|l| l == line), "{line} is not in {launches}");
     }
-    let gemm = launches.lines().find(|l| l.contains("nf4_gemm_bf16_sm80")).unwrap();
+    let gemm = launches.lines().find(|l| l.contains("nf4_gemm_store_sm80")).unwrap();
     assert!(gemm.contains("GFLOP") && gemm.contains("<transformer.") || gemm.contains("<t5."), "{gemm}");
 }
 

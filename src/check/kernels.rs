@@ -16,7 +16,7 @@ use crate::kernels::bf16_gemm::{Bf16Gemm, Bf16Weight};
 use crate::kernels::conv2d::{self, Conv2d};
 use crate::kernels::count_nonfinite::CountNonfinite;
 use crate::kernels::euler_step::EulerStep;
-use crate::kernels::gemm::{Activation, Epilogue, Problem, Segment};
+use crate::kernels::gemm::{Activation, Epilogue, Gemm, Problem, Segment, Weight};
 use crate::kernels::gemv::{Gemv, GemvActivation, GemvWeight};
 use crate::kernels::group_norm_silu::GroupNormSilu;
 use crate::kernels::head_norm_rope::HeadNormRope;
@@ -45,6 +45,7 @@ pub(super) fn cases() -> Vec<Case> {
         small("group_norm_silu", group_norm_silu),
         small("unpack_latents", unpack_latents),
         small("nf4_gemm_heads", nf4_gemm_heads),
+        small("bf16_gemm_heads", bf16_gemm_heads),
         small("bf16_gemm_epilogues", bf16_gemm_epilogues),
     ];
     for width in [256, 3072, 4096, 102] {
@@ -151,14 +152,27 @@ fn unpack_latents(lab: &Lab) -> Result<Vec<Output>> {
     Ok(vec![lab.bits("latents", &out)?])
 }
 
-/// Two problems of different height in one launch, with norm and RoPE, a plain segment and an activated one.
+/// Rows of the two problems of [`gemm_heads`], columns and inner width.
+const HEADS: ([usize; 2], usize, usize) = ([130, 20], 2 * 128 + 136, 128);
+
 fn nf4_gemm_heads(lab: &Lab) -> Result<Vec<Output>> {
-    let (rows, k, heads) = ([130, 20], 128, 1);
-    let d = heads * 128;
-    let n = 2 * d + 136;
+    let (_, n, k) = HEADS;
     let layout = Nf4Layout::Fragments;
     let codes = lab.upload(bytemuck::cast_slice::<u32, u8>(&random_bits(1, layout.codes_len(n, k) / 4)))?;
     let absmax = lab.f32s(2, layout.absmax_len(n, k), 0.2)?;
+    gemm_heads(lab, Nf4Weight { codes: &codes, absmax: &absmax })
+}
+
+fn bf16_gemm_heads(lab: &Lab) -> Result<Vec<Output>> {
+    let (_, n, k) = HEADS;
+    let values = lab.bf16s(1, n * k, 0.2)?;
+    gemm_heads(lab, Bf16Weight { values: &values, pitch: k })
+}
+
+/// Two problems of different height in one launch, with norm and RoPE, a plain segment and an activated one.
+fn gemm_heads<W: Weight>(lab: &Lab, weight: W) -> Result<Vec<Output>> {
+    let (rows, n, k) = HEADS;
+    let d = 128;
     let (norm, bias) = (lab.f32s(3, 128, 1.5)?, lab.f32s(4, n, 0.5)?);
     let (cos, sin) = (lab.f32s(5, rows[0] * 64, 1.0)?, lab.f32s(6, rows[0] * 64, 1.0)?);
     let x = [lab.bf16s(7, rows[0] * k, 1.0)?, lab.bf16s(8, rows[1] * k, 1.0)?];
@@ -166,34 +180,23 @@ fn nf4_gemm_heads(lab: &Lab) -> Result<Vec<Output>> {
         Ok([lab.alloc(rows[0] * width)?, lab.alloc(rows[1] * width)?])
     };
     let (q, v, mlp) = (alloc(d)?, alloc(d)?, alloc(136)?);
+    let none = Activation::None;
+    let segment =
+        |begin, end, activation, epilogue| Segment { begin, end, pitch: end - begin, activation, epilogue };
     let problems = [0, 1].map(|i| {
-        let none = Activation::None;
-        let head = Epilogue::NormRope { out: &q[i], weight: &norm };
         let problem = Problem {
             rope: Some((&cos, &sin)),
             norm_eps: 1e-6,
             segments: vec![
-                Segment { begin: 0, end: d, pitch: d, activation: none, epilogue: head },
-                Segment {
-                    begin: d,
-                    end: 2 * d,
-                    pitch: d,
-                    activation: none,
-                    epilogue: Epilogue::Store(&v[i]),
-                },
-                Segment {
-                    begin: 2 * d,
-                    end: n,
-                    pitch: 136,
-                    activation: Activation::GeluTanh,
-                    epilogue: Epilogue::Store(&mlp[i]),
-                },
+                segment(0, d, none, Epilogue::NormRope { out: &q[i], weight: &norm }),
+                segment(d, 2 * d, none, Epilogue::Store(&v[i])),
+                segment(2 * d, n, Activation::GeluTanh, Epilogue::Store(&mlp[i])),
             ],
             ..Problem::simple(&x[i], [rows[i], n, k], Some(&bias), none, Epilogue::Store(&v[i]))
         };
-        (problem, Nf4Weight { codes: &codes, absmax: &absmax })
+        (problem, weight)
     });
-    Nf4Gemm { problems: &problems }.launch(lab.device(), COMPUTE)?;
+    Gemm { problems: &problems }.launch(lab.device(), COMPUTE)?;
     let mut outputs = Vec::new();
     for (name, views) in [("norm and rope", &q), ("store", &v), ("gelu", &mlp)] {
         for (view, side) in views.iter().zip(["first", "second"]) {
@@ -209,14 +212,13 @@ fn bf16_gemm_epilogues(lab: &Lab) -> Result<Vec<Output>> {
     let x = lab.bf16s(1, m * 104, 1.0)?;
     let values = lab.bf16s(2, n * 104, 0.2)?;
     let (sum, product) = (lab.bf16s(3, m * n, 1.0)?, lab.bf16s(4, m * n, 1.0)?);
-    let activated = [lab.alloc::<f32>(m * n)?, lab.alloc::<f32>(m * n)?, lab.alloc::<f32>(m * n)?];
+    let activated = [lab.alloc::<bf16>(m * n)?, lab.alloc::<bf16>(m * n)?];
     let none = Activation::None;
     let runs = [
         (none, Epilogue::AddBf16(&sum, &sum)),
         (none, Epilogue::MulBf16(&product, &product)),
-        (Activation::QuickGelu, Epilogue::StoreF32(&activated[0])),
-        (Activation::GeluErf, Epilogue::StoreF32(&activated[1])),
-        (Activation::Silu, Epilogue::StoreF32(&activated[2])),
+        (Activation::QuickGelu, Epilogue::Store(&activated[0])),
+        (Activation::GeluErf, Epilogue::Store(&activated[1])),
     ];
     for (activation, epilogue) in runs {
         let problem = Problem { x_pitch: 104, ..Problem::simple(&x, [m, n, k], None, activation, epilogue) };
@@ -227,8 +229,8 @@ fn bf16_gemm_epilogues(lab: &Lab) -> Result<Vec<Output>> {
         lab.close_bf16("sum", &sum, BF16.0, BF16.1)?,
         lab.close_bf16("product", &product, BF16.0, BF16.1)?,
     ];
-    for (view, name) in activated.iter().zip(["quick_gelu", "gelu_erf", "silu"]) {
-        outputs.push(lab.close(name, view, F32.0, F32.1)?);
+    for (view, name) in activated.iter().zip(["quick_gelu", "gelu_erf"]) {
+        outputs.push(lab.close_bf16(name, view, BF16.0, BF16.1)?);
     }
     Ok(outputs)
 }
@@ -411,15 +413,21 @@ fn nf4_gemm(lab: &Lab, [m, n, k]: [usize; 3]) -> Result<Vec<Output>> {
     let codes = lab.upload(bytemuck::cast_slice::<u32, u8>(&random_bits(4, layout.codes_len(n, k) / 4)))?;
     let absmax = lab.f32s(5, layout.absmax_len(n, k), 0.2)?;
     let (residual, gelu) = (lab.f32s(6, m * n, 1.0)?, lab.alloc::<bf16>(m * n)?);
+    let product = lab.bf16s(7, m * n, 1.0)?;
     for (activation, epilogue) in [
         (Activation::None, Epilogue::Add(&residual, Some(&gate))),
+        (Activation::None, Epilogue::MulBf16(&product, &product)),
         (Activation::GeluTanh, Epilogue::Store(&gelu)),
     ] {
         let problem = Problem::simple(&x, [m, n, k], Some(&bias), activation, epilogue);
         Nf4Gemm { problems: &[(problem, Nf4Weight { codes: &codes, absmax: &absmax })] }
             .launch(lab.device(), COMPUTE)?;
     }
-    Ok(vec![lab.close("residual", &residual, F32.0, F32.1)?, lab.close_bf16("gelu", &gelu, BF16.0, BF16.1)?])
+    Ok(vec![
+        lab.close("residual", &residual, F32.0, F32.1)?,
+        lab.close_bf16("product", &product, BF16.0, BF16.1)?,
+        lab.close_bf16("gelu", &gelu, BF16.0, BF16.1)?,
+    ])
 }
 
 /// `masked`: causal and with a position bias, as the text encoders use it.

@@ -105,8 +105,8 @@ pub(crate) struct EventId(pub u64);
 /// they can: what a kernel holds is loaded by the driver and called as it is.
 ///
 /// ```
-/// let kernel = &schnell::kernels::bf16_gemm::BF16_GEMM;
-/// assert_eq!((kernel.stem(), kernel.threads()), ("bf16_gemm", 128));
+/// let kernel = &schnell::kernels::conv2d::CONV2D;
+/// assert_eq!((kernel.stem(), kernel.threads()), ("conv2d", 128));
 /// ```
 ///
 /// ```compile_fail
@@ -155,6 +155,29 @@ impl Kernel {
 impl std::fmt::Debug for Kernel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.name)
+    }
+}
+
+/// How a problem is launched. A kernel with several entry points has a `select` that finds it from the problem and the
+/// [`Capability`] alone, never from memory or what else runs: the same problem is the same bits under every budget.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// The entry point: tile, stages and variant are compiled in.
+    pub kernel: &'static Kernel,
+    /// CTAs.
+    pub grid: [u32; 3],
+}
+
+impl PartialEq for Config {
+    fn eq(&self, other: &Config) -> bool {
+        std::ptr::eq(self.kernel, other.kernel) && self.grid == other.grid
+    }
+}
+
+impl std::fmt::Display for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Config { kernel, grid: [x, y, z] } = self;
+        f.pad(&format!("{kernel:?} {x}x{y}x{z} of {}, {} B", kernel.threads, kernel.smem_bytes))
     }
 }
 
@@ -464,17 +487,17 @@ impl Device {
     /// Enqueues a launch.
     ///
     /// # Safety
-    /// `P` is the kernel's generated params struct, every address in it comes from `footprint`, and the views there cover
+    /// `P` is the generated params struct of `config`'s kernel, every address in it comes from `footprint`, and the views there cover
     /// what the kernel touches for `grid`, until the stream has passed the launch.
     pub(crate) unsafe fn launch<P: Copy>(
         &self,
         stream: StreamId,
-        kernel: &'static Kernel,
-        grid: [u32; 3],
+        config: Config,
         params: &P,
         footprint: &Footprint<'_>,
     ) -> Result<()> {
         self.check_own(footprint.device)?;
+        let Config { kernel, grid } = config;
         if grid.contains(&0) {
             return Ok(());
         }
@@ -498,11 +521,11 @@ impl Device {
     pub(crate) unsafe fn replay(
         &self,
         stream: StreamId,
-        kernel: &'static Kernel,
-        grid: [u32; 3],
+        config: Config,
         params: &Params,
         work: &Work,
     ) -> Result<()> {
+        let Config { kernel, grid } = config;
         // SAFETY: the caller's promise; the params were those of this kernel when `Device::launch` took them.
         unsafe { self.machine().launch(stream, kernel, grid, params.as_ptr(), params.bytes, work) }
     }

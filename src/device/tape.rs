@@ -6,7 +6,7 @@
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::{Capability, EventId, Kernel, Machine, Params, StreamId, TensorTile, Work};
+use super::{Capability, Config, EventId, Kernel, Machine, Params, StreamId, TensorTile, Work};
 use crate::abi;
 use crate::{Error, Result};
 
@@ -32,8 +32,7 @@ struct State {
 /// A launch as it was written down.
 #[derive(Debug)]
 pub(crate) struct TapedLaunch {
-    pub kernel: &'static Kernel,
-    pub grid: [u32; 3],
+    pub config: Config,
     pub params: Params,
     pub work: Work,
 }
@@ -132,7 +131,11 @@ impl Machine for Arc<Tape> {
     ) -> Result<()> {
         // SAFETY: the caller's promise: the kernel's params struct.
         let params = unsafe { Params::copy(params, params_bytes) };
-        self.lock().launches.push(TapedLaunch { kernel, grid, params, work: work.clone() });
+        self.lock().launches.push(TapedLaunch {
+            config: Config { kernel, grid },
+            params,
+            work: work.clone(),
+        });
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use super::gemm::check_aligned;
 use super::{check_len, extent, kernel, refuse, to_i32, volume};
 use crate::Result;
 use crate::abi;
-use crate::device::{Device, Footprint, Kernel, StreamId, View};
+use crate::device::{Capability, Config, Device, Footprint, StreamId, View};
 
 kernel!(
     /// Heads up to 64 wide: CLIP.
@@ -100,20 +100,29 @@ pub struct Attention<'a> {
     pub head_dim: usize,
 }
 
+const NAME: &str = "attention";
+
 impl Attention<'_> {
     /// The entry for a head width, with or without a position bias.
-    pub fn kernel(head_dim: usize, bias: bool) -> Result<&'static Kernel> {
-        let [plain, with_bias] = match head_dim {
+    ///
+    /// # Errors
+    /// [`crate::Error::Unsupported`] for heads wider than any entry takes.
+    pub fn select(&self, _: &Capability) -> Result<Config> {
+        let [plain, with_bias] = match self.head_dim {
             1..=64 => [&ATTENTION_D64, &ATTENTION_D64_BIAS],
             65..=128 => [&ATTENTION_D128, &ATTENTION_D128_BIAS],
             129..=256 => [&ATTENTION_D256, &ATTENTION_D256_BIAS],
             257..=MAX_HEAD_DIM => [&ATTENTION_D512, &ATTENTION_D512_BIAS],
             _ => {
-                let why = format!("heads {head_dim} wide; the widest is {MAX_HEAD_DIM}");
-                return Err(refuse("attention", why));
+                let why = format!("heads {} wide; the widest is {MAX_HEAD_DIM}", self.head_dim);
+                return Err(refuse(NAME, why));
             }
         };
-        Ok(if bias { with_bias } else { plain })
+        let num_q_tiles = self.q_len.div_ceil(abi::ATTENTION_BLOCK_Q as usize);
+        Ok(Config {
+            kernel: if self.bias.is_some() { with_bias } else { plain },
+            grid: [num_q_tiles as u32, self.heads as u32, 1],
+        })
     }
 
     /// Elements of a token, from its first head's first to its last head's last.
@@ -131,7 +140,6 @@ impl Attention<'_> {
     /// [`crate::Error::Unsupported`] for shapes that the kernel cannot take, [`crate::Error::Input`] for views that
     /// are too small or misaligned.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
-        const NAME: &str = "attention";
         if self.head_dim % 8 != 0 || self.q_len == 0 || self.kv_len == 0 || self.heads == 0 {
             return Err(refuse(
                 NAME,
@@ -142,7 +150,8 @@ impl Attention<'_> {
         if !(self.softmax_scale > 0.0 && self.softmax_scale.is_finite()) {
             return Err(refuse(NAME, format!("softmax_scale = {}: not positive", self.softmax_scale)));
         }
-        let kernel = Self::kernel(self.head_dim, self.bias.is_some())?;
+        to_i32(NAME, "heads", self.heads)?;
+        let config = self.select(device.capability())?;
         let operands = [
             ("q", self.q, self.q_len),
             ("k", self.k, self.kv_len),
@@ -190,10 +199,8 @@ impl Attention<'_> {
             causal: self.causal as i32,
             softmax_scale: self.softmax_scale,
         };
-        let num_q_tiles = self.q_len.div_ceil(abi::ATTENTION_BLOCK_Q as usize);
-        let grid = [num_q_tiles as u32, to_i32(NAME, "heads", self.heads)? as u32, 1];
         // SAFETY: params is this entry's generated type; every operand was checked for its extent, and the grid covers
         // exactly the queries and heads.
-        unsafe { device.launch(stream, kernel, grid, &params, &footprint) }
+        unsafe { device.launch(stream, config, &params, &footprint) }
     }
 }

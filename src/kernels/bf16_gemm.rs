@@ -1,19 +1,32 @@
-//! Matrix products with bf16 weights.
+//! Matrix products with bf16 weights; `kernels/bf16_gemm.cu` says how.
 
 use half::bf16;
 
-use super::gemm::{Problem, check_aligned, grid};
+use super::gemm::{Epilogues, Format, Gemm, Problem, Weight, check_aligned};
 use super::{check_len, kernel, matrix_len, refuse};
 use crate::Result;
 use crate::abi;
-use crate::device::{Device, Footprint, StreamId, View};
+use crate::device::{Footprint, Kernel, View};
 
 kernel!(
-    /// 4 warps per 128 columns x 128 rows.
-    BF16_GEMM, "bf16_gemm", bf16_gemm_sm80, abi::GEMM_THREADS, abi::BF16_GEMM_SMEM_BYTES
+    /// 4 warps per 128 columns x 128 rows; bf16 results.
+    BF16_GEMM_STORE, "bf16_gemm", bf16_gemm_store_sm80, abi::GEMM_THREADS, abi::BF16_GEMM_SMEM_BYTES
+);
+kernel!(
+    /// The same tile; f32 results and the residual stream.
+    BF16_GEMM_RESIDUAL, "bf16_gemm", bf16_gemm_residual_sm80, abi::GEMM_THREADS, abi::BF16_GEMM_SMEM_BYTES
+);
+kernel!(
+    /// The same tile; sums with and products by another matrix.
+    BF16_GEMM_COMBINE, "bf16_gemm", bf16_gemm_combine_sm80, abi::GEMM_THREADS, abi::BF16_GEMM_SMEM_BYTES
+);
+kernel!(
+    /// The same tile; q and k with norm and RoPE.
+    BF16_GEMM_HEADS, "bf16_gemm", bf16_gemm_heads_sm80, abi::GEMM_THREADS, abi::BF16_GEMM_SMEM_BYTES
 );
 
-/// A bf16 weight `[n, k]` with rows `pitch` elements apart.
+/// A bf16 weight `[n, k]` with rows `pitch` elements apart; any `k`, whose tail is filled with zeros on the way into shared
+/// memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Bf16Weight<'a> {
     /// `[n, pitch]`, 16-byte aligned.
@@ -21,6 +34,9 @@ pub struct Bf16Weight<'a> {
     /// A multiple of 8, at least `k`.
     pub pitch: usize,
 }
+
+/// Products with [`Bf16Weight`]s.
+pub type Bf16Gemm<'a> = Gemm<'a, Bf16Weight<'a>>;
 
 impl Bf16Weight<'_> {
     pub(super) fn check(&self, kernel: &str, n: usize, k: usize) -> Result<()> {
@@ -35,41 +51,30 @@ impl Bf16Weight<'_> {
     }
 }
 
-/// `out = epilogue(x . w^T + bias)` for one or two problems in one launch; `kernels/bf16_gemm.cu` says how.
-///
-/// - any `k`: tails are filled with zeros on the way into shared memory
-/// - numerics: f32 accumulation, one rounding at the store
-/// - source: ours
-#[derive(Debug)]
-pub struct Bf16Gemm<'a> {
-    /// The products and their weights.
-    pub problems: &'a [(Problem<'a>, Bf16Weight<'a>)],
-}
+impl Weight for Bf16Weight<'_> {}
 
-impl Bf16Gemm<'_> {
-    /// Enqueues the products.
-    ///
-    /// # Errors
-    /// [`crate::Error::Unsupported`] for shapes that the kernel cannot take, [`crate::Error::Input`] for views that
-    /// are too small or misaligned.
-    pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
-        const NAME: &str = "bf16_gemm";
-        if self.problems.is_empty() || self.problems.len() > abi::GEMM_MAX_PROBLEMS as usize {
-            return Err(refuse(NAME, format!("{} problems in one launch", self.problems.len())));
+impl Format for Bf16Weight<'_> {
+    const NAME: &'static str = "bf16_gemm";
+
+    fn entry(epilogues: Epilogues) -> Option<&'static Kernel> {
+        match epilogues {
+            Epilogues::Store => Some(&BF16_GEMM_STORE),
+            Epilogues::Residual => Some(&BF16_GEMM_RESIDUAL),
+            Epilogues::Combine => Some(&BF16_GEMM_COMBINE),
+            Epilogues::Heads => Some(&BF16_GEMM_HEADS),
+            Epilogues::Map => None,
         }
-        let mut footprint = Footprint::new(device);
-        let mut params = abi::bf16_gemm_params::default();
-        for ((problem, weight), out) in self.problems.iter().zip(&mut params.problem) {
-            problem.check_tokens(NAME)?;
-            *out = problem.params(NAME, &mut footprint)?;
-            out.x = problem.tokens(&mut footprint)?;
-            weight.check(NAME, problem.n, problem.k)?;
-            out.w = footprint.reads_rows(weight.values, problem.n, weight.pitch, problem.k)?;
-            out.w_pitch = weight.pitch as i64;
-        }
-        let grid = grid(self.problems.iter().map(|(problem, _)| problem));
-        // SAFETY: params is this entry's generated type; `Problem::params` and `Bf16Weight::check` cover every address
-        // for its m, n and k, and the grid has one z per problem filled in.
-        unsafe { device.launch(stream, &BF16_GEMM, grid, &params, &footprint) }
+    }
+
+    fn operand(
+        &self,
+        problem: &Problem<'_>,
+        params: &mut abi::gemm_problem,
+        footprint: &mut Footprint<'_>,
+    ) -> Result<()> {
+        self.check(Self::NAME, problem.n, problem.k)?;
+        params.w = footprint.reads_rows(self.values, problem.n, self.pitch, problem.k)?;
+        params.w_pitch = self.pitch as i64;
+        Ok(())
     }
 }

@@ -3,11 +3,11 @@
 use half::bf16;
 
 use super::bf16_gemm::Bf16Weight;
-use super::gemm::{Activation, Epilogue, Problem, Segment, grid};
+use super::gemm::{Activation, Epilogue, Epilogues, Problem, Segment, grid};
 use super::{check_len, kernel, matrix_len, refuse, round_up, to_i32, volume};
 use crate::Result;
 use crate::abi;
-use crate::device::{Device, Footprint, StreamId, View};
+use crate::device::{Config, Device, Footprint, StreamId, View};
 
 kernel!(
     /// 4 warps per 128 output channels x 128 output pixels.
@@ -101,6 +101,9 @@ impl Conv2d<'_> {
                 epilogue: self.epilogue,
             }],
         };
+        if !Epilogues::Map.have(problem.segments.iter()) {
+            return Err(refuse(NAME, format!("{:?}", self.epilogue)));
+        }
         let mut footprint = Footprint::new(device);
         let mut gemm = problem.params(NAME, &mut footprint)?;
         let (taps, row) = (self.kernel * self.kernel, self.x_pitch);
@@ -117,8 +120,9 @@ impl Conv2d<'_> {
             kernel: self.kernel as i32,
             upsample: self.upsample as i32,
         };
+        let config = Config { kernel: &CONV2D, grid: grid(std::iter::once(&problem)) };
         // SAFETY: params is this entry's generated type; x, weight, bias and destination were checked for the extents
         // that the loader and the epilogue reach.
-        unsafe { device.launch(stream, &CONV2D, grid(std::iter::once(&problem)), &params, &footprint) }
+        unsafe { device.launch(stream, config, &params, &footprint) }
     }
 }

@@ -3,7 +3,7 @@
 use super::{check_len, kernel, to_i32};
 use crate::Result;
 use crate::abi;
-use crate::device::{Device, Footprint, StreamId, View};
+use crate::device::{Config, Device, Footprint, StreamId, View};
 
 kernel!(
     /// Sixteen elements per thread.
@@ -54,6 +54,6 @@ impl<'a> CountNonfinite<'a> {
         let grid = [to_i32(NAME, "the grid", self.x.len().div_ceil(per_cta))? as u32, 1, 1];
         // SAFETY: params is this entry's generated type; no thread reaches beyond `x.len()` elements, and only the
         // one counter is written, whose index the caller keeps below their number.
-        unsafe { device.launch(stream, &COUNT_NONFINITE, grid, &params, &footprint) }
+        unsafe { device.launch(stream, Config { kernel: &COUNT_NONFINITE, grid }, &params, &footprint) }
     }
 }

@@ -5,7 +5,7 @@ use half::bf16;
 use super::{check_len, kernel};
 use crate::Result;
 use crate::abi;
-use crate::device::{Device, Footprint, StreamId, View};
+use crate::device::{Config, Device, Footprint, StreamId, View};
 
 kernel!(
     /// One thread per element.
@@ -63,6 +63,6 @@ impl EulerStep<'_> {
         let grid = [count.div_ceil(abi::EULER_STEP_THREADS as usize) as u32, 1, 1];
         // SAFETY: params is this entry's generated type; every view covers `count` elements, beyond which no
         // thread reaches, `dt` one per step and `step`, which only `next_step` writes, a step's number.
-        unsafe { device.launch(stream, &EULER_STEP, grid, &params, &footprint) }
+        unsafe { device.launch(stream, Config { kernel: &EULER_STEP, grid }, &params, &footprint) }
     }
 }

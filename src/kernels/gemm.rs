@@ -1,11 +1,12 @@
-//! What [`nf4_gemm`](super::nf4_gemm), [`bf16_gemm`](super::bf16_gemm) and [`conv2d`](super::conv2d) have in common:
-//! the problem `out[m, n] = epilogue(x[m, k] . w[n, k]^T + bias)` and the epilogues, one per range of columns.
+//! Matrix products `out[m, n] = epilogue(x[m, k] . w[n, k]^T + bias)`, whatever `w` is stored as: the problem, the epilogues
+//! (one per range of columns), the choice of an entry point and the launch. [`nf4_gemm`](super::nf4_gemm) and
+//! [`bf16_gemm`](super::bf16_gemm) bring a [`Weight`] each; [`conv2d`](super::conv2d) shares the problem.
 
 use half::bf16;
 
 use super::{check_len, matrix_len, refuse, to_i32, volume};
 use crate::abi;
-use crate::device::{Footprint, View};
+use crate::device::{Capability, Config, Device, Footprint, Kernel, StreamId, View};
 use crate::{Error, Result};
 
 /// Columns of one FLUX head and of one CTA tile.
@@ -23,8 +24,6 @@ pub enum Activation {
     GeluErf,
     /// `x sigmoid(1.702 x)`
     QuickGelu,
-    /// `x sigmoid(x)`
-    Silu,
 }
 
 impl Activation {
@@ -34,7 +33,6 @@ impl Activation {
             Activation::GeluTanh => abi::GEMM_ACT_GELU_TANH,
             Activation::GeluErf => abi::GEMM_ACT_GELU_ERF,
             Activation::QuickGelu => abi::GEMM_ACT_QUICK_GELU,
-            Activation::Silu => abi::GEMM_ACT_SILU,
         }) as i32
     }
 }
@@ -59,6 +57,53 @@ pub enum Epilogue<'a> {
         /// Norm weights of one head.
         weight: &'a View<f32>,
     },
+}
+
+impl Epilogue<'_> {
+    fn kind(&self) -> u32 {
+        match self {
+            Epilogue::Store(_) => abi::GEMM_STORE_BF16,
+            Epilogue::StoreF32(_) => abi::GEMM_STORE_F32,
+            Epilogue::Add(..) => abi::GEMM_ADD_F32,
+            Epilogue::AddBf16(..) => abi::GEMM_ADD_BF16,
+            Epilogue::MulBf16(..) => abi::GEMM_MUL_BF16,
+            Epilogue::NormRope { .. } => abi::GEMM_NORM_ROPE,
+        }
+    }
+}
+
+/// The epilogues that an entry point has code for; `kernels/gemm.h` lists the sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Epilogues {
+    /// [`Epilogue::Store`], with any activation.
+    Store,
+    /// [`Epilogue::StoreF32`] and [`Epilogue::Add`], without activation.
+    Residual,
+    /// [`Epilogue::AddBf16`] and [`Epilogue::MulBf16`], without activation.
+    Combine,
+    /// [`Epilogue::NormRope`], and [`Epilogue::Store`] with [`Activation::GeluTanh`] or none.
+    Heads,
+    /// Those of convolutions: [`Epilogue::Store`], [`Epilogue::AddBf16`] and [`Epilogue::StoreF32`], without activation.
+    Map,
+}
+
+impl Epilogues {
+    /// Kinds and activations, a bit each.
+    fn bits(self) -> (u32, u32) {
+        match self {
+            Epilogues::Store => (abi::GEMM_STORE_KINDS, abi::GEMM_STORE_ACTS),
+            Epilogues::Residual => (abi::GEMM_RESIDUAL_KINDS, abi::GEMM_RESIDUAL_ACTS),
+            Epilogues::Combine => (abi::GEMM_COMBINE_KINDS, abi::GEMM_COMBINE_ACTS),
+            Epilogues::Heads => (abi::GEMM_HEADS_KINDS, abi::GEMM_HEADS_ACTS),
+            Epilogues::Map => (abi::GEMM_MAP_KINDS, abi::GEMM_MAP_ACTS),
+        }
+    }
+
+    /// Whether there is code for all of these.
+    pub(super) fn have<'a>(self, mut segments: impl Iterator<Item = &'a Segment<'a>>) -> bool {
+        let (kinds, activations) = self.bits();
+        segments.all(|s| kinds >> s.epilogue.kind() & 1 == 1 && activations >> s.activation.code() & 1 == 1)
+    }
 }
 
 /// Columns `begin..end` and what becomes of them. Column `begin` lands at column 0 of the destination.
@@ -194,14 +239,14 @@ impl<'a> Problem<'a> {
             return Err(refuse(kernel, format!("segment {}..{} with pitch {}", s.begin, s.end, s.pitch)));
         }
         let extent = matrix_len(self.m, s.pitch, columns);
-        let (kind, out, aux) = match s.epilogue {
+        let (out, aux) = match s.epilogue {
             Epilogue::Store(out) => {
                 check_len(kernel, "out", out, extent)?;
-                (abi::GEMM_STORE_BF16, footprint.writes_rows(out, self.m, s.pitch, columns)?, 0)
+                (footprint.writes_rows(out, self.m, s.pitch, columns)?, 0)
             }
             Epilogue::StoreF32(out) => {
                 check_len(kernel, "out", out, extent)?;
-                (abi::GEMM_STORE_F32, footprint.writes_rows(out, self.m, s.pitch, columns)?, 0)
+                (footprint.writes_rows(out, self.m, s.pitch, columns)?, 0)
             }
             Epilogue::Add(out, gate) => {
                 check_len(kernel, "out", out, extent)?;
@@ -209,15 +254,13 @@ impl<'a> Problem<'a> {
                     check_len(kernel, "gate", gate, columns)?;
                 }
                 let gate = footprint.reads_optional(gate)?;
-                (abi::GEMM_ADD_F32, footprint.updates_rows(out, self.m, s.pitch, columns)?, gate)
+                (footprint.updates_rows(out, self.m, s.pitch, columns)?, gate)
             }
             Epilogue::AddBf16(out, other) | Epilogue::MulBf16(out, other) => {
                 check_len(kernel, "out", out, extent)?;
                 check_len(kernel, "other operand", other, extent)?;
                 check_aligned(kernel, "other operand", other.address())?;
-                let add = matches!(s.epilogue, Epilogue::AddBf16(..));
                 (
-                    if add { abi::GEMM_ADD_BF16 } else { abi::GEMM_MUL_BF16 },
                     footprint.writes_rows(out, self.m, s.pitch, columns)?,
                     footprint.reads_rows(other, self.m, s.pitch, columns)?,
                 )
@@ -237,7 +280,7 @@ impl<'a> Problem<'a> {
                 check_len(kernel, "norm weight", weight, HEAD_WIDTH)?;
                 check_aligned(kernel, "norm weight", weight.address())?;
                 let weight = footprint.reads_rows(weight, 1, HEAD_WIDTH, HEAD_WIDTH)?;
-                (abi::GEMM_NORM_ROPE, footprint.writes_rows(out, self.m, s.pitch, columns)?, weight)
+                (footprint.writes_rows(out, self.m, s.pitch, columns)?, weight)
             }
         };
         check_aligned(kernel, "out", out)?;
@@ -247,7 +290,7 @@ impl<'a> Problem<'a> {
             out_pitch: s.pitch as i64,
             n_begin: to_i32(kernel, "segment begin", s.begin)?,
             n_end: to_i32(kernel, "segment end", s.end)?,
-            kind: kind as i32,
+            kind: s.epilogue.kind() as i32,
             act: s.activation.code(),
         })
     }
@@ -261,9 +304,9 @@ pub(super) fn check_aligned(kernel: &str, what: &str, address: u64) -> Result<()
     Ok(())
 }
 
-/// One CTA per 128 rows (x: pixels may be millions), 128 columns (y) and problem (z); smaller problems leave their
-/// surplus CTAs idle.
-pub fn grid<'a>(problems: impl Iterator<Item = &'a Problem<'a>>) -> [u32; 3] {
+/// CTAs: one per 128 rows (x: pixels may be millions), 128 columns (y) and problem (z); smaller problems leave their surplus
+/// CTAs idle.
+pub(super) fn grid<'a>(problems: impl Iterator<Item = &'a Problem<'a>>) -> [u32; 3] {
     let mut grid = [0u32; 3];
     for p in problems {
         grid[0] = grid[0].max(p.m.div_ceil(abi::GEMM_BLOCK_M as usize) as u32);
@@ -271,4 +314,81 @@ pub fn grid<'a>(problems: impl Iterator<Item = &'a Problem<'a>>) -> [u32; 3] {
         grid[2] += 1;
     }
     grid
+}
+
+/// Weights `[n, k]` as they are stored: [`Nf4Weight`](super::nf4_gemm::Nf4Weight),
+/// [`Bf16Weight`](super::bf16_gemm::Bf16Weight). Another format is a loader in `kernels/operands/`, a file of entry points
+/// like `kernels/nf4_gemm.cu`, and an implementation of this.
+#[expect(private_bounds, reason = "only this crate knows what a kernel reads")]
+pub trait Weight: Format {}
+
+/// What [`Weight`] is to the launch.
+pub(super) trait Format: Copy {
+    /// The kernel's, for messages.
+    const NAME: &'static str;
+
+    /// The entry point with these epilogues.
+    fn entry(epilogues: Epilogues) -> Option<&'static Kernel>;
+
+    /// Checks the weights against a problem, and fills in where they lie.
+    fn operand(
+        &self,
+        problem: &Problem<'_>,
+        params: &mut abi::gemm_problem,
+        footprint: &mut Footprint<'_>,
+    ) -> Result<()>;
+}
+
+/// `out = epilogue(x . w^T + bias)` for one or two problems in one launch; `kernels/gemm_tile.cuh` says how.
+///
+/// - numerics: f32 accumulation, one rounding at the store
+/// - source: ours
+#[derive(Debug)]
+pub struct Gemm<'a, W> {
+    /// The products and their weights.
+    pub problems: &'a [(Problem<'a>, W)],
+}
+
+impl<W: Weight> Gemm<'_, W> {
+    /// The entry point that has all of the problems' epilogues, and its grid.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when none has.
+    pub fn select(&self, _: &Capability) -> Result<Config> {
+        let segments = || self.problems.iter().flat_map(|(problem, _)| &problem.segments);
+        [Epilogues::Store, Epilogues::Residual, Epilogues::Combine, Epilogues::Heads]
+            .into_iter()
+            .filter(|set| set.have(segments()))
+            .find_map(W::entry)
+            .map(|kernel| Config { kernel, grid: grid(self.problems.iter().map(|(problem, _)| problem)) })
+            .ok_or_else(|| {
+                let asked: Vec<String> = segments()
+                    .map(|s| format!("kind {} with activation {:?}", s.epilogue.kind(), s.activation))
+                    .collect();
+                refuse(W::NAME, format!("no entry point has the epilogues {}", asked.join(", ")))
+            })
+    }
+
+    /// Enqueues the products.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for shapes and epilogues that no entry point can take, [`Error::Input`] for views that are too
+    /// small or misaligned.
+    pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
+        if self.problems.is_empty() || self.problems.len() > abi::GEMM_MAX_PROBLEMS as usize {
+            return Err(refuse(W::NAME, format!("{} problems in one launch", self.problems.len())));
+        }
+        let mut footprint = Footprint::new(device);
+        let mut params = abi::gemm_params::default();
+        for ((problem, weight), out) in self.problems.iter().zip(&mut params.problem) {
+            problem.check_tokens(W::NAME)?;
+            *out = problem.params(W::NAME, &mut footprint)?;
+            out.x = problem.tokens(&mut footprint)?;
+            weight.operand(problem, out, &mut footprint)?;
+        }
+        let config = self.select(device.capability())?;
+        // SAFETY: params is the generated type of all these entries; `Problem::params` and `Weight::operand` cover every
+        // address for the problems' m, n and k, and the grid has one z per problem filled in.
+        unsafe { device.launch(stream, config, &params, &footprint) }
+    }
 }

@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::{all_aligned, check_len, check_pitch, kernel, matrix_len, refuse, to_i32, volume};
 use crate::abi;
-use crate::device::{Device, Footprint, Kernel, StreamId, View};
+use crate::device::{Capability, Config, Device, Footprint, StreamId, View};
 use crate::{Error, Result};
 
 kernel!(
@@ -187,8 +187,8 @@ impl Gemv<'_> {
     }
 
     /// The entry for this weight and number of rows.
-    fn select(&self) -> &'static Kernel {
-        match (self.weight, self.m) {
+    pub fn select(&self, _: &Capability) -> Config {
+        let kernel = match (self.weight, self.m) {
             (GemvWeight::Bf16 { .. }, 1) => &GEMV_BF16_M1,
             (GemvWeight::Bf16 { .. }, 2) => &GEMV_BF16_M2,
             (GemvWeight::Bf16 { .. }, 3..=4) => &GEMV_BF16_M4,
@@ -197,7 +197,8 @@ impl Gemv<'_> {
             (GemvWeight::Nf4 { .. }, 2) => &GEMV_NF4_M2,
             (GemvWeight::Nf4 { .. }, 3..=4) => &GEMV_NF4_M4,
             (GemvWeight::Nf4 { .. }, _) => &GEMV_NF4_M8,
-        }
+        };
+        Config { kernel, grid: [self.n.div_ceil(abi::GEMV_ROWS as usize) as u32, 1, 1] }
     }
 
     /// Enqueues the product.
@@ -207,10 +208,10 @@ impl Gemv<'_> {
     /// not 16-byte aligned; [`Error::Unsupported`] for more rows than 8, or NF4 with `k` no multiple of 64.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
         let (params, footprint) = self.check(device)?;
-        let grid = [self.n.div_ceil(abi::GEMV_ROWS as usize) as u32, 1, 1];
+        let config = self.select(device.capability());
         // SAFETY: params is this entry's generated type; all views cover `m`, `n` and `k` at their pitches (checked
         // above), beyond which no lane reaches; the vector flags say what is aligned; `select` returns an entry for at
         // least `m` rows and for this kind of weight.
-        unsafe { device.launch(stream, self.select(), grid, &params, &footprint) }
+        unsafe { device.launch(stream, config, &params, &footprint) }
     }
 }

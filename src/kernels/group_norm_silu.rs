@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::{all_aligned, check_len, check_pitch, kernel, matrix_len, refuse, to_i32, volume};
 use crate::abi;
-use crate::device::{Device, Footprint, StreamId, View};
+use crate::device::{Capability, Config, Device, Footprint, StreamId, View};
 use crate::{Error, Result};
 
 kernel!(
@@ -130,32 +130,43 @@ impl GroupNormSilu<'_> {
         Ok((params, [sums, finish, apply]))
     }
 
+    /// The entries of the three launches: by eight channels at a time where the rows are aligned for it.
+    pub fn select(&self, _: &Capability) -> [Config; 3] {
+        let reads_vectors = self.channels.is_multiple_of(8)
+            && self.pitch.is_multiple_of(8)
+            && all_aligned(&[self.x.address()], 16);
+        let applies_vectors = self.out_pitch.is_multiple_of(8)
+            && all_aligned(&[self.out.address(), self.weight.address(), self.bias.address()], 16);
+        let partials = if reads_vectors { &GROUP_NORM_PARTIALS_X8 } else { &GROUP_NORM_PARTIALS_X1 };
+        let apply =
+            if reads_vectors && applies_vectors { &GROUP_NORM_APPLY_X8 } else { &GROUP_NORM_APPLY_X1 };
+        let chunks = [num_chunks(self.pixels) as u32, 1, 1];
+        let groups = [self.groups as u32, 1, 1];
+        [
+            Config { kernel: partials, grid: chunks },
+            Config { kernel: &GROUP_NORM_FINISH, grid: groups },
+            Config { kernel: apply, grid: chunks },
+        ]
+    }
+
     /// Enqueues the three launches.
     ///
     /// # Errors
     /// [`Error::Input`] when a view is shorter than its shape, a pitch is less than `channels`, or `groups` does not
     /// divide `channels`; [`Error::Unsupported`] for too many channels.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
-        let (params, [sums, finish, applies]) = self.check(device)?;
+        let (params, [sums, finishes, applies]) = self.check(device)?;
         if self.pixels == 0 {
             return Ok(());
         }
-        let reads_vectors =
-            self.channels.is_multiple_of(8) && self.pitch.is_multiple_of(8) && all_aligned(&[params.x], 16);
-        let applies_vectors =
-            self.out_pitch.is_multiple_of(8) && all_aligned(&[params.out, params.weight, params.bias], 16);
-        let partials = if reads_vectors { &GROUP_NORM_PARTIALS_X8 } else { &GROUP_NORM_PARTIALS_X1 };
-        let apply =
-            if reads_vectors && applies_vectors { &GROUP_NORM_APPLY_X8 } else { &GROUP_NORM_APPLY_X1 };
-        let chunks = [params.num_chunks as u32, 1, 1];
-        let groups = [params.groups as u32, 1, 1];
+        let [partials, finish, apply] = self.select(device.capability());
         // SAFETY: params is these entries' generated type; the views cover `pixels` pixels of `channels` channels at
         // their pitches and the workspace both statistics (checked above); the vector entries get rows that are
         // aligned for them; the launches are ordered by the stream.
         unsafe {
-            device.launch(stream, partials, chunks, &params, &sums)?;
-            device.launch(stream, &GROUP_NORM_FINISH, groups, &params, &finish)?;
-            device.launch(stream, apply, chunks, &params, &applies)
+            device.launch(stream, partials, &params, &sums)?;
+            device.launch(stream, finish, &params, &finishes)?;
+            device.launch(stream, apply, &params, &applies)
         }
     }
 }

@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::{all_aligned, check_len, check_pitch, kernel, matrix_len, refuse, to_i32, volume};
 use crate::abi;
-use crate::device::{Device, Footprint, StreamId, View};
+use crate::device::{Config, Device, Footprint, StreamId, View};
 use crate::{Error, Result};
 
 kernel!(
@@ -92,6 +92,6 @@ impl HeadNormRope<'_> {
         let grid = [to_i32(NAME, "the grid", ctas)? as u32, 1, 1];
         // SAFETY: params is this entry's generated type; `x` covers `rows` rows of whole heads at their pitch, the
         // tables cover rows `rope_row..rope_row + rows` (checked above), beyond which no lane reaches.
-        unsafe { device.launch(stream, &HEAD_NORM_ROPE, grid, &params, &footprint) }
+        unsafe { device.launch(stream, Config { kernel: &HEAD_NORM_ROPE, grid }, &params, &footprint) }
     }
 }

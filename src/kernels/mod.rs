@@ -1,8 +1,9 @@
 //! One file per kernel: what it computes, what it checks, how it is launched. The CUDA source of `src/kernels/X.rs` is
 //! `kernels/X.cu`, its parameters are `kernels/X.h`.
 //!
-//! Every wrapper has the same shape: a struct of views and shapes (the problem), `check` (all that can be wrong with
-//! them), `launch_config` (the grid, from the header's constants) and `launch` (which only enqueues).
+//! Every wrapper has the same shape: a struct of views and shapes (the problem); where a kernel has several entry points,
+//! `select`, which chooses one and its grid, a [`Config`](crate::device::Config), from the problem and the machine's
+//! [`Capability`](crate::device::Capability) alone; and `launch`, which checks all that can be wrong and enqueues.
 //!
 //! # Safety
 //! A launch hands raw device addresses to a kernel. What makes the safe `launch` functions sound: every view is
@@ -50,7 +51,10 @@ pub fn all() -> &'static [&'static Kernel] {
         &attention::ATTENTION_D256_BIAS,
         &attention::ATTENTION_D512,
         &attention::ATTENTION_D512_BIAS,
-        &bf16_gemm::BF16_GEMM,
+        &bf16_gemm::BF16_GEMM_STORE,
+        &bf16_gemm::BF16_GEMM_RESIDUAL,
+        &bf16_gemm::BF16_GEMM_COMBINE,
+        &bf16_gemm::BF16_GEMM_HEADS,
         &conv2d::CONV2D,
         &count_nonfinite::COUNT_NONFINITE,
         &euler_step::EULER_STEP,
@@ -72,7 +76,10 @@ pub fn all() -> &'static [&'static Kernel] {
         &layer_norm_mod::LAYER_NORM_MOD_WIDE,
         &layer_norm_mod::LAYER_NORM_MOD_ANY,
         &next_step::NEXT_STEP,
-        &nf4_gemm::NF4_GEMM,
+        &nf4_gemm::NF4_GEMM_STORE,
+        &nf4_gemm::NF4_GEMM_RESIDUAL,
+        &nf4_gemm::NF4_GEMM_COMBINE,
+        &nf4_gemm::NF4_GEMM_HEADS,
         &nf4_quantize::NF4_QUANTIZE,
         &rms_norm::RMS_NORM_SMALL,
         &rms_norm::RMS_NORM_WIDE,

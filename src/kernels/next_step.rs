@@ -3,7 +3,7 @@
 use super::{check_len, kernel};
 use crate::Result;
 use crate::abi;
-use crate::device::{Device, Footprint, StreamId, View};
+use crate::device::{Config, Device, Footprint, StreamId, View};
 
 kernel!(
     /// One thread.
@@ -30,6 +30,6 @@ impl NextStep<'_> {
         let mut footprint = Footprint::new(device);
         let params = abi::next_step_params { step: footprint.updates(self.step)? };
         // SAFETY: params is this entry's generated type; one thread updates the one element.
-        unsafe { device.launch(stream, &NEXT_STEP, [1, 1, 1], &params, &footprint) }
+        unsafe { device.launch(stream, Config { kernel: &NEXT_STEP, grid: [1, 1, 1] }, &params, &footprint) }
     }
 }

@@ -1,17 +1,31 @@
-//! Matrix products with NF4 weights, dequantised in registers.
+//! Matrix products with NF4 weights, dequantized in registers; `kernels/nf4_gemm.cu` says how.
 
-use super::gemm::{Problem, check_aligned, grid};
+use super::gemm::{Epilogues, Format, Gemm, Problem, Weight, check_aligned};
 use super::{check_len, kernel, refuse, round_up, volume};
 use crate::Result;
 use crate::abi;
-use crate::device::{Device, Footprint, StreamId, View};
+use crate::device::{Footprint, Kernel, View};
 
 kernel!(
-    /// 4 warps per 128 columns x 128 rows.
-    NF4_GEMM, "nf4_gemm", nf4_gemm_bf16_sm80, abi::GEMM_THREADS, abi::NF4_GEMM_SMEM_BYTES
+    /// 4 warps per 128 columns x 128 rows; bf16 results.
+    NF4_GEMM_STORE, "nf4_gemm", nf4_gemm_store_sm80, abi::GEMM_THREADS, abi::NF4_GEMM_SMEM_BYTES
+);
+kernel!(
+    /// The same tile; f32 results and the residual stream.
+    NF4_GEMM_RESIDUAL, "nf4_gemm", nf4_gemm_residual_sm80, abi::GEMM_THREADS, abi::NF4_GEMM_SMEM_BYTES
+);
+kernel!(
+    /// The same tile; sums with and products by another matrix.
+    NF4_GEMM_COMBINE, "nf4_gemm", nf4_gemm_combine_sm80, abi::GEMM_THREADS, abi::NF4_GEMM_SMEM_BYTES
+);
+kernel!(
+    /// The same tile; q and k with norm and RoPE.
+    NF4_GEMM_HEADS, "nf4_gemm", nf4_gemm_heads_sm80, abi::GEMM_THREADS, abi::NF4_GEMM_SMEM_BYTES
 );
 
-/// An NF4 weight `[n, k]` in fragment order, as [`nf4_quantize`](super::nf4_quantize) writes it.
+/// An NF4 weight `[n, k]` in fragment order, as [`nf4_quantize`](super::nf4_quantize) writes it; `k` is a multiple of 64.
+///
+/// What is multiplied is bf16(code * absmax).
 #[derive(Clone, Copy, Debug)]
 pub struct Nf4Weight<'a> {
     /// Codes, two a byte: `[n rounded up to 64, k / 2]` bytes in fragment order.
@@ -20,48 +34,40 @@ pub struct Nf4Weight<'a> {
     pub absmax: &'a View<f32>,
 }
 
-/// `out = epilogue(x . dequant(w)^T + bias)` for one or two problems in one launch; `kernels/nf4_gemm.cu` says how.
-///
-/// - `k`: a multiple of 64
-/// - numerics: weights are bf16(code * absmax), f32 accumulation, one rounding at the store
-/// - source: ours
-#[derive(Debug)]
-pub struct Nf4Gemm<'a> {
-    /// The products and their weights.
-    pub problems: &'a [(Problem<'a>, Nf4Weight<'a>)],
-}
+/// Products with [`Nf4Weight`]s.
+pub type Nf4Gemm<'a> = Gemm<'a, Nf4Weight<'a>>;
 
-impl Nf4Gemm<'_> {
-    /// Enqueues the products.
-    ///
-    /// # Errors
-    /// [`crate::Error::Unsupported`] for shapes that the kernel cannot take, [`crate::Error::Input`] for views that
-    /// are too small or misaligned.
-    pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
-        const NAME: &str = "nf4_gemm";
-        if self.problems.is_empty() || self.problems.len() > abi::GEMM_MAX_PROBLEMS as usize {
-            return Err(refuse(NAME, format!("{} problems in one launch", self.problems.len())));
+impl Weight for Nf4Weight<'_> {}
+
+impl Format for Nf4Weight<'_> {
+    const NAME: &'static str = "nf4_gemm";
+
+    fn entry(epilogues: Epilogues) -> Option<&'static Kernel> {
+        match epilogues {
+            Epilogues::Store => Some(&NF4_GEMM_STORE),
+            Epilogues::Residual => Some(&NF4_GEMM_RESIDUAL),
+            Epilogues::Combine => Some(&NF4_GEMM_COMBINE),
+            Epilogues::Heads => Some(&NF4_GEMM_HEADS),
+            Epilogues::Map => None,
         }
-        let mut footprint = Footprint::new(device);
-        let mut params = abi::nf4_gemm_params::default();
-        for ((problem, weight), out) in self.problems.iter().zip(&mut params.problem) {
-            if problem.k % abi::GEMM_BLOCK_K as usize != 0 {
-                return Err(refuse(NAME, format!("k = {} is no multiple of 64", problem.k)));
-            }
-            let n_padded = round_up(problem.n, 64);
-            check_len(NAME, "codes", weight.codes, volume(&[n_padded, problem.k / 2]))?;
-            check_len(NAME, "absmax", weight.absmax, volume(&[n_padded, problem.k / 64]))?;
-            check_aligned(NAME, "codes", weight.codes.address())?;
-            check_aligned(NAME, "absmax", weight.absmax.address())?;
-            problem.check_tokens(NAME)?;
-            *out = problem.params(NAME, &mut footprint)?;
-            out.x = problem.tokens(&mut footprint)?;
-            out.w = footprint.reads(weight.codes)?;
-            out.absmax = footprint.reads(weight.absmax)?;
+    }
+
+    fn operand(
+        &self,
+        problem: &Problem<'_>,
+        params: &mut abi::gemm_problem,
+        footprint: &mut Footprint<'_>,
+    ) -> Result<()> {
+        let (n, k) = (round_up(problem.n, 64), problem.k);
+        if k % abi::GEMM_BLOCK_K as usize != 0 {
+            return Err(refuse(Self::NAME, format!("k = {k} is no multiple of 64")));
         }
-        let grid = grid(self.problems.iter().map(|(problem, _)| problem));
-        // SAFETY: params is this entry's generated type; `Problem::params` and the checks above cover every address
-        // for its m, n and k, and the grid has one z per problem filled in.
-        unsafe { device.launch(stream, &NF4_GEMM, grid, &params, &footprint) }
+        check_len(Self::NAME, "codes", self.codes, volume(&[n, k / 2]))?;
+        check_len(Self::NAME, "absmax", self.absmax, volume(&[n, k / 64]))?;
+        check_aligned(Self::NAME, "codes", self.codes.address())?;
+        check_aligned(Self::NAME, "absmax", self.absmax.address())?;
+        params.w = footprint.reads(self.codes)?;
+        params.absmax = footprint.reads(self.absmax)?;
+        Ok(())
     }
 }

@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::{check_len, check_pitch, kernel, matrix_len, refuse, round_up, to_i32, volume};
 use crate::abi;
-use crate::device::{Device, Footprint, StreamId, View};
+use crate::device::{Config, Device, Footprint, StreamId, View};
 use crate::{Error, Result};
 
 kernel!(
@@ -150,6 +150,6 @@ impl Nf4Quantize<'_> {
         let grid = [to_i32(NAME, "the grid", ctas)? as u32, 1, 1];
         // SAFETY: params is this entry's generated type; `src` covers `rows` rows at its pitch, the destinations all
         // rows of the layout, of which first_row .. first_row + rows are written (checked above).
-        unsafe { device.launch(stream, &NF4_QUANTIZE, grid, &params, &footprint) }
+        unsafe { device.launch(stream, Config { kernel: &NF4_QUANTIZE, grid }, &params, &footprint) }
     }
 }

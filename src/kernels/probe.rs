@@ -5,7 +5,7 @@
 
 use super::{check_len, kernel, to_i32};
 use crate::abi;
-use crate::device::{Device, Footprint, Kernel, StreamId, View};
+use crate::device::{Config, Device, Footprint, Kernel, StreamId, View};
 use crate::{Error, Result};
 
 const THREADS: usize = abi::PROBE_THREADS as usize;
@@ -173,12 +173,12 @@ impl Part {
             let last_words = first_words + 4 * abi::PROBE_ECHO_WORDS as u64 / 2;
             let params = abi::probe_echo_params { first_words, last_words, ..echo() };
             // SAFETY: params is this entry's generated type; the kernel writes PROBE_ECHO_WORDS words, checked above.
-            return unsafe { device.launch(stream, kernel, grid, &params, &footprint) };
+            return unsafe { device.launch(stream, Config { kernel, grid }, &params, &footprint) };
         }
         let params = params(input, output, grid[1], &mut footprint)?;
         // SAFETY: the kernel reads `num_inputs` and writes `num_outputs` words, both checked above; `input` is a whole
         // number of 16-byte vectors from a 256-byte aligned allocation wherever cp.async reads it.
-        unsafe { device.launch(stream, kernel, grid, &params, &footprint) }
+        unsafe { device.launch(stream, Config { kernel, grid }, &params, &footprint) }
     }
 }
 
@@ -276,7 +276,9 @@ impl Fault {
         let params = params(input, output, 1, &mut footprint)?;
         // SAFETY: plain loads and stores stay within the words checked above, but for those that the emulator turns into
         // errors: of pages that no process has. Wild addresses otherwise go to primitives only, which check them.
-        unsafe { device.launch(StreamId::Compute, kernel, [num_ctas, 1, 1], &params, &footprint) }
+        unsafe {
+            device.launch(StreamId::Compute, Config { kernel, grid: [num_ctas, 1, 1] }, &params, &footprint)
+        }
     }
 }
 
@@ -294,5 +296,7 @@ pub fn launch_accesses(device: &Device, input: &View<u32>, output: &View<u32>) -
     let params = params(input, output, 1, &mut footprint)?;
     // SAFETY: params is this entry's generated type; the kernel reads 8 words per lane and writes one per thread and one
     // more, checked above; vectors are read from the start of a view, which allocations align.
-    unsafe { device.launch(StreamId::Compute, &ACCESSES, [1, 1, 1], &params, &footprint) }
+    unsafe {
+        device.launch(StreamId::Compute, Config { kernel: &ACCESSES, grid: [1, 1, 1] }, &params, &footprint)
+    }
 }

@@ -5,7 +5,7 @@
 
 use super::{check_len, kernel, to_i32};
 use crate::abi;
-use crate::device::{Device, Footprint, Kernel, StreamId, TensorElement, TensorTile, View};
+use crate::device::{Config, Device, Footprint, Kernel, StreamId, TensorElement, TensorTile, View};
 use crate::{Error, Result};
 
 const THREADS: usize = abi::PROBE_SM90_THREADS as usize;
@@ -191,7 +191,7 @@ impl Part {
         let params = params(maps, input, output, 0, &mut footprint)?;
         // SAFETY: the kernel reads `num_inputs` and writes `num_outputs` words, checked above; the maps are of parts of
         // `input`, whose copies stop at their matrices' ends.
-        unsafe { device.launch(stream, kernel, [1, 1, 1], &params, &footprint) }
+        unsafe { device.launch(stream, Config { kernel, grid: [1, 1, 1] }, &params, &footprint) }
     }
 }
 
@@ -291,6 +291,8 @@ impl Fault {
         let params = params(maps, input, output, self as i32, &mut footprint)?;
         // SAFETY: plain loads and stores stay within the words checked above; the wild addresses go to primitives only,
         // which the emulator checks before it touches them.
-        unsafe { device.launch(StreamId::Compute, &FAULT, [1, 1, 1], &params, &footprint) }
+        unsafe {
+            device.launch(StreamId::Compute, Config { kernel: &FAULT, grid: [1, 1, 1] }, &params, &footprint)
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{FloatOut, all_aligned, check_len, check_pitch, kernel, matrix_len, to_i32};
 use crate::abi;
-use crate::device::{Device, Footprint, Kernel, StreamId, View};
+use crate::device::{Capability, Config, Device, Footprint, StreamId, View};
 use crate::{Error, Result};
 
 kernel!(
@@ -75,16 +75,18 @@ impl RmsNorm<'_> {
     }
 
     /// The entry for this width and alignment.
-    fn select(&self) -> &'static Kernel {
+    pub fn select(&self, _: &Capability) -> Config {
         let vectors = self.width.is_multiple_of(4)
             && self.pitch.is_multiple_of(4)
             && all_aligned(&[self.x.address(), self.weight.address()], 16)
             && self.out.takes_vectors(self.out_pitch);
-        match self.width {
+        let kernel = match self.width {
             w if vectors && w <= abi::RMS_NORM_SMALL_WIDTH as usize => &RMS_NORM_SMALL,
             w if vectors && w <= abi::RMS_NORM_WIDE_WIDTH as usize => &RMS_NORM_WIDE,
             _ => &RMS_NORM_ANY,
-        }
+        };
+        let grid = [self.rows.div_ceil(abi::RMS_NORM_ROWS as usize) as u32, 1, 1];
+        Config { kernel, grid }
     }
 
     /// Enqueues the norm.
@@ -93,10 +95,10 @@ impl RmsNorm<'_> {
     /// [`Error::Input`] when a view is shorter than its shape, a pitch is less than `width`, or `width` is 0.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
         let (params, footprint) = self.check(device)?;
-        let grid = [self.rows.div_ceil(abi::RMS_NORM_ROWS as usize) as u32, 1, 1];
+        let config = self.select(device.capability());
         // SAFETY: params is this entry's generated type; the views cover `rows` rows at their pitches and `width`
         // columns (checked above), beyond which no lane reaches; `select` picks a vector entry only for rows that are
         // aligned for it.
-        unsafe { device.launch(stream, self.select(), grid, &params, &footprint) }
+        unsafe { device.launch(stream, config, &params, &footprint) }
     }
 }

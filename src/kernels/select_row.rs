@@ -3,7 +3,7 @@
 use super::{check_len, check_pitch, kernel, matrix_len, to_i32};
 use crate::Result;
 use crate::abi;
-use crate::device::{Device, Footprint, StreamId, View};
+use crate::device::{Config, Device, Footprint, StreamId, View};
 
 kernel!(
     /// One thread per element.
@@ -56,6 +56,6 @@ impl SelectRow<'_> {
         let grid = [to_i32(NAME, "the grid", ctas)? as u32, 1, 1];
         // SAFETY: params is this entry's generated type; the kernel keeps the index within `rows`, all of which the table
         // covers at their pitch, and no thread reaches beyond `width` (checked above).
-        unsafe { device.launch(stream, &SELECT_ROW, grid, &params, &footprint) }
+        unsafe { device.launch(stream, Config { kernel: &SELECT_ROW, grid }, &params, &footprint) }
     }
 }

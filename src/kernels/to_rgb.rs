@@ -3,7 +3,7 @@
 use super::{check_len, check_pitch, kernel, matrix_len, to_i32, volume};
 use crate::Result;
 use crate::abi;
-use crate::device::{Device, Footprint, StreamId, View};
+use crate::device::{Config, Device, Footprint, StreamId, View};
 
 kernel!(
     /// One thread per byte.
@@ -50,6 +50,6 @@ impl ToRgb<'_> {
         let grid = [to_i32(NAME, "the grid", ctas)? as u32, 1, 1];
         // SAFETY: params is this entry's generated type; `x` and `out` cover `pixels` pixels (checked above), beyond
         // which no thread reaches.
-        unsafe { device.launch(stream, &TO_RGB, grid, &params, &footprint) }
+        unsafe { device.launch(stream, Config { kernel: &TO_RGB, grid }, &params, &footprint) }
     }
 }

@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::{all_aligned, check_len, check_pitch, kernel, refuse, to_i32, volume};
 use crate::abi;
-use crate::device::{Device, Footprint, StreamId, View};
+use crate::device::{Config, Device, Footprint, StreamId, View};
 use crate::{Error, Result};
 
 kernel!(
@@ -78,6 +78,6 @@ impl UnpackLatents<'_> {
         let grid = [to_i32(NAME, "the grid", ctas)? as u32, 1, 1];
         // SAFETY: params is this entry's generated type; `tokens` and `out` cover the whole map (checked above), beyond
         // which no thread reaches.
-        unsafe { device.launch(stream, &UNPACK_LATENTS, grid, &params, &footprint) }
+        unsafe { device.launch(stream, Config { kernel: &UNPACK_LATENTS, grid }, &params, &footprint) }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use crate::device::{Device, Event, HostBuffer, Kernel, Params, StreamId, View, Work};
+use crate::device::{Config, Device, Event, HostBuffer, Params, StreamId, View, Work};
 use crate::memory::arena::Arena;
 use crate::models::flux::{BRANCHES, Inputs, Outputs};
 use crate::program::op::Kept;
@@ -43,7 +43,7 @@ struct BoundOp {
 /// An operation as the machine takes it.
 #[derive(Debug)]
 enum Ready {
-    Launch { kernel: &'static Kernel, grid: [u32; 3], params: Params, work: Work },
+    Launch { config: Config, params: Params, work: Work },
     Send { to: View<u8>, host: usize },
     Fetch { from: View<u8>, host: usize },
     Fill { view: View<u8>, value: u8 },
@@ -75,11 +75,11 @@ impl Bound {
         let mut ops = Vec::with_capacity(again.ops.len());
         for (i, (op, first)) in again.ops.into_iter().zip(&placed.program.ops).enumerate() {
             let what = match op.what {
-                What::Launch { kernel, grid, params } => {
+                What::Launch { config, params } => {
                     within(&op.work, arena)?;
-                    device.prepare(kernel)?;
-                    device.note_launched(kernel);
-                    Ready::Launch { kernel, grid, params, work: op.work }
+                    device.prepare(config.kernel)?;
+                    device.note_launched(config.kernel);
+                    Ready::Launch { config, params, work: op.work }
                 }
                 What::Send { host } => Ready::Send { to: view(&first.touches[0])?, host },
                 What::Fetch { host } => Ready::Fetch { from: view(&first.touches[0])?, host },
@@ -201,8 +201,8 @@ fn enqueue(device: &Device, ops: &[BoundOp], events: &[Event], host: &mut HostBu
             // SAFETY: the params were recorded by this kernel's wrapper, which checked every view against its shapes; the
             // addresses lie in the arena (`within`), which lives as long as the pipeline; and the program's check has seen
             // that no operation touches bytes that another one still needs.
-            Ready::Launch { kernel, grid, params, work } => unsafe {
-                device.replay(op.stream, kernel, *grid, params, work)?;
+            Ready::Launch { config, params, work } => unsafe {
+                device.replay(op.stream, *config, params, work)?;
             },
             Ready::Send { to, host: at } => device.copy_to_device(op.stream, to, host, *at)?,
             Ready::Fetch { from, host: at } => device.copy_to_host(op.stream, host, *at, from)?,
@@ -219,9 +219,7 @@ fn enqueue(device: &Device, ops: &[BoundOp], events: &[Event], host: &mut HostBu
 fn same_operations(first: &Program, again: &Program) -> Result<()> {
     let same = first.ops.len() == again.ops.len()
         && first.ops.iter().zip(&again.ops).all(|(a, b)| match (&a.what, &b.what) {
-            (What::Launch { kernel, grid, .. }, What::Launch { kernel: other, grid: other_grid, .. }) => {
-                std::ptr::eq(*kernel, *other) && grid == other_grid
-            }
+            (What::Launch { config, .. }, What::Launch { config: other, .. }) => config == other,
             (What::Send { host }, What::Send { host: other })
             | (What::Fetch { host }, What::Fetch { host: other }) => host == other,
             (What::Fill { value }, What::Fill { value: other }) => value == other,

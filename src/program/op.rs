@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::device::{Kernel, Mode, Params, Rows, StreamId, Work};
+use crate::device::{Config, Mode, Params, Rows, StreamId, Work};
 
 /// See the module's text of [`super`].
 #[derive(Debug, Default)]
@@ -46,8 +46,7 @@ pub(crate) struct Op {
 #[derive(Debug)]
 pub(crate) enum What {
     Launch {
-        kernel: &'static Kernel,
-        grid: [u32; 3],
+        config: Config,
         params: Params,
     },
     /// From byte `host` of the pinned buffer into the one touch.

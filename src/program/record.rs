@@ -90,9 +90,9 @@ impl Recorder {
 
     /// Moves what was launched from the tape to the program.
     fn collect(&mut self) -> Result<()> {
-        for TapedLaunch { kernel, grid, params, work } in self.tape.take() {
+        for TapedLaunch { config, params, work } in self.tape.take() {
             let touches = self.touches(&work)?;
-            let what = What::Launch { kernel, grid, params };
+            let what = What::Launch { config, params };
             self.program.ops.push(Op { what, stream: STREAM, touches, work });
         }
         Ok(())

@@ -71,7 +71,7 @@ impl fmt::Display for Region {
     }
 }
 
-/// Every operation, a line each: stage, kernel and grid, multiply-adds, what it touches.
+/// Every operation, a line each: stage, kernel, CTAs, their threads and shared memory, multiply-adds, what it touches.
 pub(crate) fn launches(placed: &Placed) -> String {
     let program = &placed.program;
     let mut text = String::new();
@@ -80,10 +80,7 @@ pub(crate) fn launches(placed: &Placed) -> String {
         for i in stage.ops.clone() {
             let op = &program.ops[i];
             let what = match &op.what {
-                What::Launch { kernel, grid, .. } => {
-                    let [x, y, z] = grid;
-                    format!("{} {x}x{y}x{z}", kernel.name)
-                }
+                What::Launch { config, .. } => config.to_string(),
                 What::Send { .. } => "send".to_string(),
                 What::Fetch { .. } => "fetch".to_string(),
                 What::Fill { value } => format!("fill {value:#04x}"),
@@ -100,7 +97,7 @@ pub(crate) fn launches(placed: &Placed) -> String {
             };
             let touches: Vec<String> = op.touches.iter().map(touch).collect();
             let giga = op.work.flops as f64 * 1e-9;
-            let _ = writeln!(text, "{i:>6}  {what:<44} {giga:>10.3} GFLOP  {}", touches.join(" "));
+            let _ = writeln!(text, "{i:>6}  {what:<60} {giga:>10.3} GFLOP  {}", touches.join(" "));
         }
     }
     text

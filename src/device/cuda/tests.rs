@@ -4,7 +4,7 @@ use std::ffi::c_void;
 
 use super::fake::{DRIVER, FREE_BYTES, Fake, PRIMARY};
 use super::*;
-use crate::device::{Device, Footprint};
+use crate::device::{Config, Device, Footprint};
 
 /// A context of the host program.
 const HOST: usize = 0x7000;
@@ -27,7 +27,14 @@ fn open() -> Result<Device> {
 
 fn launch(device: &Device) -> Result<()> {
     // SAFETY: the fake driver launches nothing.
-    unsafe { device.launch(StreamId::Compute, &KERNEL, [1, 1, 1], &0u64, &Footprint::new(device)) }
+    unsafe {
+        device.launch(
+            StreamId::Compute,
+            Config { kernel: &KERNEL, grid: [1, 1, 1] },
+            &0u64,
+            &Footprint::new(device),
+        )
+    }
 }
 
 /// One of each of a device's operations.
