@@ -1,0 +1,193 @@
+//! What a model folder says about itself: the config files of a diffusers-layout FLUX.1 folder, read, completed
+//! with the defaults of diffusers and transformers, and checked against each other.
+//!
+//! [`PipelineConfig::open`] reads the six JSON files and touches no weights, so it serves planning as well as
+//! loading. [`PipelineConfig::schnell`] is FLUX.1-schnell itself, for planning with no files at hand.
+//!
+//! ```
+//! let config = schnell::config::PipelineConfig::schnell();
+//! assert_eq!(config.flux.width(), 3072);
+//! assert_eq!(config.vae.pixels_per_latent(), 8);
+//! ```
+//!
+//! Two kinds of refusal: [`Error::Weights`] for a folder that contradicts itself (its owner mends it),
+//! [`Error::Unsupported`] for a sound model that this crate has no code for. Which widths the kernels take is
+//! not decided here but in the plan.
+//!
+//! Here stand the whole and how its parts agree; each part is a file beside this one, read with `fields.rs`, which
+//! names the field at fault.
+//!
+//! Left out: tokenizer files ([`crate::text::tokenizer`]) and tensors ([`crate::weights`]).
+
+mod clip;
+mod fields;
+mod flux;
+mod index;
+mod scheduler;
+mod t5;
+mod vae;
+
+use std::path::Path;
+
+pub use clip::{ClipActivation, ClipConfig, ClipPooling};
+pub(crate) use fields::read_json;
+pub use flux::FluxConfig;
+pub use scheduler::SchedulerConfig;
+pub use t5::T5Config;
+pub use vae::VaeConfig;
+
+use crate::{Error, Result};
+use index::check_model_index;
+use t5::{SCHNELL_T5_TOKENS, t5_length};
+
+/// Everything that the config files of a FLUX.1 folder decide.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PipelineConfig {
+    /// `transformer/config.json`
+    pub flux: FluxConfig,
+    /// `text_encoder_2/config.json`
+    pub t5: T5Config,
+    /// `text_encoder/config.json`
+    pub clip: ClipConfig,
+    /// `vae/config.json`
+    pub vae: VaeConfig,
+    /// `scheduler/scheduler_config.json`
+    pub scheduler: SchedulerConfig,
+    /// The T5 length to use unless told otherwise, padding included: 256 for schnell, less where
+    /// `tokenizer_2/tokenizer_config.json` allows less (`model_max_length`).
+    pub t5_length: usize,
+}
+
+impl PipelineConfig {
+    /// Reads the config files of the diffusers-layout folder `dir`. No weights need be present.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when a file is missing or unreadable, [`Error::Weights`] when one is malformed or they
+    /// contradict each other, [`Error::Unsupported`] when they describe a model or option with no code here.
+    pub fn open(dir: &Path) -> Result<Self> {
+        check_model_index(dir)?;
+        let config = PipelineConfig {
+            flux: FluxConfig::read(&dir.join("transformer/config.json"))?,
+            clip: ClipConfig::read(&dir.join("text_encoder/config.json"))?,
+            t5: T5Config::read(&dir.join("text_encoder_2/config.json"))?,
+            vae: VaeConfig::read(&dir.join("vae/config.json"))?,
+            scheduler: SchedulerConfig::read(&dir.join("scheduler/scheduler_config.json"))?,
+            t5_length: t5_length(&dir.join("tokenizer_2/tokenizer_config.json"))?,
+        };
+        config.check_agreement(dir)?;
+        Ok(config)
+    }
+
+    /// FLUX.1-schnell.
+    pub fn schnell() -> Self {
+        PipelineConfig {
+            flux: FluxConfig {
+                heads: 24,
+                head_dim: 128,
+                layers: 19,
+                single_layers: 38,
+                in_channels: 64,
+                out_channels: 64,
+                joint_width: 4096,
+                pooled_width: 768,
+                axes: [16, 56, 56],
+                theta: 10_000.0,
+                guidance: false,
+            },
+            t5: T5Config {
+                width: 4096,
+                head_dim: 64,
+                heads: 64,
+                ff: 10240,
+                layers: 24,
+                buckets: 32,
+                max_distance: 128,
+                eps: 1e-6,
+                vocab_rows: 32128,
+            },
+            clip: ClipConfig {
+                width: 768,
+                heads: 12,
+                ff: 3072,
+                layers: 12,
+                positions: 77,
+                activation: ClipActivation::QuickGelu,
+                eps: 1e-5,
+                vocab_rows: 49408,
+                pooling: ClipPooling::LargestId,
+            },
+            vae: VaeConfig {
+                latent_channels: 16,
+                block_channels: vec![128, 256, 512, 512],
+                layers_per_block: 2,
+                groups: 32,
+                scaling: 0.3611,
+                shift: 0.1159,
+                out_channels: 3,
+                mid_attention: true,
+                use_post_quant_conv: false,
+            },
+            scheduler: SchedulerConfig {
+                shift: 1.0,
+                dynamic_shifting: false,
+                base_shift: 0.5,
+                max_shift: 1.15,
+                base_tokens: 256,
+                max_tokens: 4096,
+                train_timesteps: 1000,
+            },
+            t5_length: SCHNELL_T5_TOKENS,
+        }
+    }
+
+    /// What one file alone cannot show: that the parts fit together.
+    fn check_agreement(&self, dir: &Path) -> Result<()> {
+        let flux_path = dir.join("transformer/config.json");
+        let latent_token = 4 * self.vae.latent_channels;
+        if self.flux.out_channels != latent_token {
+            return Err(Error::weights(
+                flux_path,
+                format!(
+                    "out_channels is {}, but the VAE's latent_channels {} make {latent_token} (four per token)",
+                    self.flux.out_channels, self.vae.latent_channels
+                ),
+            ));
+        }
+        // Fill, Canny and Depth feed a second image beside the latents: a whole number of tokens more.
+        if self.flux.in_channels > latent_token && self.flux.in_channels.is_multiple_of(latent_token) {
+            return Err(Error::Unsupported(format!(
+                "{}: in_channels {} instead of {latent_token}: models with image conditions are not supported",
+                flux_path.display(),
+                self.flux.in_channels
+            )));
+        }
+        if self.flux.in_channels != latent_token {
+            return Err(Error::weights(
+                flux_path,
+                format!(
+                    "in_channels is {}, but the VAE's latent_channels {} make {latent_token} (four per token)",
+                    self.flux.in_channels, self.vae.latent_channels
+                ),
+            ));
+        }
+        if self.flux.joint_width != self.t5.width {
+            return Err(Error::weights(
+                flux_path,
+                format!(
+                    "joint_attention_dim is {}, but text_encoder_2's d_model is {}",
+                    self.flux.joint_width, self.t5.width
+                ),
+            ));
+        }
+        if self.flux.pooled_width != self.clip.width {
+            return Err(Error::weights(
+                flux_path,
+                format!(
+                    "pooled_projection_dim is {}, but text_encoder's hidden_size is {}",
+                    self.flux.pooled_width, self.clip.width
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
