@@ -155,7 +155,7 @@ static IDLE: Mutex<Vec<Idle>> = Mutex::new(Vec::new());
 
 struct Idle(Box<Cta>);
 
-// SAFETY: no fiber of an idle CTA is inside a kernel; each is suspended in `runtime::new_fiber`'s loop, which looks its
+// SAFETY: no fiber of an idle CTA is inside a kernel; each is suspended in the loop of `runtime/fiber.rs`, which looks its
 // thread up anew when it is resumed.
 unsafe impl Send for Idle {}
 
