@@ -5,12 +5,18 @@
 //! engine keeps the values of the registers it was given, which hold [`POISON`] meanwhile: who reads them computes NaN, who
 //! writes them is found at the wait, and so is a register whose variable has gone.
 //!
-//! Sums are f32 in ascending k, products and sums separately, as in `tile.rs`.
+//! Sums are f32 in ascending k, products and sums separately, as in the emulator's `tile.rs`: `wgmma/arithmetic.rs`.
+//! What an operand in shared memory is says `wgmma/tile.rs`.
+
+mod arithmetic;
+mod tile;
 
 use std::ops::Range;
 
 use super::super::{AsyncCopies, Cta, Fiber, Site, State, Thread, fail, give_way, sanitizer};
 use super::Hopper;
+use arithmetic::{multiply_add, row_of};
+use tile::Tile;
 
 pub(super) const THREADS: usize = 128;
 const M: usize = 64;
@@ -18,8 +24,6 @@ const K: usize = 16;
 const MAX_N: usize = 256;
 /// Words of A per thread.
 const A_WORDS: usize = 4;
-/// Bytes of a row of a swizzled tile, of which one product reads [`K`] values.
-const ROW_BYTES: usize = 128;
 
 /// A NaN as f32, and a pair of NaN as bf16. Signalling, so that arithmetic changes it.
 const POISON: u32 = 0x7f93_7fc9;
@@ -62,15 +66,6 @@ struct Held {
     /// Of the last product that uses them.
     last_group: u32,
     site: Site,
-}
-
-/// A K-major operand with 128-byte swizzle.
-#[derive(Clone, Copy)]
-struct Tile {
-    start: usize,
-    /// From one eight rows to the next.
-    stride: usize,
-    num_rows: usize,
 }
 
 struct Product {
@@ -160,69 +155,6 @@ impl Warpgroup {
         let reads = |tile: &Tile| tile.rows().start < bytes.end && bytes.start < tile.rows().end;
         let reader = |product: &&Product| reads(&product.b) || product.a.as_ref().is_ok_and(reads);
         self.products.iter().find(reader).map(|product| product.site)
-    }
-}
-
-impl Tile {
-    /// Decodes a matrix descriptor.
-    fn decode(descriptor: u64, num_rows: usize, smem_bytes: usize) -> Result<Tile, String> {
-        let field = |at: u32, bits: u32| (descriptor >> at & ((1 << bits) - 1)) as usize;
-        let tile = Tile { start: field(0, 14) << 4, stride: field(32, 14) << 4, num_rows };
-        if field(62, 2) != 1 {
-            return Err(format!("descriptor {descriptor:#x}: the emulator knows 128-byte swizzle only"));
-        }
-        // Rows must begin where the pattern of the swizzle does; a `base offset` for others is not emulated.
-        if field(49, 3) != 0 || tile.start & 0x380 != 0 || tile.stride % 1024 != 0 {
-            return Err(format!(
-                "descriptor {descriptor:#x}: tiles must lie at multiples of 1024 bytes, this one is at {} with stride {}",
-                tile.start, tile.stride
-            ));
-        }
-        if tile.start % ROW_BYTES > ROW_BYTES - 2 * K {
-            return Err(format!("descriptor {descriptor:#x}: {K} values of k cross the end of the rows"));
-        }
-        if tile.rows().end > smem_bytes {
-            return Err(format!("descriptor {descriptor:#x}: its {num_rows} rows leave shared memory"));
-        }
-        Ok(tile)
-    }
-
-    /// All bytes of its rows.
-    fn rows(&self) -> Range<usize> {
-        let begin = self.start - self.start % ROW_BYTES;
-        begin..begin + (self.num_rows / 8 - 1) * self.stride + 8 * ROW_BYTES
-    }
-
-    /// Where the eight values of k from 8 `half` of a row are.
-    fn chunk(&self, row: usize, half: usize) -> usize {
-        let at = self.start + row / 8 * self.stride + row % 8 * ROW_BYTES + 16 * half;
-        at ^ (at >> 7 & 7) << 4
-    }
-
-    fn chunks(&self) -> impl Iterator<Item = (usize, usize, usize)> {
-        let tile = *self;
-        (0..tile.num_rows).flat_map(move |row| [0, 1].map(|half| (row, half, tile.chunk(row, half))))
-    }
-
-    /// The engine must see what is there.
-    fn check(&self, smem: &[u8], picture: &[u8]) -> Result<(), String> {
-        match self.chunks().find(|&(_, _, at)| smem[at..at + 16] != picture[at..at + 16]) {
-            None => Ok(()),
-            Some((row, _, at)) => Err(format!(
-                "wgmma reads shared memory + {at} (row {row}), which a thread has stored to and not made visible by \
-                 fence_proxy_async"
-            )),
-        }
-    }
-
-    /// `put(row, k, value)` of all values.
-    fn for_each(&self, smem: &[u8], mut put: impl FnMut(usize, usize, f32)) {
-        for (row, half, at) in self.chunks() {
-            for i in 0..8 {
-                let bits = u16::from_le_bytes([smem[at + 2 * i], smem[at + 2 * i + 1]]);
-                put(row, 8 * half + i, f32::from_bits((bits as u32) << 16));
-            }
-        }
     }
 }
 
@@ -405,58 +337,6 @@ impl Warpgroup {
             }
         }
         Ok(())
-    }
-}
-
-/// The row of the warpgroup's tile that a thread's registers hold: PTX ISA, "Register Fragments for wgmma.mma_async".
-fn row_of(thread: usize, upper: usize) -> usize {
-    16 * (thread / 32) + thread % 32 / 4 + 8 * upper
-}
-
-fn multiply_add(acc: &mut [f32], a: &[f32], b: &[f32], n: usize) {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: the feature was just detected.
-        return unsafe { multiply_add_avx2(acc, a, b, n) };
-    }
-    multiply_add_any(acc, a, b, n);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-unsafe fn multiply_add_avx2(acc: &mut [f32], a: &[f32], b: &[f32], n: usize) {
-    multiply_add_any(acc, a, b, n)
-}
-
-#[inline(always)]
-fn multiply_add_any(acc: &mut [f32], a: &[f32], b: &[f32], n: usize) {
-    for row in 0..M {
-        let a_row = &a[row * K..][..K];
-        match n {
-            256 => row_product::<256>(acc, row, a_row, b),
-            128 => row_product::<128>(acc, row, a_row, b),
-            _ => row_product::<64>(acc, row, a_row, b),
-        }
-    }
-}
-
-/// One row of accumulators: gathered from the four threads that own it, multiplied, put back.
-#[inline(always)]
-fn row_product<const N: usize>(acc: &mut [f32], row: usize, a_row: &[f32], b: &[f32]) {
-    let (first, upper) = (row / 16 * 32 + row % 8 * 4, row % 16 / 8);
-    let place = |column: usize| (first + column % 8 / 2) * (N / 2) + column / 8 * 4 + 2 * upper + column % 2;
-    let mut c = [0f32; N];
-    for (column, c) in c.iter_mut().enumerate() {
-        *c = acc[place(column)];
-    }
-    for (k, &x) in a_row.iter().enumerate() {
-        let b_row = &b[k * N..][..N];
-        for column in 0..N {
-            c[column] += x * b_row[column];
-        }
-    }
-    for (column, c) in c.iter().enumerate() {
-        acc[place(column)] = *c;
     }
 }
 
