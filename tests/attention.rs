@@ -19,26 +19,53 @@ struct Case {
     fused: bool,
 }
 
-fn run(case: Case, device: Device) -> Vec<bf16> {
+/// What a case multiplies: q, k and v of all heads side by side, and the bias's table.
+struct Inputs {
+    q: Vec<bf16>,
+    k: Vec<bf16>,
+    v: Vec<bf16>,
+    table: Vec<f32>,
+}
+
+impl Case {
+    fn width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    fn scale(&self) -> f32 {
+        if self.bias { 1.0 } else { 1.0 / (self.head_dim as f32).sqrt() }
+    }
+
+    /// Positions that the bias's table has, each way.
+    fn table_len(&self) -> usize {
+        self.kv_len.max(self.q_len)
+    }
+
+    fn inputs(&self) -> Inputs {
+        let mut rng = Rng((self.q_len * 7 + self.kv_len * 3 + self.head_dim) as u64);
+        let amplitude = if self.bias { 1.5 / (self.head_dim as f32).sqrt() } else { 2.5 };
+        Inputs {
+            q: rng.bf16s(self.q_len * self.width(), amplitude),
+            k: rng.bf16s(self.kv_len * self.width(), amplitude),
+            v: rng.bf16s(self.kv_len * self.width(), 1.0),
+            table: rng.f32s(self.heads * (2 * self.table_len() - 1), 3.0),
+        }
+    }
+}
+
+/// What the kernel makes of it.
+fn launch(case: Case, inputs: &Inputs, device: Device) -> Vec<bf16> {
     let Case { q_len, kv_len, heads, head_dim, causal, bias, fused } = case;
     let bench = Bench::new(device);
-    let mut rng = Rng((q_len * 7 + kv_len * 3 + head_dim) as u64);
-    let width = heads * head_dim;
-    let scale = if bias { 1.0 } else { 1.0 / (head_dim as f32).sqrt() };
-    let amplitude = if bias { 1.5 / (head_dim as f32).sqrt() } else { 2.5 };
-    let q = rng.bf16s(q_len * width, amplitude);
-    let k = rng.bf16s(kv_len * width, amplitude);
-    let v = rng.bf16s(kv_len * width, 1.0);
-    let table = rng.f32s(heads * (2 * kv_len.max(q_len) - 1), 3.0);
+    let width = case.width();
     let out_pitch = width + 8;
     let out = bench.alloc::<bf16>(pitched_len(q_len, out_pitch, width));
-    let table_view = bench.upload(&table);
-    let relative = bias.then_some(RelativeBias { view: &table_view, len: kv_len.max(q_len) });
+    let table = bench.upload(&inputs.table);
     let views = if fused {
         assert_eq!(q_len, kv_len);
         let mut all = Vec::new();
         for row in 0..q_len {
-            for x in [&q, &k, &v] {
+            for x in [&inputs.q, &inputs.k, &inputs.v] {
                 all.extend_from_slice(&x[row * width..(row + 1) * width]);
             }
         }
@@ -46,19 +73,18 @@ fn run(case: Case, device: Device) -> Vec<bf16> {
         let part = |i: usize| all.slice(i * width, all.len() - i * width).unwrap();
         [part(0), part(1), part(2)]
     } else {
-        [bench.upload(&q), bench.upload(&k), bench.upload(&v)]
+        [bench.upload(&inputs.q), bench.upload(&inputs.k), bench.upload(&inputs.v)]
     };
     let pitch = if fused { 3 * width } else { width };
-    let [q_heads, k_heads, v_heads] =
-        [0, 1, 2].map(|i| Heads { view: &views[i], pitch, head_stride: head_dim });
+    let [q, k, v] = [0, 1, 2].map(|i| Heads { view: &views[i], pitch, head_stride: head_dim });
     Attention {
-        q: q_heads,
-        k: k_heads,
-        v: v_heads,
+        q,
+        k,
+        v,
         out: Heads { view: &out, pitch: out_pitch, head_stride: head_dim },
-        bias: relative,
+        bias: bias.then_some(RelativeBias { view: &table, len: case.table_len() }),
         causal,
-        softmax_scale: scale,
+        softmax_scale: case.scale(),
         q_len,
         kv_len,
         heads,
@@ -66,15 +92,14 @@ fn run(case: Case, device: Device) -> Vec<bf16> {
     }
     .launch(&bench.device, COMPUTE)
     .unwrap();
-    let got = without_gaps(&bench.download(&out), out_pitch, width);
+    without_gaps(&bench.download(&out), out_pitch, width)
+}
 
-    let tensor = |x: &[bf16], len: usize| {
-        let x = Tensor::from_slice(&to_f32(x), (len, heads, head_dim), &Candle::Cpu).unwrap();
-        x.transpose(0, 1).unwrap().contiguous().unwrap()
-    };
-    let (q, k, v) = (tensor(&q, q_len), tensor(&k, kv_len), tensor(&v, kv_len));
+/// What is added to the scores: the bias by relative position, and the mask of what comes later.
+fn added(case: Case, table: &[f32]) -> Tensor {
+    let Case { q_len, kv_len, heads, causal, bias, .. } = case;
+    let len = case.table_len();
     let mut add = vec![0f32; heads * q_len * kv_len];
-    let len = kv_len.max(q_len);
     for h in 0..heads {
         for i in 0..q_len {
             for j in 0..kv_len {
@@ -88,22 +113,36 @@ fn run(case: Case, device: Device) -> Vec<bf16> {
             }
         }
     }
-    let add = Tensor::from_slice(&add, (heads, q_len, kv_len), &Candle::Cpu).unwrap();
-    let oracle = |round: bool| -> Vec<f32> {
-        let r = |t: Tensor| {
-            if !round {
-                return t;
-            }
-            t.to_dtype(candle_core::DType::BF16).unwrap().to_dtype(candle_core::DType::F32).unwrap()
-        };
-        let s = r(q.matmul(&k.t().unwrap()).unwrap());
-        let s = r(((s * scale as f64).unwrap() + &add).unwrap());
-        let e = s.broadcast_sub(&s.max_keepdim(D::Minus1).unwrap()).unwrap().exp().unwrap();
-        let p = r(e.broadcast_div(&e.sum_keepdim(D::Minus1).unwrap()).unwrap());
-        let o = r(p.matmul(&v).unwrap());
-        o.transpose(0, 1).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    Tensor::from_slice(&add, (heads, q_len, kv_len), &Candle::Cpu).unwrap()
+}
+
+/// Candle's, rounded to bf16 after each operation if `round`.
+fn oracle(case: Case, inputs: &Inputs, round: bool) -> Vec<f32> {
+    let tensor = |x: &[bf16], len: usize| {
+        let x = Tensor::from_slice(&to_f32(x), (len, case.heads, case.head_dim), &Candle::Cpu).unwrap();
+        x.transpose(0, 1).unwrap().contiguous().unwrap()
     };
-    assert_close(&format!("{case:?}"), &to_f32(&got), &oracle(false), &oracle(true));
+    let (q, k, v) =
+        (tensor(&inputs.q, case.q_len), tensor(&inputs.k, case.kv_len), tensor(&inputs.v, case.kv_len));
+    let r = |t: Tensor| {
+        if !round {
+            return t;
+        }
+        t.to_dtype(candle_core::DType::BF16).unwrap().to_dtype(candle_core::DType::F32).unwrap()
+    };
+    let s = r(q.matmul(&k.t().unwrap()).unwrap());
+    let s = r(((s * case.scale() as f64).unwrap() + &added(case, &inputs.table)).unwrap());
+    let e = s.broadcast_sub(&s.max_keepdim(D::Minus1).unwrap()).unwrap().exp().unwrap();
+    let p = r(e.broadcast_div(&e.sum_keepdim(D::Minus1).unwrap()).unwrap());
+    let o = r(p.matmul(&v).unwrap());
+    o.transpose(0, 1).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn run(case: Case, device: Device) -> Vec<bf16> {
+    let inputs = case.inputs();
+    let got = launch(case, &inputs, device);
+    let (exact, rounded) = (oracle(case, &inputs, false), oracle(case, &inputs, true));
+    assert_close(&format!("{case:?}"), &to_f32(&got), &exact, &rounded);
     got
 }
 
