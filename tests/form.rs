@@ -1,4 +1,5 @@
-//! The form of the sources: no file is longer than a reader can keep in mind.
+//! The form of the sources: no file is longer than a reader can keep in mind. (How long a function may be says
+//! `clippy.toml`.)
 
 use std::path::{Path, PathBuf};
 
