@@ -59,13 +59,15 @@ pub(crate) fn record(
     let (q, k, v) = (q?, k?, v?);
     let part = |view| Heads { view, pitch: 3 * width, head_stride: head_dim };
     for i in 0..config.layers {
-        let name = |part: &str| format!("text_model.encoder.layers.{i}.{part}");
+        let layer = format!("text_model.encoder.layers.{i}");
 
-        let norm1 = net.affine(&name("layer_norm1"), width)?;
+        let norm1 = net.affine(&format!("{layer}.layer_norm1"), width)?;
         norm(net, config, &norm1, x, tokens, FloatOut::Bf16(&h))?;
-        let [q_proj, k_proj, v_proj] =
-            ["q_proj", "k_proj", "v_proj"].map(|p| name(&format!("self_attn.{p}")));
-        let parts = [(&q_proj[..], width), (&k_proj, width), (&v_proj, width)];
+        let parts = [
+            (&format!("{layer}.self_attn.q_proj")[..], width),
+            (&format!("{layer}.self_attn.k_proj"), width),
+            (&format!("{layer}.self_attn.v_proj"), width),
+        ];
         let linear = net.linear(&parts, width, true)?;
         net.gemm(&[Product::new(h_tokens, &linear, 3 * width, none, Epilogue::Store(&qkv))])?;
         Attention {
@@ -82,14 +84,14 @@ pub(crate) fn record(
             head_dim,
         }
         .launch(net.device(), STREAM)?;
-        let linear = net.linear(&[(&name("self_attn.out_proj"), width)], width, true)?;
+        let linear = net.linear(&[(&format!("{layer}.self_attn.out_proj"), width)], width, true)?;
         net.gemm(&[Product::new(attended_tokens, &linear, width, none, add)])?;
 
-        let norm2 = net.affine(&name("layer_norm2"), width)?;
+        let norm2 = net.affine(&format!("{layer}.layer_norm2"), width)?;
         norm(net, config, &norm2, x, tokens, FloatOut::Bf16(&h))?;
-        let linear = net.linear(&[(&name("mlp.fc1"), config.ff)], width, true)?;
+        let linear = net.linear(&[(&format!("{layer}.mlp.fc1"), config.ff)], width, true)?;
         net.gemm(&[Product::new(h_tokens, &linear, ff_pitch, activation, Epilogue::Store(&ff))])?;
-        let linear = net.linear(&[(&name("mlp.fc2"), width)], config.ff, true)?;
+        let linear = net.linear(&[(&format!("{layer}.mlp.fc2"), width)], config.ff, true)?;
         net.gemm(&[Product::new(ff_tokens, &linear, width, none, add)])?;
     }
     let row = net.buffer::<f32>("row", width)?;

@@ -2,6 +2,10 @@
 //!
 //! Values that change from request to request or from step to step (times, seeds' noise, guidance, the row of a pooled vector)
 //! lie in device memory: the program sends them first, and one step's operations are those of every step.
+//!
+//! Tensors are called as diffusers and transformers publish them, and each name is written at one place: the path of a block
+//! (`"transformer_blocks.{block}"`), and what follows it, behind the path filled in (`"{block}.attn.to_q"`). Whoever looks for a
+//! published name finds it. `tests/published.rs` holds the sources to that.
 
 pub(crate) mod clip;
 pub(crate) mod t5;

@@ -69,12 +69,15 @@ pub(crate) fn record(
         .launch(net.device(), STREAM)
     };
     for i in 0..config.layers {
-        let attention = |part: &str| format!("encoder.block.{i}.layer.0.{part}");
-        let mlp = |part: &str| format!("encoder.block.{i}.layer.1.{part}");
+        let block = format!("encoder.block.{i}");
 
-        norm(net, &attention("layer_norm.weight"), &h)?;
-        let [q_name, k_name, v_name] = ["q", "k", "v"].map(|p| attention(&format!("SelfAttention.{p}")));
-        let linear = net.linear(&[(&q_name, inner), (&k_name, inner), (&v_name, inner)], width, false)?;
+        norm(net, &format!("{block}.layer.0.layer_norm.weight"), &h)?;
+        let parts = [
+            (&format!("{block}.layer.0.SelfAttention.q")[..], inner),
+            (&format!("{block}.layer.0.SelfAttention.k"), inner),
+            (&format!("{block}.layer.0.SelfAttention.v"), inner),
+        ];
+        let linear = net.linear(&parts, width, false)?;
         net.gemm(&[Product::new(h_tokens, &linear, 3 * inner, none, Epilogue::Store(&qkv))])?;
         Attention {
             q: part(&q),
@@ -90,17 +93,17 @@ pub(crate) fn record(
             head_dim,
         }
         .launch(net.device(), STREAM)?;
-        let linear = net.linear(&[(&attention("SelfAttention.o"), width)], inner, false)?;
+        let linear = net.linear(&[(&format!("{block}.layer.0.SelfAttention.o"), width)], inner, false)?;
         net.gemm(&[Product::new(attended_tokens, &linear, width, none, add)])?;
 
-        norm(net, &mlp("layer_norm.weight"), &h)?;
+        norm(net, &format!("{block}.layer.1.layer_norm.weight"), &h)?;
         let gelu = Activation::GeluTanh;
-        let linear = net.linear(&[(&mlp("DenseReluDense.wi_0"), ff)], width, false)?;
+        let linear = net.linear(&[(&format!("{block}.layer.1.DenseReluDense.wi_0"), ff)], width, false)?;
         net.gemm(&[Product::new(h_tokens, &linear, ff_pitch, gelu, Epilogue::Store(&ff_buffer))])?;
-        let linear = net.linear(&[(&mlp("DenseReluDense.wi_1"), ff)], width, false)?;
+        let linear = net.linear(&[(&format!("{block}.layer.1.DenseReluDense.wi_1"), ff)], width, false)?;
         let times = Epilogue::MulBf16(&ff_buffer, &ff_buffer);
         net.gemm(&[Product::new(h_tokens, &linear, ff_pitch, none, times)])?;
-        let linear = net.linear(&[(&mlp("DenseReluDense.wo"), width)], ff, false)?;
+        let linear = net.linear(&[(&format!("{block}.layer.1.DenseReluDense.wo"), width)], ff, false)?;
         net.gemm(&[Product::new(ff_tokens, &linear, width, none, add)])?;
     }
     norm(net, "encoder.final_layer_norm.weight", context)

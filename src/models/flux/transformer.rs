@@ -54,6 +54,45 @@ pub(crate) struct Transformer<'c> {
     wide: View<bf16>,
 }
 
+/// How the names of a double block's tensors begin.
+fn double_block(block: usize) -> String {
+    format!("transformer_blocks.{block}")
+}
+
+/// The same of a single block.
+fn single_block(block: usize) -> String {
+    format!("single_transformer_blocks.{block}")
+}
+
+/// What the tensors are called that make heads of tokens.
+struct HeadNames {
+    qkv: [String; 3],
+    /// Of q and k.
+    norms: [String; 2],
+}
+
+impl HeadNames {
+    /// Of a double block's text.
+    fn of_text(block: &str) -> HeadNames {
+        HeadNames {
+            qkv: [
+                format!("{block}.attn.add_q_proj"),
+                format!("{block}.attn.add_k_proj"),
+                format!("{block}.attn.add_v_proj"),
+            ],
+            norms: [format!("{block}.attn.norm_added_q.weight"), format!("{block}.attn.norm_added_k.weight")],
+        }
+    }
+
+    /// Of a double block's image, and of all tokens in a single block.
+    fn of_image(block: &str) -> HeadNames {
+        HeadNames {
+            qkv: [format!("{block}.attn.to_q"), format!("{block}.attn.to_k"), format!("{block}.attn.to_v")],
+            norms: [format!("{block}.attn.norm_q.weight"), format!("{block}.attn.norm_k.weight")],
+        }
+    }
+}
+
 /// The vectors of width `D` that one Linear of a modulation yields, behind each other in a row of all modulations.
 struct Vectors {
     column: usize,
@@ -128,21 +167,20 @@ impl<'c> Transformer<'c> {
         let vec_pooled = net.buffer::<f32>("vec_pooled", d)?;
         let vec = net.buffer::<f32>("vec", steps * d)?;
         let mut embed = |name: &str, x: &View<f32>, k, rows, add: Option<&View<f32>>, out: &View<f32>| {
-            let linear = |part: &str| format!("time_text_embed.{name}.{part}");
             let base =
                 FewRows { x, rows, silu_in: false, silu_out: true, add: None, out: &hidden, out_pitch: d };
-            let linear_1 = net.linear_of_rows(&linear("linear_1"), d, k)?;
+            let linear_1 = net.linear_of_rows(&format!("{name}.linear_1"), d, k)?;
             net.gemv(&linear_1, &base)?;
-            let linear_2 = net.linear_of_rows(&linear("linear_2"), d, d)?;
+            let linear_2 = net.linear_of_rows(&format!("{name}.linear_2"), d, d)?;
             net.gemv(&linear_2, &FewRows { x: &hidden, silu_out: false, add, out, ..base })
         };
-        embed("text_embedder", pooled, config.pooled_width, 1, None, &vec_pooled)?;
+        embed("time_text_embed.text_embedder", pooled, config.pooled_width, 1, None, &vec_pooled)?;
+        let add = Some(&vec_pooled);
         if let Some(guidance) = guidance {
             // The sum may be written in place: each element is read by the thread that writes it.
-            let add = Some(&vec_pooled);
-            embed("guidance_embedder", guidance, SINUSOID_WIDTH, 1, add, &vec_pooled)?;
+            embed("time_text_embed.guidance_embedder", guidance, SINUSOID_WIDTH, 1, add, &vec_pooled)?;
         }
-        embed("timestep_embedder", sinusoids, SINUSOID_WIDTH, steps, Some(&vec_pooled), &vec)?;
+        embed("time_text_embed.timestep_embedder", sinusoids, SINUSOID_WIDTH, steps, add, &vec)?;
 
         // Modulation Linears run once per prompt, blocks once per step: regions of their own, so that a smaller budget can
         // stream the one kind and keep the other.
@@ -163,12 +201,12 @@ impl<'c> Transformer<'c> {
             net.gemv(&linear, &few)
         };
         for i in 0..config.layers {
-            let block = format!("transformer_blocks.{i}");
+            let block = double_block(i);
             modulate(&format!("{block}.norm1_context.linear"), 6, self.of_double(i, false))?;
             modulate(&format!("{block}.norm1.linear"), 6, self.of_double(i, true))?;
         }
         for i in 0..config.single_layers {
-            let block = format!("single_transformer_blocks.{i}");
+            let block = single_block(i);
             modulate(&format!("{block}.norm.linear"), 3, self.of_single(i))?;
         }
         modulate("norm_out.linear", 2, self.of_norm_out())
@@ -259,7 +297,7 @@ impl<'c> Transformer<'c> {
     ) -> Result<()> {
         let (d, ff) = (self.config.width(), self.config.ff());
         let (lt, li) = (self.extent.text_tokens, self.extent.image_tokens);
-        let name = |part: &str| format!("transformer_blocks.{block}.{part}");
+        let name = double_block(block);
         let [t_shift1, t_scale1, t_gate1, t_shift2, t_scale2, t_gate2] =
             self.vectors(self.of_double(block, false))?;
         let [i_shift1, i_scale1, i_gate1, i_shift2, i_scale2, i_gate2] =
@@ -269,14 +307,13 @@ impl<'c> Transformer<'c> {
         self.norm(net, x_image, li, &i_scale1, &i_shift1, &h_image)?;
 
         let tokens = |view, rows| Tokens { view, pitch: d, rows };
-        let qkv = |net: &mut Network<'_>, parts: [&str; 3]| {
-            let [q, k, v] = parts.map(|part| name(&format!("attn.{part}")));
-            net.linear(&[(&q, d), (&k, d), (&v, d)], d, true)
-        };
-        let text_qkv = qkv(net, ["add_q_proj", "add_k_proj", "add_v_proj"])?;
-        let image_qkv = qkv(net, ["to_q", "to_k", "to_v"])?;
-        let text = self.heads(net, &name("attn.norm_added_q"), &name("attn.norm_added_k"), 0, lt)?;
-        let image = self.heads(net, &name("attn.norm_q"), &name("attn.norm_k"), lt, li)?;
+        let (of_text, of_image) = (HeadNames::of_text(&name), HeadNames::of_image(&name));
+        let qkv =
+            |net: &mut Network<'_>, [q, k, v]: &[String; 3]| net.linear(&[(q, d), (k, d), (v, d)], d, true);
+        let text_qkv = qkv(net, &of_text.qkv)?;
+        let image_qkv = qkv(net, &of_image.qkv)?;
+        let text = self.heads(net, &of_text.norms, 0, lt)?;
+        let image = self.heads(net, &of_image.norms, lt, li)?;
         net.gemm(&[
             text.product(tokens(&h_text, lt), &text_qkv, None),
             image.product(tokens(&h_image, li), &image_qkv, None),
@@ -293,8 +330,8 @@ impl<'c> Transformer<'c> {
         let (mlp_text, mlp_image) = (rows_of(0, d)?, rows_of(lt, d)?);
         let wide = |view, rows| Tokens { view, pitch, rows };
         let (none, gelu) = (Activation::None, Activation::GeluTanh);
-        let text_out = net.linear(&[(&name("attn.to_add_out"), d)], d, true)?;
-        let image_out = net.linear(&[(&name("attn.to_out.0"), d)], d, true)?;
+        let text_out = net.linear(&[(&format!("{name}.attn.to_add_out"), d)], d, true)?;
+        let image_out = net.linear(&[(&format!("{name}.attn.to_out.0"), d)], d, true)?;
         let (to_text, to_image) =
             (Epilogue::Add(x_text, Some(&t_gate1)), Epilogue::Add(x_image, Some(&i_gate1)));
         net.gemm(&[
@@ -303,14 +340,14 @@ impl<'c> Transformer<'c> {
         ])?;
         self.norm(net, x_text, lt, &t_scale2, &t_shift2, &h_text)?;
         self.norm(net, x_image, li, &i_scale2, &i_shift2, &h_image)?;
-        let text_in = net.linear(&[(&name("ff_context.net.0.proj"), ff)], d, true)?;
-        let image_in = net.linear(&[(&name("ff.net.0.proj"), ff)], d, true)?;
+        let text_in = net.linear(&[(&format!("{name}.ff_context.net.0.proj"), ff)], d, true)?;
+        let image_in = net.linear(&[(&format!("{name}.ff.net.0.proj"), ff)], d, true)?;
         net.gemm(&[
             Product::new(tokens(&h_text, lt), &text_in, pitch, gelu, Epilogue::Store(&mlp_text)),
             Product::new(tokens(&h_image, li), &image_in, pitch, gelu, Epilogue::Store(&mlp_image)),
         ])?;
-        let text_out = net.linear(&[(&name("ff_context.net.2"), d)], ff, true)?;
-        let image_out = net.linear(&[(&name("ff.net.2"), d)], ff, true)?;
+        let text_out = net.linear(&[(&format!("{name}.ff_context.net.2"), d)], ff, true)?;
+        let image_out = net.linear(&[(&format!("{name}.ff.net.2"), d)], ff, true)?;
         let (to_text, to_image) =
             (Epilogue::Add(x_text, Some(&t_gate2)), Epilogue::Add(x_image, Some(&i_gate2)));
         net.gemm(&[
@@ -322,14 +359,14 @@ impl<'c> Transformer<'c> {
     fn single(&self, net: &mut Network<'_>, block: usize) -> Result<()> {
         let (d, ff) = (self.config.width(), self.config.ff());
         let rows = self.extent.text_tokens + self.extent.image_tokens;
-        let name = |part: &str| format!("single_transformer_blocks.{block}.{part}");
+        let name = single_block(block);
         let [shift, scale, gate] = self.vectors(self.of_single(block))?;
         self.norm(net, &self.x, rows, &scale, &shift, &self.h)?;
         let mlp = self.wide.slice(d, self.wide.len() - d)?;
-        let [q, k, v] = ["to_q", "to_k", "to_v"].map(|part| name(&format!("attn.{part}")));
-        let parts = [(&q[..], d), (&k, d), (&v, d), (&name("proj_mlp"), ff)];
+        let HeadNames { qkv: [q, k, v], norms } = HeadNames::of_image(&name);
+        let parts = [(&q[..], d), (&k, d), (&v, d), (&format!("{name}.proj_mlp"), ff)];
         let linear1 = net.linear(&parts, d, true)?;
-        let heads = self.heads(net, &name("attn.norm_q"), &name("attn.norm_k"), 0, rows)?;
+        let heads = self.heads(net, &norms, 0, rows)?;
         let mlp_segment = Segment {
             begin: 3 * d,
             end: 3 * d + ff,
@@ -342,7 +379,7 @@ impl<'c> Transformer<'c> {
         heads.finish(net)?;
         self.attend(net)?;
         let all = Tokens { view: &self.wide, pitch: d + ff, rows };
-        let linear2 = net.linear(&[(&name("proj_out"), d)], d + ff, true)?;
+        let linear2 = net.linear(&[(&format!("{name}.proj_out"), d)], d + ff, true)?;
         net.gemm(&[Product::new(all, &linear2, d, Activation::None, Epilogue::Add(&self.x, Some(&gate)))])
     }
 
@@ -371,8 +408,7 @@ impl<'c> Transformer<'c> {
     fn heads(
         &self,
         net: &mut Network<'_>,
-        norm_q: &str,
-        norm_k: &str,
+        [norm_q, norm_k]: &[String; 2],
         first: usize,
         rows: usize,
     ) -> Result<QkvHeads> {
@@ -382,8 +418,8 @@ impl<'c> Transformer<'c> {
             q: self.q.slice(first * d, rows * d)?,
             k: self.k.slice(first * d, rows * d)?,
             v: self.v.slice(first * d, rows * d)?,
-            norm_q: net.vector(&format!("{norm_q}.weight"), head_dim)?,
-            norm_k: net.vector(&format!("{norm_k}.weight"), head_dim)?,
+            norm_q: net.vector(norm_q, head_dim)?,
+            norm_k: net.vector(norm_k, head_dim)?,
             cos: self.rope_cos.slice(first * half, rows * half)?,
             sin: self.rope_sin.slice(first * half, rows * half)?,
             rows,

@@ -208,8 +208,9 @@ impl Decoder<'_, '_, '_> {
         let normed = self.norm(&norm, map, false)?;
         let tokens = |view, pitch| Tokens { view, pitch, rows: pixels };
         let none = Activation::None;
-        let [q, k, v] = ["to_q", "to_k", "to_v"].map(|part| format!("{name}.{part}"));
-        let linear = self.net.linear(&[(&q, c), (&k, c), (&v, c)], c, true)?;
+        let parts =
+            [(&format!("{name}.to_q")[..], c), (&format!("{name}.to_k"), c), (&format!("{name}.to_v"), c)];
+        let linear = self.net.linear(&parts, c, true)?;
         let qkv = self.net.buffer::<bf16>("qkv", pixels * 3 * c)?;
         let store = Epilogue::Store(&qkv);
         self.net.gemm(&[Product::new(tokens(&normed.view, c), &linear, 3 * c, none, store)])?;
