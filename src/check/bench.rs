@@ -4,23 +4,13 @@
 //! more than any cache keeps: the launch finds its operands in memory, nothing that must still be written back, and is
 //! enqueued before its turn has come, so that the CPU's share of launching is not timed.
 
+mod launches;
+
 use std::time::{Duration, Instant};
 
-use half::bf16;
-
-use super::{Fill, Lab, random_bits};
-use crate::device::{Device, StreamId, View};
-use crate::kernels::FloatOut;
-use crate::kernels::attention::{Attention, Heads};
-use crate::kernels::bf16_gemm::{Bf16Gemm, Bf16Weight};
-use crate::kernels::conv2d::{self, Conv2d};
+use super::{Fill, Lab};
+use crate::device::{Device, StreamId};
 use crate::kernels::count_nonfinite::CountNonfinite;
-use crate::kernels::gemm::{Activation, Epilogue, Problem};
-use crate::kernels::gemv::{Gemv, GemvActivation, GemvWeight};
-use crate::kernels::group_norm_silu::GroupNormSilu;
-use crate::kernels::layer_norm_mod::LayerNormMod;
-use crate::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
-use crate::kernels::nf4_quantize::Nf4Layout;
 use crate::{Error, Result};
 
 const COMPUTE: StreamId = StreamId::Compute;
@@ -232,151 +222,17 @@ impl Work {
     }
 
     /// One set of buffers, and the launch on them.
-    fn prepare(&self, lab: &Lab) -> Result<Box<dyn Fn() -> Result<()>>> {
-        let device = lab.device().clone();
-        let bf16s = |len: usize| lab.bf16s(1, len, 1.0);
-        Ok(match *self {
-            Work::Nf4Gemm { m, n, k } => {
-                let layout = Nf4Layout::Fragments;
-                let codes = random_bytes(lab, layout.codes_len(n, k))?;
-                let absmax = lab.f32s(2, layout.absmax_len(n, k), 0.1)?;
-                let (x, bias, out) = (bf16s(m * k)?, lab.f32s(3, n, 1.0)?, lab.alloc::<bf16>(m * n)?);
-                Box::new(move || {
-                    let shape = [m, n, k];
-                    let problem =
-                        Problem::simple(&x, shape, Some(&bias), Activation::None, Epilogue::Store(&out));
-                    Nf4Gemm { problems: &[(problem, Nf4Weight { codes: &codes, absmax: &absmax })] }
-                        .launch(&device, COMPUTE)
-                })
-            }
-            Work::Bf16Gemm { m, n, k } => {
-                let (x, values, out) = (bf16s(m * k)?, bf16s(n * k)?, lab.alloc::<bf16>(m * n)?);
-                Box::new(move || {
-                    let problem =
-                        Problem::simple(&x, [m, n, k], None, Activation::None, Epilogue::Store(&out));
-                    Bf16Gemm { problems: &[(problem, Bf16Weight { values: &values, pitch: k })] }
-                        .launch(&device, COMPUTE)
-                })
-            }
-            Work::Attention { heads, tokens, head_dim } => {
-                let width = heads * head_dim;
-                let parts = [0, 1, 2].map(|_| bf16s(tokens * width));
-                let [q, k, v] = parts;
-                let (q, k, v, out) = (q?, k?, v?, lab.alloc::<bf16>(tokens * width)?);
-                Box::new(move || {
-                    let place = |view| Heads { view, pitch: width, head_stride: head_dim };
-                    Attention {
-                        q: place(&q),
-                        k: place(&k),
-                        v: place(&v),
-                        out: place(&out),
-                        bias: None,
-                        causal: false,
-                        softmax_scale: (head_dim as f32).sqrt().recip(),
-                        q_len: tokens,
-                        kv_len: tokens,
-                        heads,
-                        head_dim,
-                    }
-                    .launch(&device, COMPUTE)
-                })
-            }
-            Work::Conv2d { side, channels, upsample } => {
-                let pixels = side * side * if upsample { 4 } else { 1 };
-                let (x, out) = (bf16s(side * side * channels)?, lab.alloc::<bf16>(pixels * channels)?);
-                let weight = bf16s(channels * conv2d::weight_pitch(channels, 3))?;
-                let bias = lab.f32s(3, channels, 1.0)?;
-                Box::new(move || {
-                    Conv2d {
-                        x: &x,
-                        x_pitch: channels,
-                        height: side,
-                        width: side,
-                        channels,
-                        out_channels: channels,
-                        kernel: 3,
-                        upsample,
-                        weight: &weight,
-                        bias: Some(&bias),
-                        epilogue: Epilogue::Store(&out),
-                        out_pitch: channels,
-                    }
-                    .launch(&device, COMPUTE)
-                })
-            }
-            Work::Nf4Gemv { m, n, k } => {
-                let codes = random_bytes(lab, n * k / 2)?;
-                let absmax = lab.f32s(2, n * k / 64, 0.1)?;
-                let (x, bias) = (lab.f32s(1, m * k, 1.0)?, lab.f32s(3, n, 1.0)?);
-                let out = lab.alloc::<f32>(m * n)?;
-                Box::new(move || {
-                    Gemv {
-                        x: &x,
-                        pitch: k,
-                        m,
-                        n,
-                        k,
-                        weight: GemvWeight::Nf4 { codes: &codes, absmax: &absmax },
-                        bias: Some(&bias),
-                        act_in: GemvActivation::Silu,
-                        act_out: GemvActivation::None,
-                        add: None,
-                        out: &out,
-                        out_pitch: n,
-                    }
-                    .launch(&device, COMPUTE)
-                })
-            }
-            Work::LayerNormMod { rows, width } => {
-                let x = lab.f32s(1, rows * width, 4.0)?;
-                let (scale, shift) = (lab.f32s(2, width, 1.0)?, lab.f32s(3, width, 1.0)?);
-                let out = lab.alloc::<bf16>(rows * width)?;
-                Box::new(move || {
-                    LayerNormMod {
-                        x: &x,
-                        pitch: width,
-                        rows,
-                        width,
-                        scale: &scale,
-                        shift: &shift,
-                        scale_offset: 1.0,
-                        eps: 1e-6,
-                        out: FloatOut::Bf16(&out),
-                        out_pitch: width,
-                    }
-                    .launch(&device, COMPUTE)
-                })
-            }
-            Work::GroupNormSilu { side, channels } => {
-                let (pixels, groups) = (side * side, 32);
-                let (x, out) = (bf16s(pixels * channels)?, lab.alloc::<bf16>(pixels * channels)?);
-                let (weight, bias) = (lab.f32s(2, channels, 1.0)?, lab.f32s(3, channels, 1.0)?);
-                let workspace = lab.alloc::<f32>(GroupNormSilu::workspace_len(pixels, groups))?;
-                Box::new(move || {
-                    GroupNormSilu {
-                        x: &x,
-                        pitch: channels,
-                        pixels,
-                        channels,
-                        groups,
-                        weight: &weight,
-                        bias: &bias,
-                        eps: 1e-6,
-                        silu: true,
-                        out: &out,
-                        out_pitch: channels,
-                        workspace: &workspace,
-                    }
-                    .launch(&device, COMPUTE)
-                })
-            }
-        })
+    fn prepare(&self, lab: &Lab) -> Result<launches::Launch> {
+        match *self {
+            Work::Nf4Gemm { m, n, k } => launches::nf4_gemm(lab, m, n, k),
+            Work::Bf16Gemm { m, n, k } => launches::bf16_gemm(lab, m, n, k),
+            Work::Attention { heads, tokens, head_dim } => launches::attention(lab, heads, tokens, head_dim),
+            Work::Conv2d { side, channels, upsample } => launches::conv(lab, side, channels, upsample),
+            Work::Nf4Gemv { m, n, k } => launches::nf4_gemv(lab, m, n, k),
+            Work::LayerNormMod { rows, width } => launches::layer_norm_mod(lab, rows, width),
+            Work::GroupNormSilu { side, channels } => launches::group_norm_silu(lab, side, channels),
+        }
     }
-}
-
-fn random_bytes(lab: &Lab, len: usize) -> Result<View<u8>> {
-    let words = random_bits(4, len.div_ceil(4));
-    lab.upload(&bytemuck::cast_slice::<u32, u8>(&words)[..len])
 }
 
 /// Pinned host memory to the device: gigabytes per second of the fastest of `repetitions` copies of `bytes`.
