@@ -11,7 +11,7 @@ GPU_KERNEL(count_nonfinite_f32, count_nonfinite_params, COUNT_NONFINITE_THREADS,
     GPU_UNROLL
     for (int i = 0; i < COUNT_NONFINITE_PER_THREAD; ++i) {
         const int64_t at = first + i * COUNT_NONFINITE_THREADS;
-        if (at < p.count) found += (gpu::float_to_bits(p.x[at]) & 0x7f800000u) == 0x7f800000u ? 1u : 0u;
+        if (at < p.count) found += gpu::is_finite(p.x[at]) ? 0u : 1u;
     }
     GPU_UNROLL
     for (int mask = gpu::WARP / 2; mask > 0; mask /= 2) found += gpu::shfl_xor(found, mask);

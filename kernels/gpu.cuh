@@ -349,6 +349,7 @@ template <int LANES = 32> GPU_FN float warp_max(float v) {
 
 // Below -87 the divisor passes 2^126, and a GPU may make 0 of a result of some 1e-36.
 GPU_FN float silu(float x) { return divide_approx(x, 1.0f + exp_exact(-x)); }
+GPU_FN bool is_finite(float f) { return (float_to_bits(f) & 0x7f800000u) != 0x7f800000u; }
 GPU_FN float quick_gelu(float x) { return divide_approx(x, 1.0f + exp_exact(-1.702f * x)); }
 // 0.5 x (1 + tanh u) = x sigmoid(2 u): no tanh, whose expansion cost the GEMM's epilogue registers it did not have.
 GPU_FN float gelu_tanh(float x) { return divide_approx(x, 1.0f + exp_exact(-1.5957691216057308f * (x + 0.044715f * x * x * x))); }

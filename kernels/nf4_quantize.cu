@@ -39,6 +39,9 @@ GPU_KERNEL(nf4_quantize, nf4_quantize_params, NF4_QUANTIZE_THREADS, 1) {
         even = p.src_f32[row * p.pitch + k];
         odd = p.src_f32[row * p.pitch + k + 1];
     }
+    // No code is left for them. One atomic per weight: there are none in a sound file.
+    const uint32_t nonfinite = (gpu::is_finite(even) ? 0u : 1u) + (gpu::is_finite(odd) ? 0u : 1u);
+    if (nonfinite != 0) gpu::atomic_add(p.nonfinite, nonfinite);
     const float even_abs = even < 0.0f ? -even : even, odd_abs = odd < 0.0f ? -odd : odd;
     const float absmax = gpu::warp_max(gpu::max(even_abs, odd_abs));
     const float inverse = absmax > 0.0f ? gpu::reciprocal_exact(absmax) : 0.0f;

@@ -12,6 +12,7 @@ typedef struct nf4_quantize_params {
     DEV(const bf16_bits) src_bf16;   // the same; null: src_f32 is read
     DEV(uint8_t) codes;              // two codes a byte, in the layout `fragments` says
     DEV(float) absmax;               // one per quant block, in the same layout
+    DEV(uint32_t) nonfinite;         // += weights that are NaN or infinite, whose codes mean nothing
     int64_t rows;
     int64_t pitch;                   // elements
     int64_t k;                       // a multiple of 64

@@ -570,6 +570,7 @@ pub struct nf4_quantize_params {
     pub src_bf16: u64,
     pub codes: u64,
     pub absmax: u64,
+    pub nonfinite: u64,
     pub rows: i64,
     pub pitch: i64,
     pub k: i64,
@@ -580,7 +581,7 @@ pub struct nf4_quantize_params {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of nf4_quantize_params"][::std::mem::size_of::<nf4_quantize_params>() - 80usize];
+    ["Size of nf4_quantize_params"][::std::mem::size_of::<nf4_quantize_params>() - 88usize];
     ["Alignment of nf4_quantize_params"][::std::mem::align_of::<nf4_quantize_params>() - 8usize];
     ["Offset of field: nf4_quantize_params::src_f32"]
         [::std::mem::offset_of!(nf4_quantize_params, src_f32) - 0usize];
@@ -590,19 +591,21 @@ const _: () = {
         [::std::mem::offset_of!(nf4_quantize_params, codes) - 16usize];
     ["Offset of field: nf4_quantize_params::absmax"]
         [::std::mem::offset_of!(nf4_quantize_params, absmax) - 24usize];
+    ["Offset of field: nf4_quantize_params::nonfinite"]
+        [::std::mem::offset_of!(nf4_quantize_params, nonfinite) - 32usize];
     ["Offset of field: nf4_quantize_params::rows"]
-        [::std::mem::offset_of!(nf4_quantize_params, rows) - 32usize];
+        [::std::mem::offset_of!(nf4_quantize_params, rows) - 40usize];
     ["Offset of field: nf4_quantize_params::pitch"]
-        [::std::mem::offset_of!(nf4_quantize_params, pitch) - 40usize];
-    ["Offset of field: nf4_quantize_params::k"][::std::mem::offset_of!(nf4_quantize_params, k) - 48usize];
+        [::std::mem::offset_of!(nf4_quantize_params, pitch) - 48usize];
+    ["Offset of field: nf4_quantize_params::k"][::std::mem::offset_of!(nf4_quantize_params, k) - 56usize];
     ["Offset of field: nf4_quantize_params::first_row"]
-        [::std::mem::offset_of!(nf4_quantize_params, first_row) - 56usize];
+        [::std::mem::offset_of!(nf4_quantize_params, first_row) - 64usize];
     ["Offset of field: nf4_quantize_params::padded_rows"]
-        [::std::mem::offset_of!(nf4_quantize_params, padded_rows) - 64usize];
+        [::std::mem::offset_of!(nf4_quantize_params, padded_rows) - 72usize];
     ["Offset of field: nf4_quantize_params::fragments"]
-        [::std::mem::offset_of!(nf4_quantize_params, fragments) - 72usize];
+        [::std::mem::offset_of!(nf4_quantize_params, fragments) - 80usize];
     ["Offset of field: nf4_quantize_params::reserved"]
-        [::std::mem::offset_of!(nf4_quantize_params, reserved) - 76usize];
+        [::std::mem::offset_of!(nf4_quantize_params, reserved) - 84usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]

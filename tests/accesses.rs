@@ -450,10 +450,21 @@ fn once(bench: &Bench) {
         [(Nf4Source::F32(&f32s), Nf4Layout::Rows), (Nf4Source::Bf16(&bf16s), Nf4Layout::Fragments)]
     {
         let codes = bench.alloc(layout.codes_len(n, k));
-        let absmax = bench.alloc(layout.absmax_len(n, k));
-        Nf4Quantize { src, pitch: k, rows: n, k, first_row: 0, n, layout, codes: &codes, absmax: &absmax }
-            .launch(&bench.device, COMPUTE)
-            .unwrap();
+        let (absmax, nonfinite) = (bench.alloc(layout.absmax_len(n, k)), bench.alloc(1));
+        Nf4Quantize {
+            src,
+            pitch: k,
+            rows: n,
+            k,
+            first_row: 0,
+            n,
+            layout,
+            codes: &codes,
+            absmax: &absmax,
+            nonfinite: &nonfinite,
+        }
+        .launch(&bench.device, COMPUTE)
+        .unwrap();
     }
 }
 

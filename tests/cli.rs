@@ -200,6 +200,30 @@ fn broken_models_are_refused_by_file_and_tensor() {
     refused(cut.path(), 3, &["transformer"]);
 }
 
+#[test]
+fn weights_that_no_code_stands_for_are_refused_by_tensor() {
+    let sandbox = Sandbox::new();
+    let t5 = "text_encoder_2/model.safetensors";
+    let transformer = "transformer/diffusion_pytorch_model.safetensors";
+    let (bf16_nan, f32_infinity) = (&0x7fc0u16.to_le_bytes()[..], &f32::NEG_INFINITY.to_le_bytes()[..]);
+    // Quantized on the way in: a plain weight, and one that is NF4 in its file, whose last block has no scale.
+    let (plain, scales) =
+        ("encoder.block.0.layer.1.DenseReluDense.wi_0.weight", "context_embedder.weight.absmax");
+    for (file, stored, number, name, count) in [
+        (t5, plain, bf16_nan, plain, "1 of"),
+        (transformer, scales, f32_infinity, "context_embedder.weight", "64 of"),
+    ] {
+        let dir = copy_of_demo();
+        let mut all = bytes(&dir.path().join(file));
+        let header_end = 8 + u64::from_le_bytes(all[..8].try_into().unwrap()) as usize;
+        let header: Value = serde_json::from_slice(&all[8..header_end]).unwrap();
+        let end = header_end + header[stored]["data_offsets"][1].as_u64().unwrap() as usize;
+        all[end - number.len()..end].copy_from_slice(number);
+        std::fs::write(dir.path().join(file), all).unwrap();
+        sandbox.refuses(quick(&["--model", text(dir.path())]), 3, &[file, name, count, "not finite"]);
+    }
+}
+
 // ---- successes -----------------------------------------------------------------------------------------------
 
 #[test]

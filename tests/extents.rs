@@ -155,6 +155,7 @@ fn nf4_quantize() {
         layout: Nf4Layout::Rows,
         codes: &s.bytes,
         absmax: &s.floats,
+        nonfinite: &s.floats.cast().unwrap(),
     };
     let launch = |quantize: Nf4Quantize| quantize.launch(&s.device, COMPUTE);
     refused(launch(Nf4Quantize { n: 1 << 59, first_row: 1 << 58, ..good }));

@@ -237,6 +237,7 @@ fn reads_what_the_quantiser_writes() {
         layout: Nf4Layout::Rows,
         codes: &codes,
         absmax: &absmax,
+        nonfinite: &bench.alloc(1),
     };
     quantize.launch(&bench.device, COMPUTE).unwrap();
     let (view, out) = (bench.upload(&x), bench.alloc::<f32>(n));

@@ -26,6 +26,7 @@ fn run(device: Device, case: &Case, weights: &[f32]) -> (Vec<u8>, Vec<f32>) {
     let bf16s = bench.upload(&weights.iter().map(|w| bf16::from_f32(*w)).collect::<Vec<_>>());
     let codes = bench.alloc::<u8>(case.layout.codes_len(case.n, case.k));
     let absmax = bench.alloc::<f32>(case.layout.absmax_len(case.n, case.k));
+    let nonfinite = bench.upload(&[0u32]);
     Nf4Quantize {
         src: if case.from_bf16 { Nf4Source::Bf16(&bf16s) } else { Nf4Source::F32(&f32s) },
         pitch: case.pitch,
@@ -36,9 +37,13 @@ fn run(device: Device, case: &Case, weights: &[f32]) -> (Vec<u8>, Vec<f32>) {
         layout: case.layout,
         codes: &codes,
         absmax: &absmax,
+        nonfinite: &nonfinite,
     }
     .launch(&bench.device, COMPUTE)
     .unwrap();
+    let rows = || weights.chunks(case.pitch).map(|row| &row[..case.k]);
+    let found = rows().flatten().filter(|w| !w.is_finite()).count();
+    assert_eq!(bench.download(&nonfinite), [found as u32]);
     (bench.download(&codes), bench.download(&absmax))
 }
 
@@ -185,11 +190,28 @@ fn the_same_bits_under_every_schedule() {
 }
 
 #[test]
+fn what_is_not_finite_is_counted() {
+    for from_bf16 in [false, true] {
+        for layout in [Nf4Layout::Rows, Nf4Layout::Fragments] {
+            let case = Case { rows: 3, k: 192, pitch: 192, first_row: 0, n: 3, layout, from_bf16 };
+            let mut weights = inputs(&case);
+            // Neighbours of a pair, the ends of blocks, a whole block; `run` counts them.
+            for at in [0, 1, 63, 64, 3 * 192 - 1] {
+                weights[at] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][at % 3];
+            }
+            weights[256..320].fill(f32::NAN);
+            run(emulator(), &case, &weights);
+        }
+    }
+}
+
+#[test]
 fn refusals() {
     let bench = Bench::with_bytes(emulator(), 1 << 20);
     let src = bench.alloc::<f32>(4 * 128);
     let src_bf16 = bench.alloc::<bf16>(4 * 128 - 1);
     let (codes, absmax) = (bench.alloc::<u8>(64 * 64), bench.alloc::<f32>(2 * 64));
+    let (nonfinite, nothing) = (bench.alloc::<u32>(1), bench.alloc::<u32>(0));
     let good = || Nf4Quantize {
         src: Nf4Source::F32(&src),
         pitch: 128,
@@ -200,6 +222,7 @@ fn refusals() {
         layout: Nf4Layout::Fragments,
         codes: &codes,
         absmax: &absmax,
+        nonfinite: &nonfinite,
     };
     good().launch(&bench.device, COMPUTE).unwrap();
     let short_src = src.slice(0, 4 * 128 - 1).unwrap();
@@ -209,6 +232,7 @@ fn refusals() {
         Nf4Quantize { src: Nf4Source::Bf16(&src_bf16), ..good() },
         Nf4Quantize { codes: &short_codes, ..good() },
         Nf4Quantize { absmax: &short_absmax, ..good() },
+        Nf4Quantize { nonfinite: &nothing, ..good() },
         Nf4Quantize { pitch: 127, ..good() },
         Nf4Quantize { first_row: 4, ..good() },
         Nf4Quantize { first_row: usize::MAX, ..good() },

@@ -348,16 +348,30 @@ fn norms(lab: &Lab, width: usize) -> Result<Vec<Output>> {
 
 fn nf4_quantize(lab: &Lab, layout: Nf4Layout) -> Result<Vec<Output>> {
     let (n, k) = (70, 256);
-    let src = lab.f32s(1, n * k, 0.3)?;
+    let mut weights = super::random_f32s(1, n * k, 0.3);
+    (weights[65], weights[66], weights[k]) = (f32::INFINITY, f32::INFINITY, f32::NEG_INFINITY);
+    let src = lab.upload(&weights)?;
     let codes = lab.alloc::<u8>(layout.codes_len(n, k))?;
     let absmax = lab.alloc::<f32>(layout.absmax_len(n, k))?;
+    let nonfinite = lab.upload(&[3u32])?;
     // The padding, which the kernel leaves as it is.
     lab.device().fill(COMPUTE, &codes, 0)?;
     lab.device().fill(COMPUTE, &absmax.cast::<u8>()?, 0)?;
     let src = Nf4Source::F32(&src);
-    Nf4Quantize { src, pitch: k, rows: n, k, first_row: 0, n, layout, codes: &codes, absmax: &absmax }
-        .launch(lab.device(), COMPUTE)?;
-    Ok(vec![lab.bits("codes", &codes)?, lab.bits("absmax", &absmax)?])
+    Nf4Quantize {
+        src,
+        pitch: k,
+        rows: n,
+        k,
+        first_row: 0,
+        n,
+        layout,
+        codes: &codes,
+        absmax: &absmax,
+        nonfinite: &nonfinite,
+    }
+    .launch(lab.device(), COMPUTE)?;
+    Ok(vec![lab.bits("codes", &codes)?, lab.bits("absmax", &absmax)?, lab.bits("nonfinite", &nonfinite)?])
 }
 
 fn gemv(lab: &Lab, m: usize) -> Result<Vec<Output>> {

@@ -72,7 +72,7 @@ pub enum Nf4Source<'a> {
 
 /// Rows `first_row .. first_row + rows` of an `[n, k]` NF4 weight from f32 or bf16 rows.
 ///
-/// - `src`: `[rows, k]` with row pitch `pitch`, finite; `codes`, `absmax`: the whole destination in `layout`
+/// - `src`: `[rows, k]` with row pitch `pitch`; `codes`, `absmax`: the whole destination in `layout`
 /// - numerics: bit-equal to bitsandbytes' CPU quantiser: `absmax = max |w|`; the code counts the thresholds strictly
 ///   below `w * (1 / absmax)`; a block of zeros has absmax 0 and code 7
 /// - rows that pad the last tile of fragments are not written: clear the destination first
@@ -97,6 +97,8 @@ pub struct Nf4Quantize<'a> {
     pub codes: &'a View<u8>,
     /// [`Nf4Layout::absmax_len`] elements.
     pub absmax: &'a View<f32>,
+    /// One element, increased by the number of weights that are not finite: their codes mean nothing.
+    pub nonfinite: &'a View<u32>,
 }
 
 const NAME: &str = "nf4_quantize";
@@ -122,12 +124,14 @@ impl Nf4Quantize<'_> {
                 .and_then(|()| Ok((0, footprint.reads_rows(src, self.rows, self.pitch, self.k)?)))?,
         };
         check_len(NAME, "codes", self.codes, self.layout.codes_len(self.n, self.k))?;
+        check_len(NAME, "nonfinite", self.nonfinite, 1)?;
         check_len(NAME, "absmax", self.absmax, self.layout.absmax_len(self.n, self.k))?;
         let params = abi::nf4_quantize_params {
             src_f32,
             src_bf16,
             codes: footprint.updates(self.codes)?,
             absmax: footprint.updates(self.absmax)?,
+            nonfinite: footprint.updates(self.nonfinite)?,
             rows: self.rows as i64,
             pitch: self.pitch as i64,
             k: self.k as i64,

@@ -30,6 +30,11 @@ impl<T> Slot<T> {
         Slot { offset, len, element: PhantomData }
     }
 
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
     /// `len` elements from element `start` on.
     ///
     /// # Panics

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use crate::config::PipelineConfig;
 use crate::device::Capability;
-use crate::memory::arena::Slot;
 use crate::models::flux::{self, Inputs, Outputs};
 use crate::models::layers::{Quantize, Weights};
 use crate::program::{Kind, Placed, Recorder, show};
@@ -112,16 +111,14 @@ impl ShapePlan {
     ) -> Result<(ShapePlan, Weights)> {
         let (mut recorder, mut weights) = (Recorder::fresh(capability), Weights::default());
         let (inputs, outputs) = flux::record(&mut recorder, &mut weights, config, &shape, quantize)?;
-        let slot_bytes = Staging::slot_bytes(&weights.list);
-        let staging_len = Staging::num_bytes(slot_bytes);
+        let staging_len = Staging::new(&weights.list, 0).num_bytes();
         let (staging, _) = recorder.resident::<u8>("load.staging", staging_len, Kind::Load)?;
         let (program, host_bytes) = recorder.finish()?;
         let placed = Placed::new(program)?;
         if placed.resident_bytes != weights.resident_bytes {
             return Err(Error::Plan("weights do not lie as they were asked for".to_string()));
         }
-        let slots = Slot::new(placed.offsets[staging], staging_len);
-        let staging = Staging { slots, slot_bytes };
+        let staging = Staging::new(&weights.list, placed.offsets[staging]);
         Ok((ShapePlan { shape, placed, inputs, outputs, host_bytes, staging }, weights))
     }
 
@@ -270,7 +267,7 @@ impl Plan {
 
     /// Pinned host memory: while loading, and while generating.
     pub fn host_bytes(&self) -> (u64, u64) {
-        let loading = Staging::num_bytes(self.first().staging.slot_bytes) as u64;
+        let loading = self.first().staging.host_bytes() as u64;
         let generating = self.shapes.iter().map(|shape| shape.host_bytes as u64).max().unwrap_or(0);
         (loading, generating)
     }

@@ -2,8 +2,8 @@
 //!
 //! Bytes go file -> pinned staging -> arena, a chunk of rows at a time through two staging buffers, so that reading,
 //! copying and quantising overlap. What becomes NF4 passes through a device-side staging region, from which
-//! `nf4_quantize` writes codes and absmax; everything else is brought into its final form by the host on the way
-//! through the pinned buffer.
+//! `nf4_quantize` writes codes and absmax, and counts what is not finite: no code says so later. Everything else is brought
+//! into its final form by the host on the way through the pinned buffer.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use bytemuck::cast_slice_mut;
 use half::bf16;
 
 use super::{Dtype, Source, TensorInfo, convert};
-use crate::device::{Device, Event, HostBuffer, StreamId};
+use crate::device::{Device, Event, HostBuffer, StreamId, View};
 use crate::kernels::conv2d::weight_pitch;
 use crate::kernels::nf4_quantize::{Nf4Layout, Nf4Quantize, Nf4Source};
 use crate::memory::arena::{Arena, Slot};
@@ -66,34 +66,56 @@ pub(crate) enum Target {
 pub const STAGING_BYTES: usize = 16 << 20;
 const SLOTS: usize = 2;
 
-/// The device side of staging: two slots in the arena, where operations work later.
+/// The device side of staging, in the arena where operations work later: two slots, and a counter for each tensor that is
+/// quantised.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Staging {
-    pub slots: Slot<u8>,
-    pub slot_bytes: usize,
+    slots: Slot<u8>,
+    counters: Slot<u32>,
+    /// Of one slot, and of one pinned buffer.
+    slot_bytes: usize,
 }
 
 impl Staging {
-    /// Bytes of a slot that takes the largest of `weights` or many rows of it.
-    pub fn slot_bytes(weights: &[Weight]) -> usize {
+    /// For these weights, at byte `offset` of the arena.
+    pub fn new(weights: &[Weight], offset: usize) -> Staging {
+        let slot_bytes = Staging::slot_bytes(weights);
+        let num_counters =
+            weights.iter().filter(|weight| matches!(weight.target, Target::Nf4 { .. })).count();
+        Staging {
+            slots: Slot::new(offset, SLOTS * slot_bytes),
+            counters: Slot::new(offset + SLOTS * slot_bytes, num_counters),
+            slot_bytes,
+        }
+    }
+
+    /// Of a slot that takes the largest of `weights` or many rows of it, and the counters.
+    fn slot_bytes(weights: &[Weight]) -> usize {
         let on_device = weights.iter().filter(|weight| !matches!(weight.target, Target::Host));
         let largest = on_device.map(|weight| {
             let (shape, elements) = (&weight.needed.shape, weight.needed.elements() as usize);
             elements / shape[0].max(1) * shape[0].next_multiple_of(8) * 4
         });
-        largest.max().unwrap_or(0).min(STAGING_BYTES).next_multiple_of(ALIGNMENT)
+        let counters = weights.len() * size_of::<u32>();
+        largest.max().unwrap_or(0).max(counters).min(STAGING_BYTES).next_multiple_of(ALIGNMENT)
     }
 
-    /// Of all slots.
-    pub fn num_bytes(slot_bytes: usize) -> usize {
-        SLOTS * slot_bytes
+    /// On the device.
+    pub fn num_bytes(&self) -> usize {
+        SLOTS * self.slot_bytes + self.counters.len() * size_of::<u32>()
+    }
+
+    /// Pinned.
+    pub fn host_bytes(&self) -> usize {
+        SLOTS * self.slot_bytes
     }
 }
 
 /// Reads all `weights`. `progress(done, total)` counts file bytes.
 ///
 /// # Errors
-/// [`Error::Io`] and [`Error::Weights`] from the files, [`Error::Device`] from the machine.
+/// [`Error::Io`] and [`Error::Weights`] from the files, also when numbers that are quantised are not finite;
+/// [`Error::Device`] from the machine.
 pub(crate) fn upload(
     device: &Device,
     arena: &Arena,
@@ -110,7 +132,19 @@ pub(crate) fn upload(
             consumed: device.create_event()?,
         })
     };
-    let mut uploader = Uploader { device, arena, stages: [slot(0)?, slot(1)?], next: 0, scratch: Vec::new() };
+    let counters = arena.view(&staging.counters)?;
+    if !counters.is_empty() {
+        device.fill(StreamId::Compute, &counters, 0)?;
+    }
+    let mut uploader = Uploader {
+        device,
+        arena,
+        stages: [slot(0)?, slot(1)?],
+        next: 0,
+        scratch: Vec::new(),
+        counters,
+        quantized: Vec::new(),
+    };
     let on_device = weights.iter().filter(|weight| !matches!(weight.target, Target::Host));
     let tensors: Vec<(&Weight, &TensorInfo)> = on_device
         .map(|weight| Ok((weight, source.tensor(weight.part, &weight.needed.name)?)))
@@ -127,7 +161,7 @@ pub(crate) fn upload(
         going = progress(done, total);
     }
     device.synchronize(StreamId::Copy)?;
-    device.synchronize(StreamId::Compute)
+    uploader.check_finite()
 }
 
 struct Stage {
@@ -145,10 +179,37 @@ struct Uploader<'a> {
     stages: [Stage; SLOTS],
     next: usize,
     scratch: Vec<u8>,
+    /// Of numbers that are not finite, one for each of `quantized`.
+    counters: View<u32>,
+    quantized: Vec<&'a TensorInfo>,
 }
 
-impl Uploader<'_> {
-    fn tensor(&mut self, target: &Target, tensor: &TensorInfo) -> Result<()> {
+impl<'a> Uploader<'a> {
+    /// Waits for all, and refuses tensors that no code could be found for.
+    fn check_finite(&mut self) -> Result<()> {
+        if self.quantized.is_empty() {
+            return self.device.synchronize(StreamId::Compute);
+        }
+        let (host, counters) = (&mut self.stages[0].host, self.counters.slice(0, self.quantized.len())?);
+        self.device.copy_to_host(StreamId::Compute, host, 0, &counters)?;
+        self.device.synchronize(StreamId::Compute)?;
+        let counts: &[u32] = bytemuck::cast_slice(&host.as_slice()[..counters.num_bytes()]);
+        match self.quantized.iter().zip(counts).find(|(_, count)| **count > 0) {
+            None => Ok(()),
+            Some((tensor, count)) => {
+                let (name, all) = (&tensor.name, tensor.elements());
+                let what = format!(
+                    "{count} of the {all} numbers of {name} are not finite: the file is damaged, or was converted wrongly"
+                );
+                Err(Error::weights(tensor.file.path(), what))
+            }
+        }
+    }
+
+    fn tensor(&mut self, target: &Target, tensor: &'a TensorInfo) -> Result<()> {
+        if matches!(target, Target::Nf4 { .. }) {
+            self.quantized.push(tensor);
+        }
         let rows = tensor.shape.first().copied().unwrap_or(1).max(1);
         let row_len = tensor.elements() / rows;
         // Bytes of a row in staging: its final form, except NF4, which leaves staging as the file holds it.
@@ -249,6 +310,7 @@ impl Uploader<'_> {
                     layout,
                     codes: &codes,
                     absmax: &absmax,
+                    nonfinite: &self.counters.slice(self.quantized.len() - 1, 1)?,
                 }
                 .launch(self.device, StreamId::Compute)?;
                 self.device.record(StreamId::Compute, &stage.consumed)?;
