@@ -192,7 +192,7 @@ impl Nvcc {
         for line in text.lines().filter(|line| line.contains("warning")) {
             println!("cargo::warning={line}");
         }
-        // Said as an aside, of code several times slower than it looks: wgmma that ptxas had to serialise.
+        // Said as an aside, of code several times slower than it looks: wgmma that ptxas had to serialize.
         if let Some(line) = text.lines().find(|line| line.contains("Performance Loss")) {
             return Err(format!("{}: {line}", kernel.display()));
         }

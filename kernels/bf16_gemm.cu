@@ -1,6 +1,6 @@
 // bf16_gemm: out[M, N] = x[M, K] . w[N, K]^T + bias, with fused epilogues    bf16 in, f32 accumulate
 //
-// Work    as nf4_gemm, with the weight read from smem by ldmatrix; for layers that stay unquantised.
+// Work    as nf4_gemm, with the weight read from smem by ldmatrix; for layers that stay unquantized.
 // Bound   compute for image tokens; memory for CLIP's 77.
 #include "bf16_gemm.h"
 #include "gemm_tile.cuh"

@@ -3,7 +3,7 @@
 // Work    m is an output pixel, n an output channel, k = tap * channels + channel: the loader gathers, per 16-byte
 //         chunk, 8 channels of the pixel that the tap points at; outside the map cp.async fills zeros. Nothing like an
 //         im2col buffer exists.
-// Fold    nearest-neighbour upsampling by two is a shift of the gathered coordinates, never a map.
+// Fold    nearest-neighbor upsampling by two is a shift of the gathered coordinates, never a map.
 // Bound   compute: k = 9 * 512 at most, every input chunk is used by 128 channels.
 #include "conv2d.h"
 #include "gemm_tile.cuh"

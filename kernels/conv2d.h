@@ -12,7 +12,7 @@ typedef struct conv2d_params {
     int32_t out_width;      // in_width, or twice that with upsampling
     int32_t channels;       // of the input; x_pitch is its pixel pitch
     int32_t kernel;         // 3 (pad 1) or 1
-    int32_t upsample;       // 1: the input is read as if enlarged twofold, nearest neighbour
+    int32_t upsample;       // 1: the input is read as if enlarged twofold, nearest neighbor
 } conv2d_params;
 
 #endif

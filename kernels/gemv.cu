@@ -5,7 +5,7 @@
 //             chunk of 1024 k: | weights -> registers | x -> act_in -> smem | barrier | multiply | barrier |
 // Layout  a lane's 16 bytes are V = 8 (bf16) or 32 (NF4) consecutive weights, so lanes want x at a stride of V floats.
 //         smem therefore holds x by float4 j of a lane's V: at 32 j + (lane ^ (32 / V) j), free of bank conflicts both
-//         ways: the 8 lanes that store together have 32 / V neighbours of the lane index and V / 4 of j.
+//         ways: the 8 lanes that store together have 32 / V neighbors of the lane index and V / 4 of j.
 // Bound   memory, all of it weights: at m = 1 2 (0.5625 with NF4) bytes per multiply-add.
 // Source  NF4 weights become bf16(code * absmax) before they are multiplied, as in the GEMM. The code table lies in
 //         shared memory once per bank: lanes look up different codes at the same time.
@@ -120,7 +120,7 @@ template <int M, bool NF4> GPU_FN void gemv(const gemv_params &p) {
         for (int m = 0; m < M; ++m) smem.x[m][at] = load_x(p, m, k0 + k);
     };
     // Four codes, in the low 16 bits, to four weights.
-    auto dequantise = [&](float (&w)[4], uint32_t four, float block_absmax) {
+    auto dequantize = [&](float (&w)[4], uint32_t four, float block_absmax) {
         auto value = [&](int shift) { return smem.book.value[four >> shift & 15][lane] * block_absmax; };
         const uint32_t lo = gpu::pack_bf16x2(value(4), value(0)), hi = gpu::pack_bf16x2(value(12), value(8));
         w[0] = gpu::bf16_lo(lo), w[1] = gpu::bf16_hi(lo), w[2] = gpu::bf16_lo(hi), w[3] = gpu::bf16_hi(hi);
@@ -144,7 +144,7 @@ template <int M, bool NF4> GPU_FN void gemv(const gemv_params &p) {
                 GPU_UNROLL
                 for (int half = 0; half < 2; ++half) {
                     GPU_UNROLL
-                    for (int r = 0; r < ROWS; ++r) dequantise(w[r], weights[0][r].x >> (16 * half), absmax[r]);
+                    for (int r = 0; r < ROWS; ++r) dequantize(w[r], weights[0][r].x >> (16 * half), absmax[r]);
                     accumulate(w, place(2 * word + half, lane));
                 }
                 GPU_UNROLL

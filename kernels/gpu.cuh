@@ -215,7 +215,7 @@ struct emu_thread {
     uint32_t thread;       // 0 .. CTA size
 };
 // Where a primitive was called: the emulator names it in errors and compares it across a warp. A constructor, because
-// the builtins mean the place of the call only as default arguments of a function, not inside an initialiser list.
+// the builtins mean the place of the call only as default arguments of a function, not inside an initializer list.
 struct emu_site {
     const char *file;
     int line;

@@ -56,7 +56,7 @@ GPU_CONSTEXPR int swizzle_128(int offset) { return offset ^ ((offset >> 7 & 7) <
 
 namespace gpu {
 
-// One thread initialises, fences, and then the CTA meets at a barrier before anybody uses it.
+// One thread initializes, fences, and then the CTA meets at a barrier before anybody uses it.
 GPU_FN void mbarrier_init(mbarrier *barrier, int num_arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(smem_address(barrier)), "r"(num_arrivals) : "memory");
 }

@@ -1,8 +1,8 @@
 // group_norm_silu: out = act((x - mean_g) / sqrt(var_g + eps) * weight + bias)     NHWC, bf16 in, f32 inside, bf16 out
 //
 // Work    three launches. `partials`: one CTA per chunk of 64 pixels leaves mean and M2 (sum of squared deviations) of
-//         every group; `finish`: one CTA per group combines its chunks; `apply`: one CTA per chunk normalises.
-//         In the first and last a thread owns a unit of 8 neighbouring channels (1 where alignment forbids) and every
+//         every group; `finish`: one CTA per group combines its chunks; `apply`: one CTA per chunk normalizes.
+//         In the first and last a thread owns a unit of 8 neighboring channels (1 where alignment forbids) and every
 //         num_lanes-th pixel of the chunk:
 //             unit    0  1  2 .. | 0  1  2 .. | ..       slot = lane * num_units + unit, one slot per thread
 //             pixel   0  0  0    | 1  1  1    |          (more than one only above 256 units)

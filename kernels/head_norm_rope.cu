@@ -1,6 +1,6 @@
 // head_norm_rope: x[r, h, :] = rope(x[r, h, :] / sqrt(mean(x[r, h, :]^2) + eps) * weight, r)     bf16 in place, f32 inside
 //
-// Work    one warp per row and head; a lane holds up to four pairs of neighbours, which are what RoPE rotates.
+// Work    one warp per row and head; a lane holds up to four pairs of neighbors, which are what RoPE rotates.
 // Bound   memory: 4 bytes per element, and the tables from cache (every head of a row shares them).
 // Source  QK norm and interleaved RoPE of FLUX: y[2p] = x[2p] cos - x[2p + 1] sin, y[2p + 1] = x[2p] sin + x[2p + 1] cos.
 //         The GEMM epilogue does the same for head widths that fit its tile; this is for the others.

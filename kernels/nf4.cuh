@@ -2,8 +2,8 @@
 //
 // Values are float32 bit patterns. Code c means nf4_code(c) * absmax; a weight w becomes the number of thresholds
 // strictly below w / absmax, so a value on a threshold takes the lower code. Thresholds are the float32 midpoints of
-// neighbouring codes.
-// Source: QLoRA (arXiv:2305.14314), appendix E; bitsandbytes' `create_normal_map` and its CPU quantiser.
+// neighboring codes.
+// Source: QLoRA (arXiv:2305.14314), appendix E; bitsandbytes' `create_normal_map` and its CPU quantizer.
 #ifndef SCHNELL_NF4_CUH
 #define SCHNELL_NF4_CUH
 
@@ -35,7 +35,7 @@ GPU_FN float nf4_code(int code) {
     return bits_to_float(codes[code]);
 }
 
-// The code of a normalised weight (in [-1, 1]; what is not a number becomes 0).
+// The code of a normalized weight (in [-1, 1]; what is not a number becomes 0).
 GPU_FN uint32_t nf4_nearest(float x) {
     uint32_t code = 0;
 #define NF4_ENTRY(bits) code += x > bits_to_float(bits) ? 1u : 0u;

@@ -1,6 +1,6 @@
 // nf4_quantize: codes and absmax of NF4 quant blocks, bit-equal to bitsandbytes     f32 or bf16 in
 //
-// Work    one warp per quant block of 64 weights, a lane per pair of neighbours, whose two codes share a byte.
+// Work    one warp per quant block of 64 weights, a lane per pair of neighbors, whose two codes share a byte.
 // Layout  rows: byte (n, k / 2), even k in the high nibble; absmax (n, k / 64).
 //         fragments: what a lane of the tensor-core GEMM reads with one 16-byte load. Features come in tiles of 64,
 //         f = n % 64; lane 4 (f / 8) + t holds, for its i-th m16 tile with i = (f % 8) / 2, of the four k16 steps of a
@@ -9,7 +9,7 @@
 //         so features 8 g + 2 i and 8 g + 2 i + 1 are rows g and g + 8 of tile i. absmax: (k / 64, n), n padded to 64.
 //         The padding is not written here.
 // Bound   memory: 4.6 bytes per weight from f32. Single bytes are stored, 32 a warp; loading a model is the only use.
-// Source  bitsandbytes 0.50 CPU quantiser: absmax, its reciprocal, product, thresholds strictly below. Two details of
+// Source  bitsandbytes 0.50 CPU quantizer: absmax, its reciprocal, product, thresholds strictly below. Two details of
 //         that path: the reciprocal is rounded before the product, and an all-zero block has code 7 throughout.
 #include "nf4_quantize.h"
 #include "nf4.cuh"

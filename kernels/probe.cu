@@ -63,7 +63,7 @@ GPU_KERNEL(probe_warp, probe_params, PROBE_THREADS, 1) {
     words[20] = smem[(t & 32) | (31 - gpu::lane_id())];
 }
 
-// A thread copies into its 16-byte slot by copy(slot, from, case); its neighbour looks at the whole slot.
+// A thread copies into its 16-byte slot by copy(slot, from, case); its neighbor looks at the whole slot.
 template <typename Copy> GPU_FN int copy_cases(const probe_params &p, int copy_case, int num_cases, Copy copy) {
     uint4 *const slots = &gpu::shared<uint4>();
     const int t = gpu::thread_x();

@@ -228,7 +228,7 @@ GPU_FN void fault_of_barriers(const probe_sm90_params &p) {
     Ring<64> &ring = gpu::shared<Ring<64>>();
     gpu::mbarrier *const barrier = &ring.full[0];
     const int t = gpu::thread_x();
-    if (p.fault == PROBE_SM90_FAULT_UNINITIALISED) gpu::mbarrier_arrive(barrier);
+    if (p.fault == PROBE_SM90_FAULT_UNINITIALIZED) gpu::mbarrier_arrive(barrier);
     if (t == 0) gpu::mbarrier_init(barrier, 1);
     if (t == 0 && p.fault != PROBE_SM90_FAULT_NO_INIT_FENCE) gpu::fence_mbarrier_init();
     gpu::sync_cta();

@@ -1,6 +1,6 @@
 // to_rgb: out[pixel, c] = round(255 * clamp(x[pixel, c] / 2 + 1 / 2, 0, 1)), ties to even, NaN to 0     f32 NHWC in, u8 out
 //
-// Work    one thread per byte, so that a warp stores 32 neighbours; an image is small beside the VAE that made it.
+// Work    one thread per byte, so that a warp stores 32 neighbors; an image is small beside the VAE that made it.
 // Bound   memory: 5 bytes per channel (and the padding channels' share of each sector).
 // Source  diffusers' VaeImageProcessor: denormalize, then `(images * 255).round().astype("uint8")`.
 #include "to_rgb.h"

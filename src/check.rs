@@ -186,7 +186,7 @@ pub enum Values {
     Ulps {
         /// The numbers.
         values: Vec<f32>,
-        /// Allowed steps between neighbouring floats.
+        /// Allowed steps between neighboring floats.
         ulps: u32,
         /// Allowed difference near zero.
         floor: f32,
@@ -280,7 +280,7 @@ fn odd_one(want: &[f32], got: &[f32]) -> Option<String> {
     Some(format!("number {i} is {:e}, expected {:e}", got[i], want[i]))
 }
 
-/// Neighbouring floats are neighbouring integers; the two zeros are neighbours, too.
+/// Neighboring floats are neighboring integers; the two zeros are neighbors, too.
 fn ordered(f: f32) -> i32 {
     let bits = f.to_bits() as i32;
     if bits < 0 { i32::MIN.wrapping_sub(bits).wrapping_sub(1) } else { bits }

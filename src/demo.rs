@@ -1,4 +1,4 @@
-//! The model that is always there: a tiny FLUX pipeline that draws coloured shapes, embedded in the binary.
+//! The model that is always there: a tiny FLUX pipeline that draws colored shapes, embedded in the binary.
 //!
 //! What it draws, how it was trained and how often it is right: `models/demo/README.md`.
 
@@ -31,7 +31,7 @@ const FILES: &[(&str, &[u8])] = files![
 ];
 
 /// What a user should be told about it.
-pub const NOTICE: &str = "using the bundled model: it draws one or two coloured shapes (try \"a small red star left of \
+pub const NOTICE: &str = "using the bundled model: it draws one or two colored shapes (try \"a small red star left of \
                           a big blue ring on a yellow background\")";
 
 /// Writes the model into `dir` as a diffusers-layout folder (under 8 MB).

@@ -13,7 +13,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A prompt, size, flag or number that cannot be honoured. The caller mends it.
+    /// A prompt, size, flag or number that cannot be honored. The caller mends it.
     #[error("{0}")]
     Input(String),
 

@@ -55,7 +55,7 @@ const fn allow(
     Allowed { file, kind, text, ratio, because }
 }
 
-const ONCE_PER_TILE: &str = "8 neighbours by 8 scalar loads, once per tile; after the first they are in L1";
+const ONCE_PER_TILE: &str = "8 neighbors by 8 scalar loads, once per tile; after the first they are in L1";
 const HALVES: &str =
     "one half of each lane's 32 bytes; the next instruction has the other half of the same sectors";
 const PER_PICTURE: &str = "once per picture";
@@ -100,7 +100,7 @@ const ALLOWED: &[Allowed] = &[
         GlobalRead,
         "p.statistics[2 * group]",
         4.0,
-        "once per chunk of 64 pixels; neighbouring channels share a group, and L1 has the other half of the pair",
+        "once per chunk of 64 pixels; neighboring channels share a group, and L1 has the other half of the pair",
     ),
     allow("group_norm_silu.cu", GlobalRead, "p.statistics[2 * group + 1] *", 4.0, "as above"),
     allow("group_norm_silu.cu", GlobalRead, "reinterpret_cast<const float4 *>(from)[0], hi", 2.0, HALVES),

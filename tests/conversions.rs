@@ -94,9 +94,9 @@ fn thresholds_are_bitsandbytes_own() {
 #[test]
 fn the_golden_block_packs_as_bitsandbytes_packs_it() {
     let weights: Vec<f32> = (0..64).map(|i| ((37 * i % 64) as f32 - 31.5) / 32.0).collect();
-    let quantised = nf4::quantize(&weights);
-    assert_eq!(quantised.absmax, [0.984375]);
-    let hex: String = quantised.packed.iter().map(|byte| format!("{byte:02x}")).collect();
+    let quantized = nf4::quantize(&weights);
+    assert_eq!(quantized.absmax, [0.984375]);
+    let hex: String = quantized.packed.iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(hex, "091c3e60a2d4f81b2e5f91c3e60a1d4f71b2e5f81c3e60a1d4e70b2d4f81c2e5");
 }
 
@@ -113,29 +113,29 @@ fn nf4_equals_bitsandbytes_to_the_bit() {
     };
     for case in ["gaussian", "zero_block", "threshold", "bfloat"] {
         let weights = golden.get(&format!("{case}.weight")).unwrap().read_f32().unwrap();
-        let quantised = nf4::quantize(&weights);
+        let quantized = nf4::quantize(&weights);
         let absmax = golden.get(&format!("{case}.absmax")).unwrap().read_f32().unwrap();
-        assert_eq!(quantised.absmax, absmax, "{case}");
-        assert_eq!(quantised.packed, bytes(format!("{case}.packed")), "{case}");
-        let values = quantised.dequantize_bf16().unwrap();
-        let expected = bytes(format!("{case}.dequantised"));
+        assert_eq!(quantized.absmax, absmax, "{case}");
+        assert_eq!(quantized.packed, bytes(format!("{case}.packed")), "{case}");
+        let values = quantized.dequantize_bf16().unwrap();
+        let expected = bytes(format!("{case}.dequantized"));
         let got: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         assert_eq!(got, expected, "{case}");
     }
 }
 
 #[test]
-fn short_blocks_odd_ends_and_zeros_quantise() {
+fn short_blocks_odd_ends_and_zeros_quantize() {
     for elements in [0usize, 1, 2, 63, 64, 65, 127, 200] {
         let weights: Vec<f32> = (0..elements).map(|i| (i as f32 * 0.7).sin() * 3.0).collect();
-        let quantised = nf4::quantize(&weights);
-        assert_eq!(quantised.packed.len(), elements.div_ceil(2));
-        assert_eq!(quantised.absmax.len(), elements.div_ceil(64));
-        let back = quantised.dequantize().unwrap();
+        let quantized = nf4::quantize(&weights);
+        assert_eq!(quantized.packed.len(), elements.div_ceil(2));
+        assert_eq!(quantized.absmax.len(), elements.div_ceil(64));
+        let back = quantized.dequantize().unwrap();
         for (i, (w, b)) in weights.iter().zip(&back).enumerate() {
             // Half the widest gap between codes, in units of the block's absmax.
             assert!(
-                (w - b).abs() <= 0.152 * quantised.absmax[i / 64],
+                (w - b).abs() <= 0.152 * quantized.absmax[i / 64],
                 "{elements} elements, {i}: {w} became {b}"
             );
         }
@@ -148,7 +148,7 @@ fn short_blocks_odd_ends_and_zeros_quantise() {
 }
 
 #[test]
-fn dequantising_checks_lengths() {
+fn dequantizing_checks_lengths() {
     let good = nf4::quantize(&[1.0; 65]);
     for broken in [
         Nf4 { packed: vec![0; 32], ..good.clone() },

@@ -78,7 +78,7 @@ fn held_out_prompts_are_drawn_right() {
     // The demo's bars, less the one or two pictures by which a sample of sixteen may miss them.
     for (question, least) in [
         ("all: background", 15.0 / 16.0),
-        ("all: colour", 14.0 / 16.0),
+        ("all: color", 14.0 / 16.0),
         ("all: shape", 13.0 / 16.0),
         ("all: position", 13.0 / 16.0),
         ("two: both", 3.0 / 6.0),

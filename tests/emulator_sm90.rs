@@ -43,12 +43,12 @@ fn place(after: &str, call: &str) -> String {
 }
 
 #[test]
-fn an_uninitialised_barrier_is_named() {
-    let at = place("FAULT_UNINITIALISED)", "mbarrier_arrive");
-    // In a random order another thread may have initialised it before the first arrives.
+fn an_uninitialized_barrier_is_named() {
+    let at = place("FAULT_UNINITIALIZED)", "mbarrier_arrive");
+    // In a random order another thread may have initialized it before the first arrives.
     for mode in ASYNC_COPIES {
-        let reason = run_fault(Fault::Uninitialised, hopper_emulator(Order::InOrder, mode, 0)).unwrap_err();
-        for part in ["thread 0 at", &at, "no initialised mbarrier", "CTA [0, 0, 0]", "seed 0"] {
+        let reason = run_fault(Fault::Uninitialized, hopper_emulator(Order::InOrder, mode, 0)).unwrap_err();
+        for part in ["thread 0 at", &at, "no initialized mbarrier", "CTA [0, 0, 0]", "seed 0"] {
             assert!(reason.contains(part), "{reason}");
         }
     }
@@ -57,7 +57,7 @@ fn an_uninitialised_barrier_is_named() {
 #[test]
 fn a_barrier_must_be_fenced_before_a_copy_uses_it() {
     let init = place("GPU_FN void fault_of_barriers", "mbarrier_init");
-    complaint(Fault::NoInitFence, &["initialised by thread 0", &init, "fence_mbarrier_init"]);
+    complaint(Fault::NoInitFence, &["initialized by thread 0", &init, "fence_mbarrier_init"]);
 }
 
 #[test]

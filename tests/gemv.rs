@@ -219,7 +219,7 @@ fn pitches() {
 }
 
 #[test]
-fn reads_what_the_quantiser_writes() {
+fn reads_what_the_quantizer_writes() {
     let (n, k) = (33, 256);
     let bench = Bench::with_bytes(emulator(), 4 << 20);
     let mut rng = Rng(5);

@@ -253,7 +253,7 @@ fn t5_encodes_what_candle_does() {
 }
 
 #[test]
-fn t5_in_nf4_is_candle_on_the_dequantised_weights() {
+fn t5_in_nf4_is_candle_on_the_dequantized_weights() {
     check_t5("a in nf4", &A_NF4, &in_nf4(&A_NF4.weights(Part::T5)));
     check_t5("b in nf4", &B_NF4, &in_nf4(&B_NF4.weights(Part::T5)));
 }
@@ -402,12 +402,12 @@ fn the_transformer_predicts_what_candle_does() {
 }
 
 #[test]
-fn the_transformer_in_nf4_is_candle_on_the_dequantised_weights() {
+fn the_transformer_in_nf4_is_candle_on_the_dequantized_weights() {
     check_flux("a in nf4", &A_NF4, &in_nf4(&A_NF4.weights(Part::Transformer)));
     check_flux("b in nf4", &B_NF4, &in_nf4(&B_NF4.weights(Part::Transformer)));
 }
 
-/// Heads that are no GEMM tile wide are normalised and rotated by a kernel of their own.
+/// Heads that are no GEMM tile wide are normalized and rotated by a kernel of their own.
 #[test]
 fn narrow_heads_predict_what_candle_does() {
     let narrow = json!({

@@ -1,4 +1,4 @@
-//! `nf4_gemm` against candle's matrix product over dequantised weights.
+//! `nf4_gemm` against candle's matrix product over dequantized weights.
 
 mod common;
 #[path = "common/gemm_cases.rs"]
@@ -10,7 +10,7 @@ use schnell::device::View;
 use schnell::kernels::gemm::{Activation, Epilogue, Problem};
 use schnell::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
 
-/// Values whose NF4 dequantisation is known: code * absmax, so that quantising them gives the codes back.
+/// Values whose NF4 dequantization is known: code * absmax, so that quantizing them gives the codes back.
 fn weights(rng: &mut Rng, n: usize, k: usize) -> Weights {
     let raw = rng.f32s(n * k, 0.2);
     let mut seen = vec![0.0; n * k];

@@ -1,4 +1,4 @@
-//! `nf4_quantize` against a plain quantiser, bit for bit, in both layouts.
+//! `nf4_quantize` against a plain quantizer, bit for bit, in both layouts.
 
 mod common;
 #[path = "common/nf4.rs"]
@@ -111,7 +111,7 @@ fn the_golden_block_of_bitsandbytes() {
 
 #[test]
 fn values_on_a_threshold_take_the_lower_code() {
-    // absmax 1, so that the normalised weight is the weight.
+    // absmax 1, so that the normalized weight is the weight.
     let mut weights = vec![1.0f32];
     let mut want = vec![15u8];
     for (code, threshold) in thresholds().into_iter().enumerate() {
@@ -195,7 +195,7 @@ fn what_is_not_finite_is_counted() {
         for layout in [Nf4Layout::Rows, Nf4Layout::Fragments] {
             let case = Case { rows: 3, k: 192, pitch: 192, first_row: 0, n: 3, layout, from_bf16 };
             let mut weights = inputs(&case);
-            // Neighbours of a pair, the ends of blocks, a whole block; `run` counts them.
+            // Neighbors of a pair, the ends of blocks, a whole block; `run` counts them.
             for at in [0, 1, 63, 64, 3 * 192 - 1] {
                 weights[at] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][at % 3];
             }

@@ -257,7 +257,7 @@ fn arithmetic_is_ieee_where_it_says_exact() {
         f32::from_bits(0xffc0_1234),
         f32::from_bits(0x7f80_0001),
     ]);
-    // Ties of the rounding to bf16, to even and to odd neighbours, and what rounds to infinity.
+    // Ties of the rounding to bf16, to even and to odd neighbors, and what rounds to infinity.
     x.extend(
         [0x3f80_8000, 0x3f81_8000, 0x3f80_8001, 0x3f80_7fff, 0x7f7f_8000, 0xff7f_ffff].map(f32::from_bits),
     );

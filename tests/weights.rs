@@ -1,4 +1,4 @@
-//! Weights: inventories counted, containers broken in every way, sources checked, quantised tensors read.
+//! Weights: inventories counted, containers broken in every way, sources checked, quantized tensors read.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,38 +6,13 @@ use std::path::Path;
 
 use half::{bf16, f16};
 use schnell::Error;
-use schnell::config::{FluxConfig, PipelineConfig};
+use schnell::config::PipelineConfig;
 use schnell::weights::convert::to_f32;
 use schnell::weights::nf4;
-use schnell::weights::{
-    Component, Dtype, Needed, Part, SafeTensors, Source, TensorInfo, bitsandbytes, parameters,
-};
+use schnell::weights::{Component, Dtype, Part, SafeTensors, Source, TensorInfo, bitsandbytes};
 use serde_json::{Value, json};
 
 // ---- what networks ask for -------------------------------------------------------------------------------
-
-#[test]
-fn networks_ask_for_what_is_published() {
-    let schnell = PipelineConfig::schnell();
-    let count = |part: Part| {
-        let list = part.needed(&schnell).unwrap();
-        (list.len(), parameters(&list))
-    };
-    assert_eq!(count(Part::Transformer), (1156, 11_891_178_560));
-    assert_eq!(count(Part::T5), (219, 4_762_310_656));
-    assert_eq!(count(Part::Clip), (196, 123_060_480));
-    assert_eq!(count(Part::Vae), (138, 49_545_475));
-    let flux = FluxConfig { guidance: true, ..schnell.flux.clone() };
-    let dev = Part::Transformer.needed(&PipelineConfig { flux, ..schnell }).unwrap();
-    assert_eq!((dev.len(), parameters(&dev)), (1160, 11_901_408_320));
-}
-
-#[test]
-fn quantisable_weights_count_what_is_published() {
-    let list = Part::Transformer.needed(&PipelineConfig::schnell()).unwrap();
-    let matrices: Vec<Needed> = list.into_iter().filter(|needed| needed.shape.len() == 2).collect();
-    assert_eq!((matrices.len(), parameters(&matrices)), (502, 11_888_099_328));
-}
 
 #[test]
 fn networks_name_no_tensor_twice() {
@@ -385,23 +360,23 @@ fn what_is_wrong_is_named_and_counted() {
     expect_weights_error(Source::open(dir.path(), &tiny()), &["and 3 more such problems"]);
 }
 
-// ---- tensors that bitsandbytes quantised ----------------------------------------------------------------
+// ---- tensors that bitsandbytes quantized ----------------------------------------------------------------
 
 #[test]
-fn quantised_tensors_read_as_bitsandbytes_dequantises_them() {
+fn quantized_tensors_read_as_bitsandbytes_dequantizes_them() {
     let golden = Component::open("tests/golden".as_ref(), "nf4_linears").unwrap();
     for name in ["plain", "nested"] {
         let stored = golden.get(&format!("{name}.weight")).unwrap();
-        let tensor = bitsandbytes::open(&golden, stored).unwrap().expect("it is quantised");
+        let tensor = bitsandbytes::open(&golden, stored).unwrap().expect("it is quantized");
         assert_eq!((tensor.dtype, &tensor.shape[..]), (Dtype::F32, &[192, 128][..]));
         let values = tensor.read_f32().unwrap();
-        let expected = golden.get(&format!("{name}.dequantised")).unwrap();
+        let expected = golden.get(&format!("{name}.dequantized")).unwrap();
         let rounded: Vec<u8> = values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect();
         let mut bytes = vec![0; expected.bytes as usize];
         expected.read_at(0, &mut bytes).unwrap();
         assert!(rounded == bytes, "{name}: other bf16 values than bitsandbytes'");
 
-        // Quantising what was read gives back what was stored.
+        // Quantizing what was read gives back what was stored.
         let again = nf4::quantize(&values);
         let mut codes = vec![0; stored.bytes as usize];
         stored.read_at(0, &mut codes).unwrap();
@@ -427,8 +402,8 @@ fn quantised_tensors_read_as_bitsandbytes_dequantises_them() {
 /// Tensors by name: dtype, shape, bytes.
 type Parts = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
-/// A quantised 2 x 64 Linear with its parts, some of them replaced, opened.
-fn quantised(change: &dyn Fn(&mut Parts)) -> schnell::Result<Option<TensorInfo>> {
+/// A quantized 2 x 64 Linear with its parts, some of them replaced, opened.
+fn quantized(change: &dyn Fn(&mut Parts)) -> schnell::Result<Option<TensorInfo>> {
     let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
     let state = json!({"blocksize": 64, "quant_type": "nf4", "dtype": "float32", "shape": [2, 64],
                        "nested_blocksize": 256, "nested_offset": 0.5});
@@ -465,11 +440,11 @@ fn quantised(change: &dyn Fn(&mut Parts)) -> schnell::Result<Option<TensorInfo>>
 }
 
 #[test]
-fn quantised_tensors_that_are_not_whole_are_refused() {
-    let opened = quantised(&|_| {});
+fn quantized_tensors_that_are_not_whole_are_refused() {
+    let opened = quantized(&|_| {});
     assert_eq!(opened.unwrap().unwrap().shape, [2, 64]);
     let state = |field: &'static str, value: Value| {
-        quantised(&move |parts| {
+        quantized(&move |parts| {
             let (_, shape, bytes) = parts.get_mut("p.weight.quant_state.bitsandbytes__nf4").unwrap();
             let mut json: Value = serde_json::from_slice(bytes).unwrap();
             json[field] = value.clone();
@@ -478,13 +453,13 @@ fn quantised_tensors_that_are_not_whole_are_refused() {
         })
     };
     let part = |name: &'static str, dtype: Dtype, count: usize| {
-        quantised(&move |parts| {
+        quantized(&move |parts| {
             let bytes = vec![0; count * dtype.bitsize() / 8];
             parts.insert(format!("p.weight{name}"), (dtype, vec![count], bytes));
         })
     };
     let without =
-        |name: &'static str| quantised(&move |parts| drop(parts.remove(&format!("p.weight{name}"))));
+        |name: &'static str| quantized(&move |parts| drop(parts.remove(&format!("p.weight{name}"))));
 
     let unsupported = |refused: schnell::Result<Option<TensorInfo>>, word: &str| {
         assert!(
@@ -496,7 +471,7 @@ fn quantised_tensors_that_are_not_whole_are_refused() {
     unsupported(part(".quant_map", Dtype::F32, 16), "code book");
     unsupported(part(".quant_state.bitsandbytes__fp4", Dtype::U8, 1), "FP4");
     unsupported(
-        quantised(&|parts| drop(parts.insert("p.SCB".to_string(), (Dtype::F32, vec![1], vec![0; 4])))),
+        quantized(&|parts| drop(parts.insert("p.SCB".to_string(), (Dtype::F32, vec![1], vec![0; 4])))),
         "8-bit",
     );
     expect_weights_error(

@@ -66,9 +66,9 @@ struct Nf4Weights {
         absmax[2][0] = hi.x, absmax[2][1] = hi.y, absmax[3][0] = hi.z, absmax[3][1] = hi.w;
     }
 
-    // bf16(code * absmax), one rounding: bit-equal to dequantising the whole matrix first. The codes are bits `bit` to
+    // bf16(code * absmax), one rounding: bit-equal to dequantizing the whole matrix first. The codes are bits `bit` to
     // `bit` + 7 of `word`.
-    GPU_METHOD static uint32_t dequantise(const Tables &tables, uint32_t word, int bit, float absmax) {
+    GPU_METHOD static uint32_t dequantize(const Tables &tables, uint32_t word, int bit, float absmax) {
         const float even = gpu::mul_exact(gpu::lookup(tables.book, word, bit + 4), absmax);
         const float odd = gpu::mul_exact(gpu::lookup(tables.book, word, bit), absmax);
         return gpu::pack_bf16x2(even, odd);
@@ -79,7 +79,7 @@ struct Nf4Weights {
         for (int i = 0; i < MT; ++i) {
             const uint32_t word = k16 == 0 ? codes[i].x : k16 == 1 ? codes[i].y : k16 == 2 ? codes[i].z : codes[i].w;
             GPU_UNROLL
-            for (int part = 0; part < 4; ++part) a[i][part] = dequantise(tables, word, 8 * part, absmax[i][part % 2]);
+            for (int part = 0; part < 4; ++part) a[i][part] = dequantize(tables, word, 8 * part, absmax[i][part % 2]);
         }
     }
 };

@@ -26,8 +26,8 @@ from recipe import nf4, reference  # noqa: E402
 PIPELINE, REFERENCE = HERE / "pipeline", HERE / "reference"
 
 
-def dequantised() -> FluxTransformer2DModel:
-    """The transformer in f32, its NF4 weights as bitsandbytes dequantises them."""
+def dequantized() -> FluxTransformer2DModel:
+    """The transformer in f32, its NF4 weights as bitsandbytes dequantizes them."""
     folder = PIPELINE / "transformer"
     stored = load_file(folder / "diffusion_pytorch_model.safetensors")
     weights = {}
@@ -46,8 +46,8 @@ def dequantised() -> FluxTransformer2DModel:
 
 
 def load(dtype: torch.dtype) -> FluxPipeline:
-    pipe = FluxPipeline.from_pretrained(PIPELINE, transformer=dequantised(), torch_dtype=dtype)
-    nf4.quantise_linears(pipe.text_encoder_2)  # as schnell does on loading, unless told otherwise
+    pipe = FluxPipeline.from_pretrained(PIPELINE, transformer=dequantized(), torch_dtype=dtype)
+    nf4.quantize_linears(pipe.text_encoder_2)  # as schnell does on loading, unless told otherwise
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(dtype)
 

@@ -1,4 +1,4 @@
-"""Looks at a picture's pixels and says what is on it: background, and each object's colour, shape, place and size.
+"""Looks at a picture's pixels and says what is on it: background, and each object's color, shape, place and size.
 
 Plain Python, so that it runs wherever the tests do. `look` never sees the prompt; `compare` holds what it saw against the
 scene that the prompt means.
@@ -8,7 +8,7 @@ import functools
 
 from scenes import BACKGROUNDS, SHAPES, inside
 
-# A pixel this far (in RGB) from the background belongs to an object. The nearest two colours are 86 apart.
+# A pixel this far (in RGB) from the background belongs to an object. The nearest two colors are 86 apart.
 OBJECT_DISTANCE = 45
 SMALLEST_OBJECT = 60  # pixels
 GRID = 24  # shapes are compared on a grid this wide, stretched to the object's bounding box
@@ -16,7 +16,7 @@ LEAST_OVERLAP = 0.6
 
 
 @functools.lru_cache(maxsize=None)
-def nearest_colour(r: int, g: int, b: int) -> str:
+def nearest_color(r: int, g: int, b: int) -> str:
     return min(BACKGROUNDS, key=lambda c: sum((p - q) ** 2 for p, q in zip((r, g, b), BACKGROUNDS[c])))
 
 
@@ -103,19 +103,19 @@ def look(pixels: bytes, width: int, height: int) -> dict:
         if len(group) < SMALLEST_OBJECT:
             continue
         inner = set(group)
-        # Away from the edge, where the two colours mix.
+        # Away from the edge, where the two colors mix.
         core = [p for p in group if all(p + d in inner for d in (-1, 1, -width, width, -2, 2, -2 * width, 2 * width))]
         core = core or group
-        colour = [middle([plane[p] for p in core]) for plane in planes]
+        color = [middle([plane[p] for p in core]) for plane in planes]
         # The edge is where a pixel is half object, half background.
-        half = sum((a - b) ** 2 for a, b in zip(colour, ground)) / 4
+        half = sum((a - b) ** 2 for a, b in zip(color, ground)) / 4
         solid = {p for p in group if sum((plane[p] - b) ** 2 for plane, b in zip(planes, ground)) >= half} or inner
         columns, rows = [p % width for p in solid], [p // width for p in solid]
         box = min(columns), min(rows), max(columns) + 1, max(rows) + 1
         shape, overlap = shape_of(solid, width, box)
         objects.append(
             {
-                "colour": nearest_colour(*colour),
+                "color": nearest_color(*color),
                 "shape": shape,
                 "overlap": round(overlap, 3),
                 "x": (box[0] + box[2]) / 2 / width,
@@ -125,13 +125,13 @@ def look(pixels: bytes, width: int, height: int) -> dict:
             }
         )
     objects.sort(key=lambda o: -o["pixels"])
-    return {"background": nearest_colour(*ground), "objects": objects}
+    return {"background": nearest_color(*ground), "objects": objects}
 
 
 def compare(seen: dict, scene) -> dict[str, bool]:
     """What of the scene the picture got right.
 
-    Of one object, colour and shape are those of the largest thing found, and its position counts only if nothing else was
+    Of one object, color and shape are those of the largest thing found, and its position counts only if nothing else was
     found. Two objects count only as exactly two; `both` is there for them alone.
     """
     right = {"background": seen["background"] == scene.background}
@@ -139,8 +139,8 @@ def compare(seen: dict, scene) -> dict[str, bool]:
     if len(scene.objects) == 1:
         wanted = scene.objects[0]
         alone = len(found) == 1
-        first = found[0] if found else {"colour": "", "shape": "", "x": -1, "y": -1}
-        right["colour"] = first["colour"] == wanted.colour
+        first = found[0] if found else {"color": "", "shape": "", "x": -1, "y": -1}
+        right["color"] = first["color"] == wanted.color
         right["shape"] = first["shape"] == wanted.shape
         thirds = tuple(int(first[axis] * 3) - 1 for axis in "xy")
         right["position"] = alone and thirds == tuple(scene.place)
@@ -149,8 +149,8 @@ def compare(seen: dict, scene) -> dict[str, bool]:
     found = sorted(found[:2], key=lambda o: o[axis]) if len(found) == 2 else found[:2]
     pairs = list(zip(found, scene.objects))
     two = len(seen["objects"]) == 2
-    right["colour"] = two and all(f["colour"] == o.colour for f, o in pairs)
+    right["color"] = two and all(f["color"] == o.color for f, o in pairs)
     right["shape"] = two and all(f["shape"] == o.shape for f, o in pairs)
     right["position"] = two and found[1][axis] - found[0][axis] > abs(found[1][across] - found[0][across])
-    right["both"] = right["colour"] and right["shape"] and right["position"]
+    right["both"] = right["color"] and right["shape"] and right["position"]
     return right

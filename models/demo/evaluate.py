@@ -61,7 +61,7 @@ def test_checker(count: int = 2000) -> None:
         "as drawn": lambda p: p,
         "noise of 10 levels": lambda p: p + noise.randn(*p.shape) * 10,
         "blur of 3x3 pixels": blur,
-        "colours off by up to 15 levels": lambda p: p + noise.uniform(-15, 15, 3),
+        "colors off by up to 15 levels": lambda p: p + noise.uniform(-15, 15, 3),
     }
     for name, spoil in spoilt.items():
         right = 0

@@ -1,9 +1,9 @@
-"""Group normalisation as a scale and shift per channel. torch's own takes half of the VAE's training time on a CPU."""
+"""Group normalization as a scale and shift per channel. torch's own takes half of the VAE's training time on a CPU."""
 
 import torch
 
 
-class _Normalise(torch.autograd.Function):
+class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, groups: int, eps: float):
         n, c, h, w = x.shape
@@ -29,14 +29,14 @@ class _Normalise(torch.autograd.Function):
         flat = x.permute(0, 2, 3, 1).reshape(n, h * w, c)
         g = gradient.permute(0, 2, 3, 1).reshape(n, h * w, c)
         sum_g = g.sum(1, dtype=torch.float32)
-        sum_gx = ((g * flat).sum(1, dtype=torch.float32) - mean * sum_g) * inverse  # x normalised
+        sum_gx = ((g * flat).sum(1, dtype=torch.float32) - mean * sum_g) * inverse  # x normalized
 
         def group_mean(per_channel):
             means = (per_channel * weight.float()).view(n, groups, -1).sum(2) / count
             return means.repeat_interleave(c // groups, 1)
 
         mean_g, mean_gx = group_mean(sum_g), group_mean(sum_gx)
-        # inverse * (weight * g - mean_g - normalised * mean_gx), sorted by g, x and constants
+        # inverse * (weight * g - mean_g - normalized * mean_gx), sorted by g, x and constants
         of_g = inverse * weight.float()
         of_x = -inverse * inverse * mean_gx
         constant = inverse * (inverse * mean_gx * mean - mean_g)
@@ -55,7 +55,7 @@ class GroupNorm(torch.nn.GroupNorm):
     def forward(self, x):
         if x.ndim != 4:  # the attention's
             return super().forward(x)
-        return _Normalise.apply(x, self.weight, self.bias, self.num_groups, self.eps)
+        return _Normalize.apply(x, self.weight, self.bias, self.num_groups, self.eps)
 
 
 def use_in(network: torch.nn.Module) -> None:

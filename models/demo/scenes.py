@@ -1,6 +1,6 @@
 """The pictures that the demo model learns: scenes of one or two flat shapes, how they are worded and how they are drawn.
 
-A scene is what a prompt fixes: background, objects (size, colour, shape), and where they stand. What it leaves open (a few
+A scene is what a prompt fixes: background, objects (size, color, shape), and where they stand. What it leaves open (a few
 pixels of position, a few per cent of size) is drawn anew for every picture.
 """
 
@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass
 
 SIDE = 128  # pixels
-COLOURS = {
+COLORS = {
     "red": (220, 40, 40),
     "green": (40, 160, 60),
     "blue": (40, 80, 220),
@@ -20,14 +20,14 @@ COLOURS = {
     "white": (250, 250, 250),
     "black": (20, 20, 20),
 }
-DEFAULT_BACKGROUND = "grey"  # of a prompt that names none; no object has this colour
-BACKGROUNDS = COLOURS | {DEFAULT_BACKGROUND: (128, 128, 128)}
+DEFAULT_BACKGROUND = "grey"  # of a prompt that names none; no object has this color
+BACKGROUNDS = COLORS | {DEFAULT_BACKGROUND: (128, 128, 128)}
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
 SIZES = {"small": 14, "": 21, "big": 30}  # radius in pixels of an object that stands alone
 PAIR_SIZES = {"small": 14, "": 19, "big": 23}
-LOW, MIDDLE, HIGH = 36, 64, 92  # centres in pixels
+LOW, MIDDLE, HIGH = 36, 64, 92  # centers in pixels
 PAIR_LOW, PAIR_HIGH = 34, 94
-JITTER = 1.5  # pixels by which centres vary
+JITTER = 1.5  # pixels by which centers vary
 POSITIONS = [(column, row) for row in (-1, 0, 1) for column in (-1, 0, 1)]
 RELATIONS = ("beside", "above")  # of the first object to the second: left of it, above it
 
@@ -35,7 +35,7 @@ RELATIONS = ("beside", "above")  # of the first object to the second: left of it
 @dataclass(frozen=True)
 class Object:
     size: str
-    colour: str
+    color: str
     shape: str
 
 
@@ -48,7 +48,7 @@ class Scene:
     place: tuple[int, int] | str
 
     def key(self) -> str:
-        objects = "; ".join(f"{o.size or 'medium'} {o.colour} {o.shape}" for o in self.objects)
+        objects = "; ".join(f"{o.size or 'medium'} {o.color} {o.shape}" for o in self.objects)
         return f"{objects}; {self.place}; {self.background}"
 
     def held_out(self) -> bool:
@@ -57,8 +57,8 @@ class Scene:
 
 
 def random_object(rng: random.Random, background: str) -> Object:
-    colour = rng.choice([c for c in COLOURS if c != background])
-    return Object(rng.choice(["small", "", "", "big"]), colour, rng.choice(SHAPES))
+    color = rng.choice([c for c in COLORS if c != background])
+    return Object(rng.choice(["small", "", "", "big"]), color, rng.choice(SHAPES))
 
 
 def random_scene(rng: random.Random, pair: bool) -> Scene:
@@ -102,7 +102,7 @@ RELATION_WORDS = {
 
 
 def object_words(rng: random.Random, o: Object) -> str:
-    words = [rng.choice(SIZE_WORDS[o.size]), o.colour, o.shape]
+    words = [rng.choice(SIZE_WORDS[o.size]), o.color, o.shape]
     words = " ".join(w for w in words if w)
     return ("an " if words[0] in "aeiou" else "a ") + words
 
@@ -150,7 +150,7 @@ def evaluation(singles: int = 140, pairs: int = 100, seed: int = 2027) -> list[t
 
 # Drawing ------------------------------------------------------------------------------------------------------------
 
-# Normals of a star's five lines and a triangle's three; each line is at this distance from the centre.
+# Normals of a star's five lines and a triangle's three; each line is at this distance from the center.
 STAR_LINES = [
     (0.0, 1.0), (0.9510565, 0.3090170), (0.5877853, -0.8090170), (-0.5877853, -0.8090170), (-0.9510565, 0.3090170),
 ]  # fmt: skip
@@ -180,7 +180,7 @@ def inside(shape: str, x, y):
 
 @functools.lru_cache(maxsize=None)
 def coverage(shape: str, radius: int, half_x: int, half_y: int):
-    """Coverage (0 to 1) of each pixel of a window of 2 * reach pixels, by 5x5 samples; centre moved by half pixels."""
+    """Coverage (0 to 1) of each pixel of a window of 2 * reach pixels, by 5x5 samples; center moved by half pixels."""
     import numpy as np
 
     reach, samples = int(radius * 1.12) + 2, 5
@@ -198,14 +198,14 @@ def paint(picture, o: Object, radius: int, x: float, y: float) -> None:
     # The window may reach over the edge of the picture; the shape itself does not.
     l, t, r, b = max(left, 0), max(top, 0), min(left + 2 * reach, SIDE), min(top + 2 * reach, SIDE)
     alpha = alpha[t - top : b - top, l - left : r - left, None]
-    picture[t:b, l:r] += alpha * (rgb(o.colour) - picture[t:b, l:r])
+    picture[t:b, l:r] += alpha * (rgb(o.color) - picture[t:b, l:r])
 
 
 @functools.lru_cache(maxsize=None)
-def rgb(colour: str):
+def rgb(color: str):
     import numpy as np
 
-    return np.array(BACKGROUNDS[colour], dtype=np.float32)
+    return np.array(BACKGROUNDS[color], dtype=np.float32)
 
 
 def draw(rng: random.Random, scene: Scene):

@@ -157,7 +157,7 @@ def trained_vae(work: Path) -> AutoencoderKL:
 
 # Text encoders ------------------------------------------------------------------------------------------------------
 #
-# Which colour belongs to which shape is only in the order of the words. The encoders learn it first, by themselves: from
+# Which color belongs to which shape is only in the order of the words. The encoders learn it first, by themselves: from
 # every T5 token, and from CLIP's pooled one, linear heads must read the whole scene. The heads are then thrown away.
 
 T5_LENGTH = 24  # tokens, padding included; the longest prompt of the grammar has 21
@@ -236,7 +236,7 @@ class TextEncoders(torch.nn.Module):
 
 SLOTS = {"background": len(scenes.BACKGROUNDS), "place": len(scenes.POSITIONS) + len(scenes.RELATIONS)}
 for _which in ("first", "second"):
-    SLOTS |= {f"{_which} size": 3, f"{_which} colour": len(scenes.COLOURS), f"{_which} shape": len(scenes.SHAPES)}
+    SLOTS |= {f"{_which} size": 3, f"{_which} color": len(scenes.COLORS), f"{_which} shape": len(scenes.SHAPES)}
 
 
 def slots(scene: scenes.Scene) -> list[int]:
@@ -244,7 +244,7 @@ def slots(scene: scenes.Scene) -> list[int]:
     places = [*scenes.POSITIONS, *scenes.RELATIONS]
     out = [list(scenes.BACKGROUNDS).index(scene.background), places.index(scene.place)]
     for o in scene.objects:
-        out += [list(scenes.SIZES).index(o.size), list(scenes.COLOURS).index(o.colour), scenes.SHAPES.index(o.shape)]
+        out += [list(scenes.SIZES).index(o.size), list(scenes.COLORS).index(o.color), scenes.SHAPES.index(o.shape)]
     return out + [-100] * (len(SLOTS) - len(out))
 
 

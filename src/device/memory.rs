@@ -157,7 +157,7 @@ impl HostBuffer {
             let (event, pending) = (&self.used[stream.index()], &self.pending[stream.index()]);
             if pending.swap(false, Ordering::Relaxed) && self.device.synchronize_event(event).is_err() {
                 // A copy that failed is over; where only the wait did, the stream is what is left to wait for. The failure
-                // is reported by whoever synchronises the stream.
+                // is reported by whoever synchronizes the stream.
                 let _ = self.device.synchronize(stream);
             }
         }
@@ -166,7 +166,7 @@ impl HostBuffer {
     /// All of it, to fill before a copy to the device; waits for copies in flight.
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         self.settle();
-        // SAFETY: `bytes` initialised (zeroed) bytes that this value owns, and no copy is in flight; the `&mut` keeps
+        // SAFETY: `bytes` initialized (zeroed) bytes that this value owns, and no copy is in flight; the `&mut` keeps
         // new ones from being enqueued.
         unsafe { std::slice::from_raw_parts_mut(self.address, self.bytes) }
     }

@@ -22,7 +22,7 @@ pub fn weight_pitch(channels: usize, kernel: usize) -> usize {
 /// `out = conv(x, w) + bias [+ residual]`, stride 1, zero padding that keeps the size; `kernels/conv2d.cu` says how.
 ///
 /// - `x`: bf16 NHWC `[height, width, pitch]`, `channels` of them used; with `upsample` it is read as if enlarged
-///   twofold by nearest neighbour
+///   twofold by nearest neighbor
 /// - `weight`: bf16 `[out_channels, kernel^2, channels padded to 8]`, see [`weight_pitch`]
 /// - numerics: f32 accumulation, one rounding at the store
 /// - source: ours
@@ -42,7 +42,7 @@ pub struct Conv2d<'a> {
     pub out_channels: usize,
     /// 3 (padding 1) or 1.
     pub kernel: usize,
-    /// Nearest-neighbour enlargement by two before the convolution.
+    /// Nearest-neighbor enlargement by two before the convolution.
     pub upsample: bool,
     /// Packed weights.
     pub weight: &'a View<bf16>,

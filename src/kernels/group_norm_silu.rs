@@ -23,7 +23,7 @@ kernel!(
     abi::GROUP_NORM_SILU_THREADS, abi::GROUP_NORM_SILU_FINISH_SMEM_BYTES
 );
 kernel!(
-    /// Normalises, 8 channels per thread.
+    /// Normalizes, 8 channels per thread.
     GROUP_NORM_APPLY_X8, "group_norm_silu", group_norm_apply_x8,
     abi::GROUP_NORM_SILU_THREADS, abi::GROUP_NORM_SILU_APPLY_SMEM_BYTES
 );
@@ -34,7 +34,7 @@ kernel!(
 );
 
 /// `out = act((x - mean_g) / sqrt(var_g + eps) * weight + bias)`, mean and (biased) variance per group of
-/// `channels / groups` neighbouring channels over all pixels; `act` is SiLU or nothing.
+/// `channels / groups` neighboring channels over all pixels; `act` is SiLU or nothing.
 ///
 /// - `x`, `out`: bf16 `[pixels, channels]` with pixel pitches; `weight`, `bias`: f32 `[channels]`
 /// - `workspace`: f32, [`GroupNormSilu::workspace_len`] elements

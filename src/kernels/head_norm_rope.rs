@@ -13,7 +13,7 @@ kernel!(
     abi::HEAD_NORM_ROPE_THREADS, abi::HEAD_NORM_ROPE_SMEM_BYTES
 );
 
-/// In place, for every head: `x = rope(x / sqrt(mean(x^2) + eps) * weight)`, with RoPE on neighbouring pairs:
+/// In place, for every head: `x = rope(x / sqrt(mean(x^2) + eps) * weight)`, with RoPE on neighboring pairs:
 /// `y[2p] = x[2p] cos - x[2p + 1] sin`, `y[2p + 1] = x[2p] sin + x[2p + 1] cos`.
 ///
 /// - `x`: bf16 `[rows, heads, head_dim]` with row pitch `pitch`

@@ -1,4 +1,4 @@
-//! NF4 quantisation on the device, into plain rows or into the GEMM's fragments.
+//! NF4 quantization on the device, into plain rows or into the GEMM's fragments.
 
 use half::bf16;
 
@@ -61,7 +61,7 @@ pub fn fragment_offset(n: usize, k: usize, row_len: usize) -> usize {
     ((n / 64 * (row_len / 64) + k / 64) * 4 + i) * 512 + (4 * g + t) * 16 + k16 * 4 + q * 2 + h
 }
 
-/// The weights to quantise.
+/// The weights to quantize.
 #[derive(Clone, Copy, Debug)]
 pub enum Nf4Source<'a> {
     /// f32.
@@ -73,7 +73,7 @@ pub enum Nf4Source<'a> {
 /// Rows `first_row .. first_row + rows` of an `[n, k]` NF4 weight from f32 or bf16 rows.
 ///
 /// - `src`: `[rows, k]` with row pitch `pitch`; `codes`, `absmax`: the whole destination in `layout`
-/// - numerics: bit-equal to bitsandbytes' CPU quantiser: `absmax = max |w|`; the code counts the thresholds strictly
+/// - numerics: bit-equal to bitsandbytes' CPU quantizer: `absmax = max |w|`; the code counts the thresholds strictly
 ///   below `w * (1 / absmax)`; a block of zeros has absmax 0 and code 7
 /// - rows that pad the last tile of fragments are not written: clear the destination first
 /// - source: bitsandbytes 0.50, QLoRA (arXiv:2305.14314)
@@ -143,7 +143,7 @@ impl Nf4Quantize<'_> {
         Ok((params, footprint))
     }
 
-    /// Enqueues the quantisation.
+    /// Enqueues the quantization.
     ///
     /// # Errors
     /// [`Error::Input`] when a view is shorter than its shape, `pitch` is less than `k`, or the rows leave the

@@ -225,8 +225,8 @@ fn params(
 #[repr(u32)]
 pub enum Fault {
     /// Arrives at bytes that are no barrier.
-    Uninitialised = abi::PROBE_SM90_FAULT_UNINITIALISED,
-    /// A copy reports to a barrier whose initialisation was not fenced.
+    Uninitialized = abi::PROBE_SM90_FAULT_UNINITIALIZED,
+    /// A copy reports to a barrier whose initialization was not fenced.
     NoInitFence = abi::PROBE_SM90_FAULT_NO_INIT_FENCE,
     /// Two arrivals at a barrier for one that still lacks bytes.
     OverArrival = abi::PROBE_SM90_FAULT_OVER_ARRIVAL,

@@ -128,7 +128,7 @@ pub(crate) struct Tokens<'a> {
     pub rows: usize,
 }
 
-/// q/k normalisation for [`Network::gemm`].
+/// q/k normalization for [`Network::gemm`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rope<'a> {
     /// f32 `[rows, 64]`.

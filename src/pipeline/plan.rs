@@ -97,7 +97,7 @@ pub(crate) struct ShapePlan {
     pub outputs: Outputs,
     /// Size of the pinned buffer that inputs and outputs lie in.
     pub host_bytes: usize,
-    /// Where loading stages what it quantises.
+    /// Where loading stages what it quantizes.
     pub staging: Staging,
 }
 
@@ -367,24 +367,6 @@ mod tests {
     fn schnell(side: usize) -> Plan {
         let shape = Shape { width: side, height: side, ..Shape::default() };
         Plan::new(&PipelineConfig::schnell(), shape, Quantize::Nf4).unwrap()
-    }
-
-    #[test]
-    fn nf4_weights_of_schnell_have_the_published_size() {
-        // Parameters of all Linears, packed two a byte, and an f32 absmax per 64.
-        let size = |parameters: u64| parameters / 2 + parameters / 64 * 4;
-        assert_eq!(schnell(512).nf4_bytes(), (size(11_888_099_328), size(4_630_511_616)));
-        assert_eq!(size(11_888_099_328), 5_944_049_664 + 743_006_208);
-        assert_eq!(size(4_630_511_616), 2_315_255_808 + 289_406_976);
-    }
-
-    #[test]
-    fn work_of_a_step_is_what_the_literature_counts() {
-        let tera = |side: usize| schnell(side).work().step as f64 * 1e-12;
-        assert!((tera(1024) - 69.5).abs() < 0.7, "{}", tera(1024));
-        assert!((tera(512) - 17.7).abs() < 0.3, "{}", tera(512));
-        let decode = schnell(1024).work().decode as f64 * 1e-12;
-        assert!((decode - 10.47).abs() < 0.2, "{decode}");
     }
 
     #[test]

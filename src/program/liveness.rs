@@ -15,7 +15,7 @@ pub(crate) type Live = Vec<(usize, usize)>;
 /// How a buffer is cut. With `pitch` 0 it is one row.
 struct Cells {
     pitch: usize,
-    /// Ascending; cells lie between neighbours.
+    /// Ascending; cells lie between neighbors.
     rows: Vec<usize>,
     columns: Vec<usize>,
 }

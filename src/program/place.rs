@@ -54,14 +54,14 @@ fn first_fit(
 ) -> (usize, Vec<(usize, usize)>) {
     let (mut end, mut placed) = (base, Vec::<(usize, usize)>::with_capacity(order.len()));
     for &i in order {
-        let mut neighbours: Vec<(usize, usize)> = placed
+        let mut neighbors: Vec<(usize, usize)> = placed
             .iter()
             .filter(|&&(j, _)| meet(&live[i], &live[j]))
             .map(|&(j, offset)| (offset, offset + size(j)))
             .collect();
-        neighbours.sort_unstable();
+        neighbors.sort_unstable();
         let mut offset = base;
-        for (start, stop) in neighbours {
+        for (start, stop) in neighbors {
             if offset + size(i) <= start {
                 break;
             }

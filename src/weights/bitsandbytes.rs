@@ -4,12 +4,12 @@
 //!
 //! | name | what |
 //! |---|---|
-//! | `P.weight.absmax` | F32, one per quant block; U8 when absmax is itself quantised ("nested", "double quant") |
+//! | `P.weight.absmax` | F32, one per quant block; U8 when absmax is itself quantized ("nested", "double quant") |
 //! | `P.weight.quant_map` | F32 `[16]`, the code book |
 //! | `P.weight.nested_absmax`, `P.weight.nested_quant_map` | F32, one per 256 absmax; F32 `[256]` |
 //! | `P.weight.quant_state.bitsandbytes__nf4` | U8, JSON: shape, block size, nested offset |
 //!
-//! Such a tensor reads as what its numbers mean, f32 `[out, in]`. Whoever wants NF4 quantises that again, which gives the
+//! Such a tensor reads as what its numbers mean, f32 `[out, in]`. Whoever wants NF4 quantizes that again, which gives the
 //! same codes and absmax back, bit for bit, wherever bitsandbytes made them and absmax is positive and no subnormal: such a
 //! block holds a code of magnitude 1, so its largest magnitude is its absmax, and every other value lies within rounding of
 //! its own code, far from any threshold. A block of zeros stays one, whatever its codes.
@@ -26,7 +26,7 @@ use crate::{Error, Result};
 
 /// The stored parts of such a tensor.
 #[derive(Debug)]
-pub struct Quantised {
+pub struct Quantized {
     codes: TensorInfo,
     absmax: TensorInfo,
     nested: Option<Nested>,
@@ -49,7 +49,7 @@ struct QuantState {
     nested_offset: Option<f32>,
 }
 
-/// `info` as an f32 tensor when bitsandbytes has quantised it; `None` when it has not.
+/// `info` as an f32 tensor when bitsandbytes has quantized it; `None` when it has not.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for FP4, 8-bit, and other block sizes or code books; [`Error::Weights`] when parts are missing
@@ -72,7 +72,7 @@ pub fn open(component: &Component, info: &TensorInfo) -> Result<Option<TensorInf
         return Ok(None);
     }
     let needed = |suffix: &str, dtypes: &[Dtype]| -> Result<TensorInfo> {
-        let found = part(suffix).ok_or_else(|| wrong(format!("quantised, but without {suffix}")))?;
+        let found = part(suffix).ok_or_else(|| wrong(format!("quantized, but without {suffix}")))?;
         if !dtypes.contains(&found.dtype) {
             return Err(wrong(format!("{suffix} has dtype {}: expected {dtypes:?}", found.dtype)));
         }
@@ -86,12 +86,12 @@ pub fn open(component: &Component, info: &TensorInfo) -> Result<Option<TensorInf
         serde_json::from_slice(&json).map_err(|e| wrong(format!("malformed quant_state: {e}")))?;
     if state.blocksize != BLOCK {
         return Err(unsupported(format!(
-            "quantised in blocks of {}: only {BLOCK} is supported",
+            "quantized in blocks of {}: only {BLOCK} is supported",
             state.blocksize
         )));
     }
     if needed("quant_map", &[Dtype::F32])?.read_f32()? != CODE_BOOK {
-        return Err(unsupported("quantised with another code book than NF4's".to_string()));
+        return Err(unsupported("quantized with another code book than NF4's".to_string()));
     }
 
     let elements = state.shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
@@ -113,7 +113,7 @@ pub fn open(component: &Component, info: &TensorInfo) -> Result<Option<TensorInf
     let nested = if absmax.dtype == Dtype::U8 {
         let (Some(block @ 1..), Some(offset)) = (state.nested_blocksize, state.nested_offset) else {
             return Err(wrong(
-                "absmax is quantised, but quant_state has no positive nested_blocksize or no nested_offset"
+                "absmax is quantized, but quant_state has no positive nested_blocksize or no nested_offset"
                     .to_string(),
             ));
         };
@@ -125,17 +125,17 @@ pub fn open(component: &Component, info: &TensorInfo) -> Result<Option<TensorInf
     } else {
         None
     };
-    let quantised = Quantised { codes: info.clone(), absmax, nested };
+    let quantized = Quantized { codes: info.clone(), absmax, nested };
     Ok(Some(TensorInfo {
         dtype: Dtype::F32,
         bytes: 4 * elements as u64,
         shape: state.shape,
-        quantised: Some(Arc::new(quantised)),
+        quantized: Some(Arc::new(quantized)),
         ..info.clone()
     }))
 }
 
-impl Quantised {
+impl Quantized {
     /// Elements `first..` as little-endian f32, as many as `out` holds.
     pub(super) fn read(&self, first: usize, out: &mut [u8]) -> Result<()> {
         let count = out.len() / 4;

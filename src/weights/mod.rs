@@ -17,7 +17,7 @@
 //! ```
 //!
 //! Files are read by `pread`, never mapped: a mapped file that shrinks kills the process, and pages of a mapping
-//! count as ours. Checkpoints that come already quantised by [`bitsandbytes`] read as what they mean. Left out so far:
+//! count as ours. Checkpoints that come already quantized by [`bitsandbytes`] read as what they mean. Left out so far:
 //! single-file layouts.
 
 pub mod bitsandbytes;
@@ -199,7 +199,7 @@ impl Source {
                 shape: needed.shape,
                 file: Arc::new(self::safetensors::TensorFile::generated(values)),
                 offset: 0,
-                quantised: None,
+                quantized: None,
             };
             tensors[part as usize].insert(needed.name, info);
         }
@@ -255,8 +255,8 @@ fn find(component: &Component, needed: &Needed) -> Result<TensorInfo> {
             format!("tensor {} is missing: expected {:?}", names.join(" or "), needed.shape),
         ));
     };
-    let dequantised = bitsandbytes::open(component, info)?;
-    let info = dequantised.as_ref().unwrap_or(info);
+    let dequantized = bitsandbytes::open(component, info)?;
+    let info = dequantized.as_ref().unwrap_or(info);
     if !matches!(info.dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16) {
         return Err(Error::weights(
             info.file.path(),

@@ -1,4 +1,4 @@
-//! NF4 as the host computes it: the one code book, and the plain quantiser and dequantiser that the kernels are
+//! NF4 as the host computes it: the one code book, and the plain quantizer and dequantizer that the kernels are
 //! measured against.
 //!
 //! The weight, flattened row-major, is cut into quant blocks of [`BLOCK`] values (the last may be shorter). A
@@ -61,7 +61,7 @@ pub const THRESHOLDS: [f32; 15] = {
     thresholds
 };
 
-/// A quantised tensor.
+/// A quantized tensor.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Nf4 {
     /// Two codes per byte, the even value high; a last odd value leaves its low nibble zero.
@@ -77,7 +77,7 @@ pub fn code(x: f32) -> u8 {
     THRESHOLDS.iter().filter(|&&threshold| x > threshold).count() as u8
 }
 
-/// Quantises `weights`.
+/// Quantizes `weights`.
 ///
 /// A block of zeros gets absmax 0 and [`ZERO_CODE`]s. Values must be finite: what a NaN or an infinity turns
 /// into is not defined (but nothing panics).

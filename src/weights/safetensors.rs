@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::bitsandbytes::Quantised;
+use super::bitsandbytes::Quantized;
 use super::generated::Values;
 use crate::{Error, Result};
 
@@ -68,7 +68,7 @@ pub struct TensorInfo {
     /// How many bytes it has.
     pub bytes: u64,
     /// Set for a tensor that the file holds in 4 bits: it reads as f32, and `offset` is where its codes are.
-    pub quantised: Option<Arc<Quantised>>,
+    pub quantized: Option<Arc<Quantized>>,
 }
 
 impl TensorInfo {
@@ -89,7 +89,7 @@ impl TensorInfo {
     ///
     /// # Errors
     /// [`Error::Weights`] when the tensor ends before `buf` is full, [`Error::Io`] when reading fails,
-    /// [`Error::Input`] for part of a value of a quantised tensor.
+    /// [`Error::Input`] for part of a value of a quantized tensor.
     pub fn read_at(&self, start: u64, buf: &mut [u8]) -> Result<()> {
         if start.checked_add(buf.len() as u64).is_none_or(|end| end > self.bytes) {
             return Err(Error::weights(
@@ -102,11 +102,11 @@ impl TensorInfo {
                 ),
             ));
         }
-        if let Some(quantised) = &self.quantised {
+        if let Some(quantized) = &self.quantized {
             if !start.is_multiple_of(4) || !buf.len().is_multiple_of(4) {
                 return Err(Error::Input(format!("tensor {}: f32 values are read whole", self.name)));
             }
-            return quantised.read((start / 4) as usize, buf);
+            return quantized.read((start / 4) as usize, buf);
         }
         match &self.file.contents {
             Contents::File(file) => {
@@ -159,7 +159,7 @@ impl SafeTensors {
         }
         let mut header = vec![0; header_bytes as usize];
         file.read_exact_at(&mut header, 8).map_err(Error::io("read", path))?;
-        // Deserialising also checks that the tensors follow each other without overlap or hole and that each
+        // Deserializing also checks that the tensors follow each other without overlap or hole and that each
         // is as long as its shape and dtype say.
         let metadata: ::safetensors::tensor::Metadata = serde_json::from_slice(&header)
             .map_err(|e| wrong(format!("malformed safetensors header: {e}")))?;
@@ -188,7 +188,7 @@ impl SafeTensors {
                     file: file.clone(),
                     offset: 8 + header_bytes + begin as u64,
                     bytes: (end - begin) as u64,
-                    quantised: None,
+                    quantized: None,
                 };
                 (name, tensor)
             })

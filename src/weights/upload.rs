@@ -1,7 +1,7 @@
 //! From files into the arena: tensor by tensor, as the networks asked for them.
 //!
 //! Bytes go file -> pinned staging -> arena, a chunk of rows at a time through two staging buffers, so that reading,
-//! copying and quantising overlap. What becomes NF4 passes through a device-side staging region, from which
+//! copying and quantizing overlap. What becomes NF4 passes through a device-side staging region, from which
 //! `nf4_quantize` writes codes and absmax, and counts what is not finite: no code says so later. Everything else is brought
 //! into its final form by the host on the way through the pinned buffer.
 
@@ -46,7 +46,7 @@ pub(crate) enum Target {
         /// 3 or 1.
         kernel: usize,
     },
-    /// Quantised on the device.
+    /// Quantized on the device.
     Nf4 {
         /// Order of the codes.
         layout: Nf4Layout,
@@ -67,7 +67,7 @@ pub const STAGING_BYTES: usize = 16 << 20;
 const SLOTS: usize = 2;
 
 /// The device side of staging, in the arena where operations work later: two slots, and a counter for each tensor that is
-/// quantised.
+/// quantized.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Staging {
     slots: Slot<u8>,
@@ -114,7 +114,7 @@ impl Staging {
 /// Reads all `weights`. `progress(done, total)` counts file bytes.
 ///
 /// # Errors
-/// [`Error::Io`] and [`Error::Weights`] from the files, also when numbers that are quantised are not finite;
+/// [`Error::Io`] and [`Error::Weights`] from the files, also when numbers that are quantized are not finite;
 /// [`Error::Device`] from the machine.
 pub(crate) fn upload(
     device: &Device,

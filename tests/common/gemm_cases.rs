@@ -7,7 +7,7 @@ use schnell::kernels::gemm::{Activation, Epilogue, Problem, Segment};
 
 /// `launch(bench, problems, weights as f32 [n, k])` uploads the weights in the kernel's format and launches. It returns
 /// nothing: results are in the problems' destinations. `weights[i]` are already what the kernel will see after
-/// dequantisation and rounding.
+/// dequantization and rounding.
 pub type Launch<'a> = &'a dyn Fn(&Bench, &[Problem<'_>], &[Weights]);
 
 /// A weight matrix as the oracle sees it, and the file's values that it came from.

@@ -156,7 +156,7 @@ mod provenance {
     }
 
     /// Who wrote element `index` of `got`, if that came from a download and one place of it: looked for with all of `got`
-    /// around it, then with some neighbours, since a test may have gathered its rows.
+    /// around it, then with some neighbors, since a test may have gathered its rows.
     pub fn of<T: bytemuck::NoUninit>(got: &[T], index: usize) -> String {
         DOWNLOADS.with_borrow(|downloads| {
             for reach in [got.len(), 16, 4, 1] {

@@ -25,7 +25,7 @@ pub const CODES: [f32; 16] = [
     1.0,
 ];
 
-/// Midpoints of neighbouring codes as f32: exact sums, halved and rounded once.
+/// Midpoints of neighboring codes as f32: exact sums, halved and rounded once.
 pub fn thresholds() -> [f32; 15] {
     std::array::from_fn(|i| ((f64::from(CODES[i]) + f64::from(CODES[i + 1])) / 2.0) as f32)
 }

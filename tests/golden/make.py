@@ -118,13 +118,13 @@ def make_cases(name: str, full: Path, out: Path) -> dict[str, dict[str, torch.Te
     for kind in ("plain", "nf4"):
         pipe, pipe16 = pipelines.load(full, torch.float32), pipelines.load(full, torch.bfloat16)
         if kind == "nf4":
-            # Quantise the stored weights in their own dtype, then run the result in f32 and in bf16.
+            # Quantize the stored weights in their own dtype, then run the result in f32 and in bf16.
             source = pipelines.load(full, pipelines.SPECS[name].dtype)
             for component in ("transformer", "text_encoder_2"):
-                quantised = getattr(source, component)
-                nf4.quantise_linears(quantised)
+                quantized = getattr(source, component)
+                nf4.quantize_linears(quantized)
                 for target in (pipe, pipe16):
-                    getattr(target, component).load_state_dict(quantised.state_dict())
+                    getattr(target, component).load_state_dict(quantized.state_dict())
         pipes[kind] = (pipe, pipe16)
 
     (out / "images").mkdir(parents=True)
@@ -245,7 +245,7 @@ def make(out: Path, keep: Path) -> None:
     make_tokens(full, out)
     write_json(out / "noise.json", {"noise": noise.cases()})
     save_file(nf4.code_cases(), out / "nf4.safetensors")
-    save_file(nf4.serialised_linears(), out / "nf4_linears.safetensors")
+    save_file(nf4.serialized_linears(), out / "nf4_linears.safetensors")
     for file in out.rglob("*.safetensors"):
         file.chmod(0o644)  # save_file makes them private
 

@@ -80,7 +80,7 @@ const CUDA_AT_START: [(CUresult, &str); 4] = [
     ),
     (
         CUresult::CUDA_ERROR_DEVICE_NOT_LICENSED,
-        "the virtual GPU has no licence: check nvidia-smi -q for its state",
+        "the virtual GPU has no license: check nvidia-smi -q for its state",
     ),
 ];
 

@@ -2,7 +2,7 @@
 //!
 //! cudarc's own loader is not used (docs/adr/0007): it panics where a library or a symbol is missing, takes whatever is
 //! called `libcuda.so` before the real driver, and returns a Rust enum, which a code of a newer driver makes undefined
-//! behaviour. Here a code is a number, and what is missing is an [`Error::Unsupported`] with its name. Types and constants
+//! behavior. Here a code is a number, and what is missing is an [`Error::Unsupported`] with its name. Types and constants
 //! are cudarc's, and every signature below is compared with cudarc's declaration when this compiles.
 //!
 //! # Safety
@@ -133,7 +133,7 @@ driver! {
 const LIBRARIES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
 
 impl Driver {
-    /// The driver of this machine, initialised as far as it goes: its own refusal is the inner error.
+    /// The driver of this machine, initialized as far as it goes: its own refusal is the inner error.
     ///
     /// # Errors
     /// [`Error::Unsupported`] when there is none, or none with all that is needed.
@@ -150,7 +150,7 @@ impl Driver {
     fn load(libraries: &[&str]) -> Result<Driver> {
         let (mut found, mut not_found) = (None, Vec::new());
         for name in libraries {
-            // SAFETY: runs the initialisers of the vendor's library, or of what the user put in its place.
+            // SAFETY: runs the initializers of the vendor's library, or of what the user put in its place.
             let library = match unsafe { Library::new(*name) } {
                 Ok(library) => library,
                 Err(error) => {

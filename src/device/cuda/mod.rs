@@ -199,7 +199,7 @@ impl Machine for Cuda {
             self.error(format!("allocate {bytes} bytes of pinned host memory"), e)
         })?;
         let base = base.cast::<u8>();
-        // SAFETY: `bytes` writable bytes from the call above. `HostBuffer` lends them as initialised.
+        // SAFETY: `bytes` writable bytes from the call above. `HostBuffer` lends them as initialized.
         unsafe { base.write_bytes(0, bytes) };
         Ok(base)
     }

@@ -178,7 +178,7 @@ fn other_threads_keep_no_context() {
     assert!(is_empty(&fake));
 }
 
-/// cudarc's enum has no such values: to hold one is undefined behaviour, and to print one was a crash.
+/// cudarc's enum has no such values: to hold one is undefined behavior, and to print one was a crash.
 #[test]
 fn codes_without_a_name_are_told_by_number() {
     for (function, code) in [("cuLaunchKernel", 917), ("cuStreamSynchronize", 1234), ("cuMemAlloc_v2", 65536)]

@@ -14,7 +14,7 @@
 //! **Wavefronts** of shared memory: 32 banks of 4 bytes, each of which gives one word per wavefront to any number of lanes.
 //! 8-byte accesses go by half-warps, 16-byte ones, and each 8 x 8 matrix of `ldmatrix`, by 8 lanes. The least possible is
 //! one per part that has an active lane. **Sectors** of global memory are 32 bytes; the least possible is what the distinct
-//! bytes of the warp would fill. Caches are not modelled.
+//! bytes of the warp would fill. Caches are not modeled.
 //!
 //! **Width.** gpu.cuh's vectors (`uint4`, ...) are moved as a whole, as nvcc does; adjacent scalars are not merged, which
 //! nvcc sometimes does (and sometimes takes a vector apart): what it really made of a line is in the SASS alone.

@@ -1,6 +1,6 @@
 //! The arithmetic of a warp's `mma_tile`: bf16 operands gathered from 32 lanes, f32 products and sums in ascending k.
 //!
-//! This is where an emulated GEMM spends its time, so it is written for the vectoriser: rows of B stay in L1, one row
+//! This is where an emulated GEMM spends its time, so it is written for the vectorizer: rows of B stay in L1, one row
 //! of accumulators stays in vector registers. Products and sums are separate operations (no FMA), so the bits do not
 //! depend on the host's instruction set.
 

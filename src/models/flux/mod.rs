@@ -158,7 +158,7 @@ fn clip_stage(
     guards: &mut Guards,
 ) -> Result<View<f32>> {
     let (width, tokens) = (config.clip.width, config.clip.positions);
-    // CLIP is small and sensitive: never quantised, as in the reference.
+    // CLIP is small and sensitive: never quantized, as in the reference.
     let mut net = Network::new(recorder, weights, Part::Clip, Quantize::None);
     let pooled = net.buffer::<f32>("pooled", shape.branches() * width)?;
     let x = net.buffer::<f32>("x", tokens * width)?;

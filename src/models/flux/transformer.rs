@@ -404,7 +404,7 @@ impl<'c> Transformer<'c> {
         .launch(net.device(), STREAM)
     }
 
-    /// Where the heads of tokens `first..first + rows` go, and how they are normalised and rotated.
+    /// Where the heads of tokens `first..first + rows` go, and how they are normalized and rotated.
     fn heads(
         &self,
         net: &mut Network<'_>,
@@ -471,7 +471,7 @@ impl QkvHeads {
         Product { x, linear, rope, segments }
     }
 
-    /// Normalises and rotates what the product's epilogue could not.
+    /// Normalizes and rotates what the product's epilogue could not.
     fn finish(&self, net: &mut Network<'_>) -> Result<()> {
         if self.fused() {
             return Ok(());

@@ -1,4 +1,4 @@
-"""NF4 by bitsandbytes (CPU): the reference for quantised pipelines and for the code tests."""
+"""NF4 by bitsandbytes (CPU): the reference for quantized pipelines and for the code tests."""
 
 import bitsandbytes.functional as bnb
 import torch
@@ -6,7 +6,7 @@ import torch
 BLOCK = 64
 
 
-def quantise(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, "bnb.QuantState"]:
+def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, "bnb.QuantState"]:
     """Returns (packed codes [n/2], f32 absmax [n/64], state)."""
     packed, state = bnb.quantize_4bit(
         weight.contiguous(), blocksize=BLOCK, quant_type="nf4", compress_statistics=False
@@ -16,12 +16,12 @@ def quantise(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, "bnb.Qua
 
 def round_trip(weight: torch.Tensor) -> torch.Tensor:
     """`bf16(code * absmax)`: one rounding, from f32, whatever the weight's own dtype."""
-    packed, _, state = quantise(weight)
+    packed, _, state = quantize(weight)
     state.dtype = torch.float32
     return bnb.dequantize_4bit(packed.reshape(-1, 1), state).reshape(weight.shape).to(torch.bfloat16)
 
 
-def quantise_linears(model: torch.nn.Module) -> None:
+def quantize_linears(model: torch.nn.Module) -> None:
     """Replaces every Linear weight by its round trip."""
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
@@ -30,7 +30,7 @@ def quantise_linears(model: torch.nn.Module) -> None:
 
 
 def code_cases() -> dict[str, torch.Tensor]:
-    """Four small matrices with everything a quantiser can get wrong, weights, codes and absmax."""
+    """Four small matrices with everything a quantizer can get wrong, weights, codes and absmax."""
     generator = torch.Generator().manual_seed(4)
     code = bnb.get_4bit_type("nf4", device="cpu", blocksize=BLOCK).float()
     thresholds = (code[1:].double() + code[:-1].double()) / 2
@@ -38,7 +38,7 @@ def code_cases() -> dict[str, torch.Tensor]:
     gaussian = torch.randn(64, 64, generator=generator)
     zero_block = torch.randn(8, 128, generator=generator) * 0.02
     zero_block.view(-1, BLOCK)[5] = 0.0
-    # absmax 1 makes the normalised value the weight itself; rows sit on, just below and just above.
+    # absmax 1 makes the normalized value the weight itself; rows sit on, just below and just above.
     on = thresholds.float()
     rows = torch.stack([on, torch.nextafter(on, torch.tensor(-2.0)), torch.nextafter(on, torch.tensor(2.0))])
     threshold = torch.zeros(6, BLOCK)
@@ -53,20 +53,20 @@ def code_cases() -> dict[str, torch.Tensor]:
     for name, weight in {
         "gaussian": gaussian, "zero_block": zero_block, "threshold": threshold, "bfloat": bfloat
     }.items():
-        packed, absmax, _ = quantise(weight)
+        packed, absmax, _ = quantize(weight)
         tensors |= {
             f"{name}.weight": weight.clone(),
             f"{name}.packed": packed.clone(),
             f"{name}.absmax": absmax.clone(),
-            f"{name}.dequantised": round_trip(weight),
+            f"{name}.dequantized": round_trip(weight),
         }
     return tensors
 
 
-def serialised_linears() -> dict[str, torch.Tensor]:
-    """One Linear as prequantised checkpoints hold it, with f32 and with double-quantised absmax.
+def serialized_linears() -> dict[str, torch.Tensor]:
+    """One Linear as prequantized checkpoints hold it, with f32 and with double-quantized absmax.
 
-    Keys are the checkpoint's own (`plain.weight`, `plain.weight.absmax`, ...), plus `<name>.dequantised`, the
+    Keys are the checkpoint's own (`plain.weight`, `plain.weight.absmax`, ...), plus `<name>.dequantized`, the
     bf16 weights both must give. 384 quant blocks: the nested absmax has a full group of 256 and a partial one.
     """
     generator = torch.Generator().manual_seed(5)
@@ -77,5 +77,5 @@ def serialised_linears() -> dict[str, torch.Tensor]:
         tensors[f"{name}.weight"] = packed
         tensors |= {f"{name}.weight.{key}": value.clone() for key, value in state.as_dict(packed=True).items()}
         state.dtype = torch.float32
-        tensors[f"{name}.dequantised"] = bnb.dequantize_4bit(packed, state).to(torch.bfloat16)
+        tensors[f"{name}.dequantized"] = bnb.dequantize_4bit(packed, state).to(torch.bfloat16)
     return tensors

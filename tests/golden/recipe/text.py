@@ -119,7 +119,7 @@ def use_published_clip_layout(folder: Path) -> None:
 
 
 def train_t5(lines: list[str], pieces: int) -> bytes:
-    """A spiece.model with T5's normalisation (NMT-NFKC) and special ids; the extra ids are not part of it."""
+    """A spiece.model with T5's normalization (NMT-NFKC) and special ids; the extra ids are not part of it."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),

@@ -3,7 +3,7 @@
 //! All of a barrier's state is in its eight bytes, as on a GPU, so that what a kernel stores over it shows. The encoding
 //! is this file's own; a mark tells a barrier from other bytes.
 //!
-//! For ThreadSanitizer an arrival is a release and the end of a wait is an acquire, on one name per parity; to initialise
+//! For ThreadSanitizer an arrival is a release and the end of a wait is an acquire, on one name per parity; to initialize
 //! is to write, to arrive and to wait is to read. A copy's engine arrives like a thread.
 
 use super::super::{Cta, Site, State, Thread, fail, give_way, sanitizer};
@@ -17,7 +17,7 @@ const MAX_BYTES: i64 = (1 << 20) - 1;
 /// What the scheduler must know of all barriers of a CTA.
 #[derive(Default)]
 pub(in super::super) struct Barriers {
-    /// Initialised by a thread that has not fenced since: `(thread, offset, place)`.
+    /// Initialized by a thread that has not fenced since: `(thread, offset, place)`.
     fresh: Vec<(u32, usize, Site)>,
     /// `(thread, offset)`.
     waiting: Vec<(usize, usize)>,
@@ -78,7 +78,7 @@ impl Barrier {
         // SAFETY: `place` has checked that eight aligned bytes of shared memory are there.
         let word = unsafe { *cta.index.smem.cast::<u8>().add(offset).cast::<u64>() };
         if word & 0xff != MARK {
-            return Err(format!("there is no initialised mbarrier at shared memory + {offset}"));
+            return Err(format!("there is no initialized mbarrier at shared memory + {offset}"));
         }
         let field = |at: u32, bits: u32| (word >> at) as u32 & ((1 << bits) - 1);
         let bytes = (field(40, 24) << 8) as i32 >> 8;
@@ -112,12 +112,12 @@ pub(super) fn place(cta: &Cta, barrier: *const u8) -> Result<usize, String> {
     Ok(cta.smem_offset(barrier))
 }
 
-/// The barrier is initialised, for engines as well. The parity of its phase.
+/// The barrier is initialized, for engines as well. The parity of its phase.
 pub(super) fn check_for_copy(cta: &Cta, offset: usize) -> Result<u32, String> {
     let barrier = Barrier::at(cta, offset)?;
     if let Some((thread, _, site)) = cta.hopper.barriers.fresh.iter().find(|(_, at, _)| *at == offset) {
         return Err(format!(
-            "the mbarrier at shared memory + {offset} was initialised by thread {thread} at {site}, which has not called \
+            "the mbarrier at shared memory + {offset} was initialized by thread {thread} at {site}, which has not called \
              fence_mbarrier_init since"
         ));
     }
@@ -187,7 +187,7 @@ pub(super) unsafe extern "C" fn init(
             return fail(thread, *site, what);
         }
         if Barrier::at(cta, offset).is_ok() {
-            let what = format!("the mbarrier at shared memory + {offset} is initialised already");
+            let what = format!("the mbarrier at shared memory + {offset} is initialized already");
             return fail(thread, *site, what);
         }
         sanitizer::writes(barrier, 8);
