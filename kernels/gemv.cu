@@ -10,7 +10,8 @@
 // Source  NF4 weights become bf16(code * absmax) before they are multiplied, as in the GEMM. The code table lies in
 //         shared memory once per bank: lanes look up different codes at the same time.
 #include "gemv.h"
-#include "nf4.cuh"
+#include "operands/bf16_rows.cuh"
+#include "operands/nf4_rows.cuh"
 
 constexpr int WARPS = GEMV_THREADS / gpu::WARP;
 constexpr int ROWS = GEMV_ROWS / WARPS;
@@ -53,80 +54,31 @@ GPU_FN float4 load_x(const gemv_params &p, int m, int k) {
     return float4{activate(v.x, p.act_in), activate(v.y, p.act_in), activate(v.z, p.act_in), activate(v.w, p.act_in)};
 }
 
-// 8 bf16 weights from k on; zero outside.
-GPU_FN uint4 load_bf16_weights(const gemv_params &p, int n, int k) {
-    uint4 v = {0u, 0u, 0u, 0u};
-    if (n >= p.n || k >= p.k) return v;
-    const bf16_bits *const w = p.weight + n * p.weight_pitch + k;
-    if (p.weight_vectors && k + 8 <= p.k) return *reinterpret_cast<const uint4 *>(w);
-    const int valid = p.k - k;
-    v.x = w[0] | (valid > 1 ? (uint32_t)w[1] << 16 : 0u);
-    v.y = (valid > 2 ? w[2] : 0u) | (valid > 3 ? (uint32_t)w[3] << 16 : 0u);
-    v.z = (valid > 4 ? w[4] : 0u) | (valid > 5 ? (uint32_t)w[5] << 16 : 0u);
-    v.w = (valid > 6 ? w[6] : 0u) | (valid > 7 ? (uint32_t)w[7] << 16 : 0u);
-    return v;
-}
-
-// 32 codes from k on; K is a multiple of 64, so they lie inside together, or outside.
-GPU_FN uint4 load_codes(const gemv_params &p, int n, int k) {
-    if (n >= p.n || k >= p.k) return uint4{0u, 0u, 0u, 0u};
-    return *reinterpret_cast<const uint4 *>(p.codes + ((int64_t)n * p.k + k) / 2);
-}
-GPU_FN float load_absmax(const gemv_params &p, int n, int k) {
-    return n < p.n && k < p.k ? p.absmax[(int64_t)n * (p.k / NF4_BLOCK) + k / NF4_BLOCK] : 0.0f;
-}
-
-template <int M, bool NF4> GPU_FN void gemv(const gemv_params &p) {
-    constexpr int V = NF4 ? 32 : 8;          // weights in a lane's 16 bytes
+template <int M, typename Weights> GPU_FN void run(const gemv_params &p) {
+    constexpr int V = Weights::V;            // weights in a lane's 16 bytes
     constexpr int SLAB = V * gpu::WARP;      // k that a warp reads at once
-    constexpr int SLABS = CHUNK / SLAB;
     constexpr int SLAB_VECTORS = SLAB / 4;   // float4 of smem per slab and row of x
-    static_assert(!NF4 || SLABS == 1, "a lane has one absmax and 32 codes of each row per chunk");
 
     SharedStorage<M> &smem = gpu::shared<SharedStorage<M>>();
     const int lane = gpu::lane_id();
     const int first_row = gpu::cta_x() * GEMV_ROWS + gpu::warp_id() * ROWS;
 
-    if constexpr (NF4) {
-        gpu::fill(smem.book, GEMV_THREADS);
-    }
+    if constexpr (Weights::HAS_BOOK) gpu::fill(smem.book, GEMV_THREADS);
 
     // The place in its slab of float4 j of a lane's V.
     auto place = [](int j, int of_lane) { return j * gpu::WARP + (of_lane ^ j * (32 / V)); };
 
     float acc[M][ROWS] = {};
-    uint4 weights[SLABS][ROWS];
-    float absmax[ROWS];
-
-    auto fetch_weights = [&](int k0) {
-        GPU_UNROLL
-        for (int slab = 0; slab < SLABS; ++slab) {
-            GPU_UNROLL
-            for (int r = 0; r < ROWS; ++r) {
-                const int k = k0 + slab * SLAB + lane * V;
-                if constexpr (NF4) {
-                    weights[slab][r] = load_codes(p, first_row + r, k);
-                    absmax[r] = load_absmax(p, first_row + r, k);
-                } else {
-                    weights[slab][r] = load_bf16_weights(p, first_row + r, k);
-                }
-            }
-        }
-    };
+    Weights weights;
     auto stage_x = [&](int k0) {
         const int k = gpu::thread_x() * 4;  // within the chunk
         const int at = k / SLAB * SLAB_VECTORS + place(k % V / 4, k % SLAB / V);
         GPU_UNROLL
         for (int m = 0; m < M; ++m) smem.x[m][at] = load_x(p, m, k0 + k);
     };
-    // Four codes, in the low 16 bits, to four weights.
-    auto dequantize = [&](float (&w)[4], uint32_t four, float block_absmax) {
-        auto value = [&](int shift) { return smem.book.value[four >> shift & 15][lane] * block_absmax; };
-        const uint32_t lo = gpu::pack_bf16x2(value(4), value(0)), hi = gpu::pack_bf16x2(value(12), value(8));
-        w[0] = gpu::bf16_lo(lo), w[1] = gpu::bf16_hi(lo), w[2] = gpu::bf16_lo(hi), w[3] = gpu::bf16_hi(hi);
-    };
-    // Four weights of each row by the float4 of x at `at`, for all rows of x.
-    auto accumulate = [&](const float (&w)[ROWS][4], int at) {
+    // Four weights of each row by float4 j of a lane's V in that slab of x, for all rows of x.
+    auto accumulate = [&](const float (&w)[ROWS][4], int slab, int j) {
+        const int at = slab * SLAB_VECTORS + place(j, lane);
         GPU_UNROLL
         for (int m = 0; m < M; ++m) {
             const float4 x = smem.x[m][at];
@@ -134,48 +86,13 @@ template <int M, bool NF4> GPU_FN void gemv(const gemv_params &p) {
             for (int r = 0; r < ROWS; ++r) acc[m][r] += x.x * w[r][0] + x.y * w[r][1] + x.z * w[r][2] + x.w * w[r][3];
         }
     };
-    auto multiply = [&]() {
-        float w[ROWS][4];
-        if constexpr (NF4) {
-            // One word of 8 codes after the other, each moved to .x in turn: unrolled, nvcc looks up all 32 codes of
-            // all rows at once and needs 254 registers (or, held to 128, spills on sm_90 and sm_120).
-            GPU_NO_UNROLL
-            for (int word = 0; word < 4; ++word) {
-                GPU_UNROLL
-                for (int half = 0; half < 2; ++half) {
-                    GPU_UNROLL
-                    for (int r = 0; r < ROWS; ++r) dequantize(w[r], weights[0][r].x >> (16 * half), absmax[r]);
-                    accumulate(w, place(2 * word + half, lane));
-                }
-                GPU_UNROLL
-                for (int r = 0; r < ROWS; ++r) {
-                    weights[0][r] = uint4{weights[0][r].y, weights[0][r].z, weights[0][r].w, 0u};
-                }
-            }
-        } else {
-            GPU_UNROLL
-            for (int slab = 0; slab < SLABS; ++slab) {
-                GPU_UNROLL
-                for (int j = 0; j < 2; ++j) {
-                    GPU_UNROLL
-                    for (int r = 0; r < ROWS; ++r) {
-                        const uint4 &bytes = weights[slab][r];
-                        const uint32_t lo = j == 0 ? bytes.x : bytes.z, hi = j == 0 ? bytes.y : bytes.w;
-                        w[r][0] = gpu::bf16_lo(lo), w[r][1] = gpu::bf16_hi(lo), w[r][2] = gpu::bf16_lo(hi), w[r][3] = gpu::bf16_hi(hi);
-                    }
-                    accumulate(w, slab * SLAB_VECTORS + place(j, lane));
-                }
-            }
-        }
-    };
-
     GPU_NO_UNROLL
     for (int k0 = 0; k0 < p.k; k0 += CHUNK) {
-        fetch_weights(k0);  // in flight while x is staged
+        weights.fetch(p, first_row, k0);  // in flight while x is staged
         gpu::sync_cta();    // the last chunk's x has been read
         stage_x(k0);
         gpu::sync_cta();
-        multiply();
+        weights.multiply(smem.book, accumulate);
     }
 
     // Lanes' sums to the lane that finishes a result: through shared memory, one step instead of 5 shuffles each.
@@ -198,11 +115,14 @@ template <int M, bool NF4> GPU_FN void gemv(const gemv_params &p) {
     }
 }
 
-GPU_KERNEL(gemv_bf16_m1, gemv_params, GEMV_THREADS, 2) { gemv<1, false>(p); }
-GPU_KERNEL(gemv_bf16_m2, gemv_params, GEMV_THREADS, 2) { gemv<2, false>(p); }
-GPU_KERNEL(gemv_bf16_m4, gemv_params, GEMV_THREADS, 2) { gemv<4, false>(p); }
-GPU_KERNEL(gemv_bf16_m8, gemv_params, GEMV_THREADS, 2) { gemv<8, false>(p); }
-GPU_KERNEL(gemv_nf4_m1, gemv_params, GEMV_THREADS, 2) { gemv<1, true>(p); }
-GPU_KERNEL(gemv_nf4_m2, gemv_params, GEMV_THREADS, 2) { gemv<2, true>(p); }
-GPU_KERNEL(gemv_nf4_m4, gemv_params, GEMV_THREADS, 2) { gemv<4, true>(p); }
-GPU_KERNEL(gemv_nf4_m8, gemv_params, GEMV_THREADS, 2) { gemv<8, true>(p); }
+template <int M> GPU_FN void run_bf16(const gemv_params &p) { run<M, gemv::Bf16Rows<ROWS, CHUNK>>(p); }
+template <int M> GPU_FN void run_nf4(const gemv_params &p) { run<M, gemv::Nf4Rows<ROWS, CHUNK>>(p); }
+
+GPU_KERNEL(gemv_bf16_m1, gemv_params, GEMV_THREADS, 2) { run_bf16<1>(p); }
+GPU_KERNEL(gemv_bf16_m2, gemv_params, GEMV_THREADS, 2) { run_bf16<2>(p); }
+GPU_KERNEL(gemv_bf16_m4, gemv_params, GEMV_THREADS, 2) { run_bf16<4>(p); }
+GPU_KERNEL(gemv_bf16_m8, gemv_params, GEMV_THREADS, 2) { run_bf16<8>(p); }
+GPU_KERNEL(gemv_nf4_m1, gemv_params, GEMV_THREADS, 2) { run_nf4<1>(p); }
+GPU_KERNEL(gemv_nf4_m2, gemv_params, GEMV_THREADS, 2) { run_nf4<2>(p); }
+GPU_KERNEL(gemv_nf4_m4, gemv_params, GEMV_THREADS, 2) { run_nf4<4>(p); }
+GPU_KERNEL(gemv_nf4_m8, gemv_params, GEMV_THREADS, 2) { run_nf4<8>(p); }
