@@ -177,8 +177,11 @@ fn counts(order: Order, launches: impl Fn(&Bench)) -> Vec<LineAccesses> {
 }
 
 fn source_text(line: &LineAccesses) -> String {
-    let source = std::fs::read_to_string(format!("kernels/{}", line.file))
-        .unwrap_or_else(|e| panic!("kernels/{}, where {line:?} should be: {e}", line.file));
+    // Files are known by their last name.
+    let source = ["kernels", "kernels/operands"]
+        .into_iter()
+        .find_map(|folder| std::fs::read_to_string(format!("{folder}/{}", line.file)).ok())
+        .unwrap_or_else(|| panic!("no source file is {}, where {line:?} should be", line.file));
     source.lines().nth(line.line as usize - 1).unwrap_or_default().trim().to_string()
 }
 

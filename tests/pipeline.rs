@@ -42,6 +42,26 @@ fn one_device_allocation_of_the_planned_size_and_none_while_generating() {
 }
 
 #[test]
+fn only_kernels_that_a_plan_uses_are_readied() {
+    let (_dir, model) = demo();
+    let readied = |quantize| {
+        let device = emulator();
+        let plan = Plan::new(model.config(), SHAPE, quantize).unwrap();
+        let (options, launches) = (BindOptions::default(), plan.launches());
+        Pipeline::bind(&model, plan, &device, options, &mut |_| Continue(())).unwrap();
+        // Loading itself quantizes.
+        let names = device.launched().into_iter().filter(|name| *name != "nf4_quantize");
+        let (used, other): (Vec<_>, Vec<_>) = names.partition(|name| launches.contains(name));
+        assert_eq!(other, [""; 0], "not in the plan");
+        used
+    };
+    let (nf4, dense) = (readied(Quantize::Nf4), readied(Quantize::None));
+    assert!(nf4.contains(&"nf4_gemm_store_sm80") && nf4.contains(&"gemv_nf4_m2"), "{nf4:?}");
+    assert!(dense.contains(&"bf16_gemm_residual_sm80"), "{dense:?}");
+    assert!(dense.iter().all(|name| !name.contains("nf4")), "{dense:?}");
+}
+
+#[test]
 fn the_same_request_gives_the_same_bytes_whatever_went_before() {
     let (_dir, model) = demo();
     let mut pipeline = bind(&model, SHAPE, &emulator());
