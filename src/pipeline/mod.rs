@@ -34,11 +34,10 @@ use std::time::Instant;
 use half::bf16;
 
 use crate::device::{Device, HostBuffer};
-use crate::image::Note;
 use crate::memory::arena::Arena;
 use crate::models::flux::t5;
 use crate::program::HostRange;
-use crate::sampling::{self, TimeRounding};
+use crate::sampling;
 use crate::{Error, Result};
 
 pub use crate::models::layers::Quantize;
@@ -180,39 +179,8 @@ impl Pipeline {
             t5_tokens_dropped: prompts[0].t5.dropped,
             timings,
             dumps: dumps.all,
-            notes: self.notes(request, &shape),
+            notes: output::notes(request, &self.plan, &shape, &self.digest),
         })
-    }
-
-    /// What another run needs to draw the same picture (but for noise that was given).
-    fn notes(&self, request: &Request, shape: &Shape) -> Vec<Note> {
-        let mut notes = vec![("prompt", request.prompt.clone())];
-        notes.extend(request.prompt_2.clone().map(|text| ("prompt_2", text)));
-        if shape.true_cfg {
-            notes.push(("negative_prompt", request.negative_prompt.clone()));
-            notes.push(("true_cfg_scale", request.true_cfg_scale.to_string()));
-        }
-        match &request.noise {
-            Noise::Seeded(kind) => {
-                notes.push(("seed", request.seed.to_string()));
-                notes.push(("noise", kind.to_string()));
-            }
-            Noise::Given(_) => notes.push(("noise", "given".to_string())),
-        }
-        if self.plan.config().flux.guidance {
-            notes.push(("guidance", request.guidance.to_string()));
-        }
-        if request.timesteps == TimeRounding::Bf16 {
-            notes.push(("timesteps", "bf16".to_string()));
-        }
-        notes.extend([
-            ("steps", shape.steps.to_string()),
-            ("t5_length", shape.t5_length.to_string()),
-            ("weights", self.plan.quantize().to_string()),
-            ("model", self.digest.clone()),
-            ("Software", concat!("schnell ", env!("CARGO_PKG_VERSION")).to_string()),
-        ]);
-        notes
     }
 
     /// Packed noise, f32 `[image tokens, channels]`.

@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use crate::image::Note;
+use crate::pipeline::plan::{Plan, Shape};
+use crate::pipeline::request::{Noise, Request};
 use crate::pipeline::timing::Timings;
+use crate::sampling::TimeRounding;
 use crate::{Error, Result};
 
 /// A tensor of a stage, for comparison with other implementations.
@@ -46,6 +49,37 @@ pub struct Output {
     /// What made the picture: prompts, seed and noise, steps and other settings, model digest, version; [`Output::save`]
     /// writes them into the file.
     pub notes: Vec<Note>,
+}
+
+/// The PNG's metadata: what another run needs to draw the same picture (but for noise that was given).
+pub(super) fn notes(request: &Request, plan: &Plan, shape: &Shape, digest: &str) -> Vec<Note> {
+    let mut notes = vec![("prompt", request.prompt.clone())];
+    notes.extend(request.prompt_2.clone().map(|text| ("prompt_2", text)));
+    if shape.true_cfg {
+        notes.push(("negative_prompt", request.negative_prompt.clone()));
+        notes.push(("true_cfg_scale", request.true_cfg_scale.to_string()));
+    }
+    match &request.noise {
+        Noise::Seeded(kind) => {
+            notes.push(("seed", request.seed.to_string()));
+            notes.push(("noise", kind.to_string()));
+        }
+        Noise::Given(_) => notes.push(("noise", "given".to_string())),
+    }
+    if plan.config().flux.guidance {
+        notes.push(("guidance", request.guidance.to_string()));
+    }
+    if request.timesteps == TimeRounding::Bf16 {
+        notes.push(("timesteps", "bf16".to_string()));
+    }
+    notes.extend([
+        ("steps", shape.steps.to_string()),
+        ("t5_length", shape.t5_length.to_string()),
+        ("weights", plan.quantize().to_string()),
+        ("model", digest.to_string()),
+        ("Software", concat!("schnell ", env!("CARGO_PKG_VERSION")).to_string()),
+    ]);
+    notes
 }
 
 impl Output {
