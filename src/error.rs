@@ -14,11 +14,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// A prompt, size, flag or number that cannot be honored. The caller mends it.
-    #[error("{0}")]
+    #[error("{}", shown(_0))]
     Input(String),
 
     /// A model folder, file or tensor that is missing, damaged or not what its config says.
-    #[error("{}: {what}", path.display())]
+    #[error("{}: {}", shown(&path.to_string_lossy()), shown(what))]
     Weights {
         /// The file (or folder) at fault.
         path: PathBuf,
@@ -40,7 +40,7 @@ pub enum Error {
     },
 
     /// A GPU, driver, model width or build that this crate has no code for.
-    #[error("{0}")]
+    #[error("{}", shown(_0))]
     Unsupported(String),
 
     /// The machine refused or failed an operation.
@@ -63,7 +63,7 @@ pub enum Error {
     Plan(String),
 
     /// A file that cannot be read or written.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}", shown(&path.to_string_lossy()))]
     Io {
         /// `read`, `write`, `create`, ...
         action: &'static str,
@@ -72,6 +72,32 @@ pub enum Error {
         /// The operating system's reason.
         source: std::io::Error,
     },
+}
+
+/// Longest piece of a message in characters: files may hold names of megabytes.
+const LONGEST: usize = 600;
+
+/// Text for a terminal: much of it comes from files and arguments. Control characters are escaped, the middle of what is long
+/// left out.
+pub fn shown(text: &str) -> String {
+    let escaped = |c: char| match c {
+        // Line ends are our own, or harmless.
+        '\n' => c.to_string(),
+        c if c.is_control() => c.escape_default().to_string(),
+        // What turns the direction of writing, or joins the line unseen.
+        '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}' => {
+            c.escape_unicode().to_string()
+        }
+        c => c.to_string(),
+    };
+    let len = text.chars().count();
+    if len <= LONGEST {
+        return text.chars().map(escaped).collect();
+    }
+    let half = LONGEST / 2;
+    let start: String = text.chars().take(half).map(escaped).collect();
+    let end: String = text.chars().skip(len - half).map(escaped).collect();
+    format!("{start} [{} characters] {end}", len - 2 * half)
 }
 
 /// How much more memory than there is.
@@ -113,6 +139,20 @@ impl Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn text_of_files_neither_steers_the_terminal_nor_fills_it() {
+        let shown = |what: &str| Error::weights("a\u{1b}[2Jb", what).to_string();
+        assert_eq!(shown("tensor x\0y\u{202e}"), "a\\u{1b}[2Jb: tensor x\\u{0}y\\u{202e}");
+        let long = shown(&format!("tensor {} is missing", "\u{e9}".repeat(1 << 20)));
+        assert!(long.chars().count() < 700, "{} characters", long.chars().count());
+        assert!(
+            long.starts_with("a\\u{1b}[2Jb: tensor \u{e9}") && long.ends_with("\u{e9} is missing"),
+            "{long}"
+        );
+        assert!(Error::Input("\u{7}".to_string()).to_string() == "\\u{7}");
+        assert!(Error::Unsupported("\u{7}".to_string()).to_string() == "\\u{7}");
+    }
 
     #[test]
     fn numbers_that_nobody_told_are_not_made_up() {

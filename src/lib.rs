@@ -8,6 +8,7 @@
 //! The modules, in the order to read them:
 
 pub mod error;
+mod json;
 
 pub mod config;
 pub mod sampling;

@@ -9,7 +9,7 @@ use schnell::Error;
 use schnell::config::PipelineConfig;
 use schnell::weights::convert::to_f32;
 use schnell::weights::nf4;
-use schnell::weights::{Component, Dtype, Part, SafeTensors, Source, TensorInfo, bitsandbytes};
+use schnell::weights::{Component, Dtype, First, Part, SafeTensors, Source, TensorInfo, bitsandbytes};
 use serde_json::{Value, json};
 
 // ---- what networks ask for -------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ fn shards_are_resolved_through_the_index() {
     shard("one.safetensors", &["a", "b"]);
     shard("two.safetensors", &["b", "c"]);
     write_index(dir.path(), &[("a", "one.safetensors"), ("b", "two.safetensors")]);
-    let component = Component::open(dir.path(), "model").unwrap();
+    let component = Component::open(dir.path(), "model", First::Single).unwrap();
     assert!(component.path().ends_with("model.safetensors.index.json"));
     assert_eq!(component.get("b").unwrap().file.path(), dir.path().join("two.safetensors"));
     assert_eq!(component.get("b").unwrap().read_f32().unwrap(), [0.0, 0.001]);
@@ -213,24 +213,36 @@ fn shards_are_resolved_through_the_index() {
 
     // A single file beside it comes first, as in transformers.
     shard("model.safetensors", &["z"]);
-    assert!(Component::open(dir.path(), "model").unwrap().get("z").is_some());
+    assert!(Component::open(dir.path(), "model", First::Single).unwrap().get("z").is_some());
 }
 
 #[test]
 fn broken_indices_are_refused() {
     let dir = tempfile::tempdir().unwrap();
-    expect_weights_error(Component::open(dir.path(), "model"), &["model.safetensors.index.json"]);
+    expect_weights_error(
+        Component::open(dir.path(), "model", First::Single),
+        &["model.safetensors.index.json"],
+    );
     write_tensors(&dir.path().join("one.safetensors"), &[("a".to_string(), vec![2], Dtype::F32)]);
     write_index(dir.path(), &[("a", "two.safetensors")]);
-    expect_weights_error(Component::open(dir.path(), "model"), &["two.safetensors", "missing"]);
+    expect_weights_error(
+        Component::open(dir.path(), "model", First::Single),
+        &["two.safetensors", "missing"],
+    );
     write_index(dir.path(), &[("b", "one.safetensors")]);
-    expect_weights_error(Component::open(dir.path(), "model"), &["tensor b", "one.safetensors"]);
+    expect_weights_error(
+        Component::open(dir.path(), "model", First::Single),
+        &["tensor b", "one.safetensors"],
+    );
     for outside in ["../one.safetensors", "/etc/passwd", "x/one.safetensors", "..", ""] {
         write_index(dir.path(), &[("a", outside)]);
-        expect_weights_error(Component::open(dir.path(), "model"), &["index.json", "same folder"]);
+        expect_weights_error(
+            Component::open(dir.path(), "model", First::Single),
+            &["index.json", "same folder"],
+        );
     }
     fs::write(dir.path().join("model.safetensors.index.json"), "{}").unwrap();
-    expect_weights_error(Component::open(dir.path(), "model"), &["index.json", "weight_map"]);
+    expect_weights_error(Component::open(dir.path(), "model", First::Single), &["index.json", "weight_map"]);
 }
 
 // ---- sources ---------------------------------------------------------------------------------------------
@@ -364,7 +376,7 @@ fn what_is_wrong_is_named_and_counted() {
 
 #[test]
 fn quantized_tensors_read_as_bitsandbytes_dequantizes_them() {
-    let golden = Component::open("tests/golden".as_ref(), "nf4_linears").unwrap();
+    let golden = Component::open("tests/golden".as_ref(), "nf4_linears", First::Single).unwrap();
     for name in ["plain", "nested"] {
         let stored = golden.get(&format!("{name}.weight")).unwrap();
         let tensor = bitsandbytes::open(&golden, stored).unwrap().expect("it is quantized");
@@ -428,7 +440,7 @@ fn quantized(change: &dyn Fn(&mut Parts)) -> schnell::Result<Option<TensorInfo>>
     });
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("m.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
-    let component = Component::open(dir.path(), "m").unwrap();
+    let component = Component::open(dir.path(), "m", First::Single).unwrap();
     let opened = bitsandbytes::open(&component, component.get("p.weight").unwrap());
     // The values of the sound one, while its file is there: code 7 is 0, code 0 is -1.
     if let Ok(Some(tensor)) = &opened {

@@ -67,9 +67,9 @@ impl ClipConfig {
         };
         let config = ClipConfig {
             width: file.size("hidden_size", raw.hidden_size, 512)?,
-            heads: file.size("num_attention_heads", raw.num_attention_heads, 8)?,
+            heads: file.count("num_attention_heads", raw.num_attention_heads, 8)?,
             ff: file.size("intermediate_size", raw.intermediate_size, 2048)?,
-            layers: file.size("num_hidden_layers", raw.num_hidden_layers, 12)?,
+            layers: file.count("num_hidden_layers", raw.num_hidden_layers, 12)?,
             positions: file.size("max_position_embeddings", raw.max_position_embeddings, 77)?,
             activation,
             eps: file.eps("layer_norm_eps", raw.layer_norm_eps, 1e-5)?,

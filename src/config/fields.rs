@@ -6,13 +6,17 @@ use serde::de::DeserializeOwned;
 
 use crate::{Error, Result};
 
-/// No real width, count or length comes near this; products of three such numbers still fit 64 bits.
+/// No real width or length comes near this (vocabularies do); products of three such numbers still fit 64 bits.
 const LARGEST_SIZE: u64 = 1 << 20;
+/// Of layers and heads: the largest models of any kind have some hundred. A plan names every tensor of every layer.
+const LARGEST_COUNT: u64 = 1 << 9;
 
 /// Reads a JSON file; what is malformed is named with line and column.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-    serde_json::from_slice(&bytes).map_err(|e| Error::weights(path, format!("malformed JSON: {e}")))
+    let malformed = |e| Error::weights(path, format!("malformed JSON: {e}"));
+    crate::json::check(&bytes, &crate::json::CONFIG).map_err(malformed)?;
+    serde_json::from_slice(&bytes).map_err(malformed)
 }
 
 /// The file whose fields are being checked.
@@ -36,9 +40,35 @@ impl Fields<'_> {
         Ok(value as usize)
     }
 
+    /// A number of layers or heads.
+    pub fn count(&self, field: &str, value: Option<u64>, default: u64) -> Result<usize> {
+        let count = self.size(field, value, default)?;
+        if count as u64 > LARGEST_COUNT {
+            return Err(self.wrong(format!("{field} is {count}: expected 1 to {LARGEST_COUNT}")));
+        }
+        Ok(count)
+    }
+
+    /// A factor, of which the sampler or the VAE makes an f32: positive, and no further from 1 than a real one.
+    pub fn factor(&self, field: &str, value: f64) -> Result<f64> {
+        if !(value >= 1e-3 && value <= 1e3) {
+            return Err(self.wrong(format!("{field} is {value}: expected 0.001 to 1000")));
+        }
+        Ok(value)
+    }
+
+    /// A number that is added, of either sign.
+    pub fn offset(&self, field: &str, value: f64) -> Result<f64> {
+        if !(value.abs() <= 1e3) {
+            return Err(self.wrong(format!("{field} is {value}: expected -1000 to 1000")));
+        }
+        Ok(value)
+    }
+
     pub fn eps(&self, field: &str, value: Option<f64>, default: f64) -> Result<f32> {
         let value = value.unwrap_or(default);
-        if !(value > 0.0 && value < 1.0) {
+        // As the f32 that it becomes.
+        if !((value as f32).is_normal() && value > 0.0 && value < 1.0) {
             return Err(self.wrong(format!("{field} is {value}: expected a small positive number")));
         }
         Ok(value as f32)

@@ -79,10 +79,10 @@ impl FluxConfig {
             )));
         }
         Ok(FluxConfig {
-            heads: file.size("num_attention_heads", raw.num_attention_heads, 24)?,
+            heads: file.count("num_attention_heads", raw.num_attention_heads, 24)?,
             head_dim,
-            layers: file.size("num_layers", raw.num_layers, 19)?,
-            single_layers: file.size("num_single_layers", raw.num_single_layers, 38)?,
+            layers: file.count("num_layers", raw.num_layers, 19)?,
+            single_layers: file.count("num_single_layers", raw.num_single_layers, 38)?,
             in_channels,
             out_channels: file.size("out_channels", raw.out_channels, in_channels as u64)?,
             joint_width: file.size("joint_attention_dim", raw.joint_attention_dim, 4096)?,

@@ -65,16 +65,12 @@ impl SchedulerConfig {
             max_tokens: file.size("max_image_seq_len", raw.max_image_seq_len, 4096)?,
             train_timesteps,
         };
-        if !config.shift.is_finite() || config.shift <= 0.0 {
-            return Err(file.wrong(format!("shift is {}: expected a positive number", config.shift)));
-        }
-        if config.dynamic_shifting
-            && (config.base_tokens >= config.max_tokens
-                || !config.base_shift.is_finite()
-                || !config.max_shift.is_finite())
-        {
+        file.factor("shift", config.shift)?;
+        file.offset("base_shift", config.base_shift)?;
+        file.offset("max_shift", config.max_shift)?;
+        if config.dynamic_shifting && config.base_tokens >= config.max_tokens {
             return Err(file.wrong(format!(
-                "dynamic shifting from {} at {} tokens to {} at {}: expected finite shifts and rising tokens",
+                "dynamic shifting from {} at {} tokens to {} at {}: expected rising tokens",
                 config.base_shift, config.base_tokens, config.max_shift, config.max_tokens
             )));
         }

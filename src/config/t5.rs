@@ -60,9 +60,9 @@ impl T5Config {
         let config = T5Config {
             width: file.size("d_model", raw.d_model, 512)?,
             head_dim: file.size("d_kv", raw.d_kv, 64)?,
-            heads: file.size("num_heads", raw.num_heads, 8)?,
+            heads: file.count("num_heads", raw.num_heads, 8)?,
             ff: file.size("d_ff", raw.d_ff, 2048)?,
-            layers: file.size("num_layers", raw.num_layers, 6)?,
+            layers: file.count("num_layers", raw.num_layers, 6)?,
             buckets: file.size("relative_attention_num_buckets", raw.relative_attention_num_buckets, 32)?,
             max_distance: file.size(
                 "relative_attention_max_distance",

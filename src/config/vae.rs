@@ -80,19 +80,16 @@ impl VaeConfig {
         if out_channels != 3 {
             return Err(file.unsupported("out_channels", out_channels, "only 3 is"));
         }
-        let scaling = raw.scaling_factor.unwrap_or(0.18215);
-        if !scaling.is_finite() || scaling <= 0.0 {
-            return Err(file.wrong(format!("scaling_factor is {scaling}: expected a positive number")));
-        }
+        let scaling = file.factor("scaling_factor", raw.scaling_factor.unwrap_or(0.18215))?;
         // Absent in VAEs of other models; FluxPipeline itself cannot run without it.
         let shift = raw
             .shift_factor
-            .filter(|shift| shift.is_finite())
             .ok_or_else(|| file.wrong("no shift_factor: expected a number (0.1159 for FLUX.1)"))?;
+        let shift = file.offset("shift_factor", shift)?;
         Ok(VaeConfig {
             latent_channels: file.size("latent_channels", raw.latent_channels, 4)?,
             block_channels,
-            layers_per_block: file.size("layers_per_block", raw.layers_per_block, 1)?,
+            layers_per_block: file.count("layers_per_block", raw.layers_per_block, 1)?,
             groups,
             scaling: scaling as f32,
             shift: shift as f32,

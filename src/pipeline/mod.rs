@@ -147,6 +147,12 @@ impl Pipeline {
         let config = self.plan.config();
         let packed = [shape.image_tokens(config), config.flux.in_channels];
         let sigmas = sampling::sigmas(&config.scheduler, shape.steps, packed[0])?;
+        if let Some(sigma) = sigmas.iter().find(|sigma| !sigma.is_finite()) {
+            return Err(Error::Input(format!(
+                "the scheduler's shifts make a sigma {sigma} of {} image tokens: ask for a smaller image",
+                packed[0]
+            )));
+        }
         self.fill_inputs(request, &shape, &noise, &sigmas, &prompts)?;
         let inputs_ms = started.elapsed().as_secs_f64() * 1e3 - tokenize_ms;
 
@@ -194,7 +200,12 @@ impl Pipeline {
                 let shape = [1, channels, 2 * height, 2 * width];
                 sampling::pack(&sampling::noise(*kind, request.seed, &shape), channels, 2 * height, 2 * width)
             }
-            Noise::Given(noise) if noise.len() == tokens * packed_channels => Ok(noise.clone()),
+            Noise::Given(noise) if noise.len() == tokens * packed_channels => {
+                match noise.iter().position(|value| !value.is_finite()) {
+                    None => Ok(noise.clone()),
+                    Some(i) => Err(Error::Input(format!("noise value {i} is {}: not finite", noise[i]))),
+                }
+            }
             Noise::Given(noise) => Err(Error::Input(format!(
                 "noise of {} values; this size takes {tokens} tokens x {packed_channels} channels",
                 noise.len(),

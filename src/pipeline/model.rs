@@ -60,6 +60,11 @@ impl Model {
         &self.config
     }
 
+    /// What a person should know of its files: see [`Source::warnings`].
+    pub fn warnings(&self) -> &[String] {
+        self.source.warnings()
+    }
+
     /// Tells models apart: see [`Source::digest`].
     ///
     /// # Errors

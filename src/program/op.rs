@@ -126,6 +126,9 @@ impl Program {
     /// Multiply-adds times two of the stage called `name`, one turn of it.
     pub fn flops(&self, name: &str) -> u64 {
         let stages = self.stages.iter().filter(|stage| stage.name == name);
-        stages.flat_map(|stage| &self.ops[stage.ops.clone()]).map(|op| op.work.flops).sum()
+        stages
+            .flat_map(|stage| &self.ops[stage.ops.clone()])
+            .map(|op| op.work.flops)
+            .fold(0, u64::saturating_add)
     }
 }

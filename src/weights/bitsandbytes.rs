@@ -24,6 +24,13 @@ use super::nf4::{BLOCK, CODE_BOOK};
 use super::{Component, Dtype, TensorInfo};
 use crate::{Error, Result};
 
+/// What the names of the other parts end in, behind the name of the codes.
+pub(super) const SUFFIXES: [&str; 5] =
+    [".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".quant_state.bitsandbytes__nf4"];
+
+/// Of its JSON, which has five fields.
+const LARGEST_STATE: u64 = 1 << 14;
+
 /// The stored parts of such a tensor.
 #[derive(Debug)]
 pub struct Quantized {
@@ -80,6 +87,9 @@ pub fn open(component: &Component, info: &TensorInfo) -> Result<Option<TensorInf
     };
     let mut json = Vec::new();
     let state = needed("quant_state.bitsandbytes__nf4", &[Dtype::U8])?;
+    if state.bytes > LARGEST_STATE {
+        return Err(wrong(format!("a quant_state of {} bytes", state.bytes)));
+    }
     json.resize(state.bytes as usize, 0);
     state.read_at(0, &mut json)?;
     let state: QuantState =
@@ -90,7 +100,8 @@ pub fn open(component: &Component, info: &TensorInfo) -> Result<Option<TensorInf
             state.blocksize
         )));
     }
-    if needed("quant_map", &[Dtype::F32])?.read_f32()? != CODE_BOOK {
+    let book = needed("quant_map", &[Dtype::F32])?;
+    if book.elements() != CODE_BOOK.len() || book.read_f32()? != CODE_BOOK {
         return Err(unsupported("quantized with another code book than NF4's".to_string()));
     }
 
@@ -159,7 +170,18 @@ impl Quantized {
         let mut bytes = vec![0; (end - first) * self.absmax.dtype.bitsize() / 8];
         self.absmax.read_at((first * self.absmax.dtype.bitsize() / 8) as u64, &mut bytes)?;
         Ok(match &self.nested {
-            None => bytes.as_chunks::<4>().0.iter().map(|&quad| f32::from_le_bytes(quad)).collect(),
+            None => {
+                let plain: Vec<f32> =
+                    bytes.as_chunks::<4>().0.iter().map(|&quad| f32::from_le_bytes(quad)).collect();
+                if let Some(negative) = plain.iter().find(|&&absmax| absmax < 0.0) {
+                    let (path, name) = (self.absmax.file.path(), &self.absmax.name);
+                    return Err(Error::weights(
+                        path,
+                        format!("{name} holds {negative}: no quantizer writes that"),
+                    ));
+                }
+                plain
+            }
             Some(nested) => (first..end)
                 .zip(bytes)
                 .map(|(block, code)| {

@@ -28,7 +28,7 @@ pub mod nf4;
 pub mod safetensors;
 pub mod upload;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ use sha2::{Digest, Sha256};
 use crate::config::PipelineConfig;
 use crate::{Error, Result};
 
-pub use self::safetensors::{Component, Dtype, SafeTensors, TensorInfo};
+pub use self::safetensors::{Component, Dtype, First, SafeTensors, TensorInfo};
 
 /// A network with weights of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,6 +71,28 @@ impl Part {
         match self {
             Part::Transformer | Part::Vae => "diffusion_pytorch_model",
             Part::T5 | Part::Clip => "model",
+        }
+    }
+
+    /// Which of two sets of weights counts: each library has its rule.
+    fn first(self) -> First {
+        match self {
+            Part::Transformer | Part::Vae => First::Index,
+            Part::T5 | Part::Clip => First::Single,
+        }
+    }
+
+    /// Tensors that real files have beside those of the network that this crate runs.
+    fn is_harmless(self, name: &str) -> bool {
+        let starts = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
+        match self {
+            Part::Transformer => false,
+            Part::T5 => starts(&["decoder.", "lm_head.", "shared.", "encoder.embed_tokens."]),
+            Part::Clip => {
+                starts(&["text_projection.", "logit_scale", "vision_model.", "visual_projection."])
+                    || name.ends_with("embeddings.position_ids")
+            }
+            Part::Vae => starts(&["encoder.", "quant_conv."]),
         }
     }
 }
@@ -147,6 +169,7 @@ const DIGESTED_BYTES: u64 = 4096;
 #[derive(Debug)]
 pub struct Source {
     dir: PathBuf,
+    warnings: Vec<String>,
     tensors: [BTreeMap<String, TensorInfo>; 4],
 }
 
@@ -160,10 +183,10 @@ impl Source {
     /// further ones.
     pub fn open(dir: &Path, config: &PipelineConfig) -> Result<Self> {
         let needed = crate::models::flux::needed(config)?;
-        let mut problems = Vec::new();
+        let (mut problems, mut warnings) = (Vec::new(), Vec::new());
         let mut tensors = [const { BTreeMap::new() }; 4];
         for part in Part::ALL {
-            let component = match Component::open(&dir.join(part.folder()), part.stem()) {
+            let component = match Component::open(&dir.join(part.folder()), part.stem(), part.first()) {
                 Ok(component) => component,
                 Err(problem) => {
                     problems.push(problem);
@@ -176,10 +199,12 @@ impl Source {
                     Err(problem) => problems.push(problem),
                 }
             }
+            warnings.extend_from_slice(component.warnings());
+            warnings.extend(left_over(part, &component, &tensors[part as usize]));
         }
         match first_of(problems) {
             Some(problem) => Err(problem),
-            None => Ok(Source { dir: dir.to_path_buf(), tensors }),
+            None => Ok(Source { dir: dir.to_path_buf(), warnings, tensors }),
         }
     }
 
@@ -203,7 +228,7 @@ impl Source {
             };
             tensors[part as usize].insert(needed.name, info);
         }
-        Ok(Source { dir: PathBuf::from("generated weights"), tensors })
+        Ok(Source { dir: PathBuf::from("generated weights"), warnings: Vec::new(), tensors })
     }
 
     /// The tensor called `name` among those that `part` needs.
@@ -239,10 +264,40 @@ impl Source {
         Ok(hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
+    /// What a person should know of these files: weights that nothing uses, and which of two sets was taken.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
     /// The folder that was opened.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
+}
+
+/// A warning that names tensors of `component` that nobody asked for: its config describes a smaller network, which draws
+/// another picture.
+fn left_over(part: Part, component: &Component, used: &BTreeMap<String, TensorInfo>) -> Option<String> {
+    let used: HashSet<&str> = used.values().map(|info| info.name.as_str()).collect();
+    let belongs_to_used = |name: &str| {
+        bitsandbytes::SUFFIXES
+            .iter()
+            .any(|suffix| name.strip_suffix(suffix).is_some_and(|owner| used.contains(owner)))
+    };
+    let mut names: Vec<&str> = component
+        .iter()
+        .filter(|info| info.elements() > 0)
+        .map(|info| info.name.as_str())
+        .filter(|name| !used.contains(name) && !belongs_to_used(name) && !part.is_harmless(name))
+        .collect();
+    names.sort_unstable();
+    let (first, last) = (names.first()?, names.last()?);
+    let path = crate::error::shown(&component.path().to_string_lossy());
+    let names = match names.len() {
+        1 => format!("1 tensor, {}, is", crate::error::shown(first)),
+        n => format!("{n} tensors, {} to {}, are", crate::error::shown(first), crate::error::shown(last)),
+    };
+    Some(format!("{path}: {names} not used: the config describes a smaller {part}"))
 }
 
 /// The stored tensor that serves as `needed`.

@@ -6,7 +6,7 @@
 //! may start anywhere, aligned or not. An index is JSON `{"weight_map": {name: file in the same folder}}`.
 //!
 //! Ways to be malformed, each an [`Error::Weights`]: shorter than its length field; header length beyond the
-//! file or absurd; header that is no JSON of that form; shape and dtype that disagree with the offsets; offsets
+//! file or absurd; header that is no JSON of that form, names something twice, or is out of all proportion; shape and dtype that disagree with the offsets; offsets
 //! that overlap, leave a hole, or end before or after the file; an index naming a shard or tensor that is not
 //! there, or a file outside the folder.
 
@@ -20,12 +20,15 @@ use serde::Deserialize;
 
 use super::bitsandbytes::Quantized;
 use super::generated::Values;
-use crate::{Error, Result};
+use crate::{Error, Result, json};
 
 pub use ::safetensors::Dtype;
 
 /// The reference implementation's own limit.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// Of what a header may hold: the largest models have some ten thousand tensors, of at most five dimensions.
+const HEADER: json::Limits = json::Limits { names: 1 << 18, values: 16, name_bytes: 1 << 12 };
 
 /// An open file that tensors live in, or what computes one.
 #[derive(Debug)]
@@ -125,7 +128,44 @@ impl TensorInfo {
         self.read_at(0, &mut bytes)?;
         let mut out = vec![0.0; self.elements()];
         super::convert::to_f32(self.dtype, &bytes, &mut out)?;
+        self.check_finite(&out)?;
         Ok(out)
+    }
+}
+
+impl TensorInfo {
+    /// Refuses values of this tensor that are not finite.
+    pub(crate) fn check_finite<T: Copy + Finite>(&self, values: &[T]) -> Result<()> {
+        // Counted, not searched: without a way out early the loop becomes vectors.
+        let count = values.iter().filter(|value| !value.is_finite()).count();
+        if count == 0 { Ok(()) } else { Err(self.not_finite(count as u64)) }
+    }
+
+    /// The refusal of so many.
+    pub(crate) fn not_finite(&self, count: u64) -> Error {
+        let what = format!(
+            "{count} numbers of tensor {} are not finite: the file is damaged, or was converted wrongly",
+            self.name
+        );
+        Error::weights(self.file.path(), what)
+    }
+}
+
+/// Numbers as weights are kept.
+pub(crate) trait Finite {
+    /// Neither NaN nor infinite.
+    fn is_finite(self) -> bool;
+}
+
+impl Finite for f32 {
+    fn is_finite(self) -> bool {
+        f32::is_finite(self)
+    }
+}
+
+impl Finite for half::bf16 {
+    fn is_finite(self) -> bool {
+        half::bf16::is_finite(self)
     }
 }
 
@@ -161,8 +201,9 @@ impl SafeTensors {
         file.read_exact_at(&mut header, 8).map_err(Error::io("read", path))?;
         // Deserializing also checks that the tensors follow each other without overlap or hole and that each
         // is as long as its shape and dtype say.
-        let metadata: ::safetensors::tensor::Metadata = serde_json::from_slice(&header)
-            .map_err(|e| wrong(format!("malformed safetensors header: {e}")))?;
+        let malformed = |e| wrong(format!("malformed safetensors header: {e}"));
+        json::check(&header, &HEADER).map_err(malformed)?;
+        let metadata: ::safetensors::tensor::Metadata = serde_json::from_slice(&header).map_err(malformed)?;
         let expected_bytes = 8 + header_bytes + metadata.data_len() as u64;
         if expected_bytes != file_bytes {
             return Err(wrong(format!(
@@ -222,27 +263,102 @@ struct Index {
 pub struct Component {
     path: PathBuf,
     tensors: HashMap<String, TensorInfo>,
+    warnings: Vec<String>,
+}
+
+/// Which of two sets of weights in one folder counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum First {
+    /// The shards: diffusers' rule.
+    Index,
+    /// The single file: transformers' rule.
+    Single,
 }
 
 impl Component {
-    /// Opens `<dir>/<stem>.safetensors`, or else `<dir>/<stem>.safetensors.index.json` and the shards it names.
-    /// With an index, only the tensors it lists exist, each in the shard it says.
+    /// Opens `<dir>/<stem>.safetensors`, or `<dir>/<stem>.safetensors.index.json` and the shards it names. With an index,
+    /// only the tensors it lists exist, each in the shard it says.
+    ///
+    /// Where both are there, `first` counts: diffusers follows the index, transformers the single file. Where neither is, the
+    /// one set of weights of a variant (`<stem>.fp16.safetensors`) is taken.
     ///
     /// # Errors
-    /// [`Error::Io`] for files that cannot be read, [`Error::Weights`] for missing or malformed ones.
-    pub fn open(dir: &Path, stem: &str) -> Result<Self> {
+    /// [`Error::Io`] for files that cannot be read, [`Error::Weights`] for missing or malformed ones, and for two variants.
+    pub fn open(dir: &Path, stem: &str, first: First) -> Result<Self> {
+        let there = |path: &Path| std::fs::symlink_metadata(path).is_ok();
         let single = dir.join(format!("{stem}.safetensors"));
-        if single.exists() {
-            let file = SafeTensors::open(&single)?;
-            return Ok(Component { path: single, tensors: file.tensors });
+        let index = dir.join(format!("{stem}.safetensors.index.json"));
+        match (there(&single), there(&index), first) {
+            (true, true, First::Index) => {
+                let warning = format!(
+                    "{} is ignored: the index beside it counts",
+                    crate::error::shown(&single.to_string_lossy())
+                );
+                let mut component = Component::sharded(dir, index)?;
+                component.warnings.push(warning);
+                Ok(component)
+            }
+            (true, true, First::Single) => {
+                let warning = format!(
+                    "{} is ignored: the single file beside it counts",
+                    crate::error::shown(&index.to_string_lossy())
+                );
+                let mut component = Component::single(single)?;
+                component.warnings.push(warning);
+                Ok(component)
+            }
+            (true, false, _) => Component::single(single),
+            (false, true, _) => Component::sharded(dir, index),
+            (false, false, _) => Component::variant(dir, stem),
         }
-        let path = dir.join(format!("{stem}.safetensors.index.json"));
-        if !path.exists() {
-            return Err(Error::weights(
+    }
+
+    fn single(path: PathBuf) -> Result<Self> {
+        let file = SafeTensors::open(&path)?;
+        Ok(Component { path, tensors: file.tensors, warnings: Vec::new() })
+    }
+
+    /// `<stem>.<variant>.safetensors`, or `<stem>.safetensors.index.<variant>.json`, of which there must be one.
+    fn variant(dir: &Path, stem: &str) -> Result<Self> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(dir).map_err(Error::io("read", dir))? {
+            let name = entry.map_err(Error::io("read", dir))?.file_name().to_string_lossy().into_owned();
+            let rest = name.strip_prefix(stem).and_then(|rest| rest.strip_prefix('.'));
+            let variant = |rest: &str| {
+                let middle = rest.strip_suffix(".safetensors");
+                let of_index =
+                    || rest.strip_prefix("safetensors.index.").and_then(|rest| rest.strip_suffix(".json"));
+                middle.or_else(of_index).is_some_and(|v| !v.is_empty() && !v.contains("-of-"))
+            };
+            if rest.is_some_and(variant) {
+                found.push(name);
+            }
+        }
+        found.sort();
+        match &found[..] {
+            [] => Err(Error::weights(
                 dir,
                 format!("no weights: expected {stem}.safetensors or {stem}.safetensors.index.json"),
-            ));
+            )),
+            [one] => {
+                let path = dir.join(one);
+                let warning = format!("{} is used: there are no other weights", crate::error::shown(one));
+                let mut component = if one.ends_with(".json") {
+                    Component::sharded(dir, path)?
+                } else {
+                    Component::single(path)?
+                };
+                component.warnings.push(warning);
+                Ok(component)
+            }
+            [first, second, ..] => {
+                let what = format!("several sets of weights, {first} and {second}: leave one of them there");
+                Err(Error::weights(dir, what))
+            }
         }
+    }
+
+    fn sharded(dir: &Path, path: PathBuf) -> Result<Self> {
         let index: Index = crate::config::read_json(&path)?;
         let mut shards: HashMap<&str, SafeTensors> = HashMap::new();
         let mut tensors = HashMap::with_capacity(index.weight_map.len());
@@ -259,7 +375,12 @@ impl Component {
             })?;
             tensors.insert(name.clone(), info.clone());
         }
-        Ok(Component { path, tensors })
+        Ok(Component { path, tensors, warnings: Vec::new() })
+    }
+
+    /// What a person should know of how the files were chosen.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// The single file, or the index.
@@ -288,7 +409,7 @@ fn open_shard(dir: &Path, index_path: &Path, shard_name: &str) -> Result<SafeTen
         ));
     }
     let shard_path = dir.join(shard_name);
-    if !shard_path.exists() {
+    if std::fs::symlink_metadata(&shard_path).is_err() {
         return Err(Error::weights(index_path, format!("names shard {shard_name}, which is missing")));
     }
     SafeTensors::open(&shard_path)

@@ -114,7 +114,7 @@ impl Staging {
 /// Reads all `weights`. `progress(done, total)` counts file bytes.
 ///
 /// # Errors
-/// [`Error::Io`] and [`Error::Weights`] from the files, also when numbers that are quantized are not finite;
+/// [`Error::Io`] and [`Error::Weights`] from the files, also when numbers are not finite as they are kept;
 /// [`Error::Device`] from the machine.
 pub(crate) fn upload(
     device: &Device,
@@ -196,13 +196,7 @@ impl<'a> Uploader<'a> {
         let counts: &[u32] = bytemuck::cast_slice(&host.as_slice()[..counters.num_bytes()]);
         match self.quantized.iter().zip(counts).find(|(_, count)| **count > 0) {
             None => Ok(()),
-            Some((tensor, count)) => {
-                let (name, all) = (&tensor.name, tensor.elements());
-                let what = format!(
-                    "{count} of the {all} numbers of {name} are not finite: the file is damaged, or was converted wrongly"
-                );
-                Err(Error::weights(tensor.file.path(), what))
-            }
+            Some((tensor, count)) => Err(tensor.not_finite(u64::from(*count))),
         }
     }
 
@@ -258,17 +252,23 @@ impl<'a> Uploader<'a> {
         let host = &mut stage.host.as_mut_slice()[..bytes];
         match *target {
             Target::Host => {}
-            Target::F32 { .. } => convert::to_f32(tensor.dtype, &self.scratch, cast_slice_mut(host))?,
+            Target::F32 { .. } => {
+                let values = cast_slice_mut::<u8, f32>(host);
+                convert::to_f32(tensor.dtype, &self.scratch, values)?;
+                tensor.check_finite(values)?;
+            }
             Target::Bf16 { pitch, .. } => {
                 let file_rows = self.scratch.chunks(file_row_bytes as usize);
                 for (out, from) in cast_slice_mut::<u8, bf16>(host).chunks_mut(pitch).zip(file_rows) {
                     convert::to_bf16(tensor.dtype, from, &mut out[..row_len])?;
+                    tensor.check_finite(&out[..row_len])?;
                     out[row_len..].fill(bf16::ZERO);
                 }
             }
             Target::Conv { channels, kernel, .. } => {
                 let mut values = vec![bf16::ZERO; count * row_len];
                 convert::to_bf16(tensor.dtype, &self.scratch, &mut values)?;
+                tensor.check_finite(&values)?;
                 pack_conv(&values, channels, kernel, cast_slice_mut(host));
             }
             Target::Nf4 { .. } if tensor.dtype == Dtype::BF16 => host.copy_from_slice(&self.scratch),
@@ -349,7 +349,7 @@ impl EmbeddingTable {
     /// Writes the rows of `ids` to `out`.
     ///
     /// # Errors
-    /// [`Error::Weights`] when an id is beyond the table, [`Error::Io`] when the file cannot be read.
+    /// [`Error::Weights`] when an id is beyond the table or a row is not finite, [`Error::Io`] when the file cannot be read.
     pub fn gather(&self, ids: &[u32], out: &mut [f32]) -> Result<()> {
         let (rows, row_bytes) = (self.tensor.shape[0], self.tensor.row_bytes());
         let mut bytes = vec![0; row_bytes];
@@ -361,6 +361,7 @@ impl EmbeddingTable {
             }
             self.tensor.read_at(id as u64 * row_bytes as u64, &mut bytes)?;
             convert::to_f32(self.tensor.dtype, &bytes, out)?;
+            self.tensor.check_finite(out)?;
         }
         Ok(())
     }

@@ -155,6 +155,9 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let (device, note) = args.device.open(&plan, cells)?;
     let model = Model::open(dir.path())?;
+    for warning in model.warnings() {
+        eprintln!("warning: {warning}");
+    }
     if let Some(dir) = &args.dump {
         std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
         check_writable(&dir.join("sigmas.safetensors"))?;

@@ -149,7 +149,9 @@ fn carve_out(sm: Sm, smem_bytes: u32, ctas: u32) -> Option<u32> {
     if ctas < 2 || smem_bytes == 0 || sm.smem_bytes == 0 {
         return None;
     }
-    let needed = u64::from(ctas) * u64::from(smem_bytes + sm.reserved_bytes);
+    // Shared memory is given out in units of 128 bytes.
+    let each = (smem_bytes + sm.reserved_bytes).next_multiple_of(128);
+    let needed = u64::from(ctas) * u64::from(each);
     Some((needed * 100).div_ceil(u64::from(sm.smem_bytes)).min(100) as u32)
 }
 
