@@ -1,7 +1,7 @@
 //! From the VAE's numbers to a picture file.
 //!
 //! [`to_rgb8`] is the plain version of what the kernel does at the end of a generation; [`contact_sheet`] puts pictures
-//! side by side; [`write_png`] saves one, whole or not at all ([`write_whole`]).
+//! side by side; [`encode_png`] makes a file of one, [`write_png`] saves it.
 
 use std::path::Path;
 
@@ -17,12 +17,11 @@ pub fn to_rgb8(values: &[f32]) -> Vec<u8> {
 /// A keyword and a text that a PNG file carries beside its pixels (an iTXt chunk).
 pub type Note = (&'static str, String);
 
-/// Writes an 8-bit RGB picture, `rgb` being `[height, width, 3]`, with `notes` kept in the file.
+/// The PNG file of an 8-bit RGB picture, `rgb` being `[height, width, 3]`, with `notes` kept in it.
 ///
 /// # Errors
-/// [`Error::Input`] when `rgb` has another length or a size is 0 or a keyword is not 1 to 79 Latin-1 characters;
-/// [`Error::Io`] when the file cannot be written.
-pub fn write_png(path: &Path, width: u32, height: u32, rgb: &[u8], notes: &[Note]) -> Result<()> {
+/// [`Error::Input`] when `rgb` has another length or a size is 0 or a keyword is not 1 to 79 Latin-1 characters.
+pub fn encode_png(width: u32, height: u32, rgb: &[u8], notes: &[Note]) -> Result<Vec<u8>> {
     let expected = u128::from(width) * u128::from(height) * 3;
     if expected == 0 || rgb.len() as u128 != expected {
         return Err(Error::Input(format!(
@@ -30,9 +29,15 @@ pub fn write_png(path: &Path, width: u32, height: u32, rgb: &[u8], notes: &[Note
             rgb.len()
         )));
     }
-    let bytes = encode(width, height, rgb, notes)
-        .map_err(|e| Error::Input(format!("{} cannot be encoded: {e}", path.display())))?;
-    write_whole(path, &bytes)
+    encode(width, height, rgb, notes).map_err(|e| Error::Input(format!("the picture cannot be encoded: {e}")))
+}
+
+/// Writes the file of [`encode_png`], whole or not at all.
+///
+/// # Errors
+/// Its own, and those of [`crate::files::write`].
+pub fn write_png(path: &Path, width: u32, height: u32, rgb: &[u8], notes: &[Note]) -> Result<()> {
+    crate::files::write(path, &encode_png(width, height, rgb, notes)?)
 }
 
 /// White pixels between the pictures of a contact sheet. models/demo/evaluate.py cuts sheets up and must know it, too.
@@ -83,21 +88,6 @@ pub fn contact_sheet(
         }
     }
     Ok((sheet_width, sheet_height, sheet))
-}
-
-/// Writes a file under another name first, then renames it: whoever looks sees the old file, or all of the new one.
-///
-/// # Errors
-/// [`Error::Io`] when the file cannot be written; nothing is left behind.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(format!(".{}.partial", std::process::id()));
-    let partial = Path::new(&partial);
-    let written = std::fs::write(partial, bytes).and_then(|()| std::fs::rename(partial, path));
-    written.map_err(|source| {
-        let _ = std::fs::remove_file(partial);
-        Error::Io { action: "write", path: path.to_path_buf(), source }
-    })
 }
 
 fn encode(width: u32, height: u32, rgb: &[u8], notes: &[Note]) -> Result<Vec<u8>, png::EncodingError> {

@@ -8,6 +8,7 @@
 //! The modules, in the order to read them:
 
 pub mod error;
+pub mod files;
 mod json;
 
 pub mod config;

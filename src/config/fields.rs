@@ -11,12 +11,9 @@ const LARGEST_SIZE: u64 = 1 << 20;
 /// Of layers and heads: the largest models of any kind have some hundred. A plan names every tensor of every layer.
 const LARGEST_COUNT: u64 = 1 << 9;
 
-/// Reads a JSON file; what is malformed is named with line and column.
+/// Reads a config file; what is malformed is named with line and column.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-    let malformed = |e| Error::weights(path, format!("malformed JSON: {e}"));
-    crate::json::check(&bytes, &crate::json::CONFIG).map_err(malformed)?;
-    serde_json::from_slice(&bytes).map_err(malformed)
+    crate::files::read_json(path, crate::files::Kind::Config)
 }
 
 /// The file whose fields are being checked.

@@ -108,7 +108,7 @@ struct TokenizerFile {
 
 /// See [`super::PipelineConfig::t5_length`]. Planning needs no tokenizer, so that the file may be absent.
 pub(super) fn t5_length(path: &Path) -> Result<usize> {
-    if !path.exists() {
+    if !crate::files::exists(path)? {
         return Ok(SCHNELL_T5_TOKENS);
     }
     let raw: TokenizerFile = read_json(path)?;

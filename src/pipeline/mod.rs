@@ -43,7 +43,7 @@ use crate::{Error, Result};
 pub use crate::models::layers::Quantize;
 use load::{Prompt, TextInput};
 pub use model::Model;
-pub use output::{Dump, DumpValues, Output};
+pub use output::{Dump, DumpValues, Output, dump_stages};
 pub use plan::{Plan, Region, Shape, Work, human_bytes};
 pub use request::{BindOptions, Noise, Progress, Request};
 use run::{Bound, Dumps};

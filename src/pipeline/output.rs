@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::image::Note;
+use crate::models::flux::BRANCHES;
 use crate::pipeline::plan::{Plan, Shape};
 use crate::pipeline::request::{Noise, Request};
 use crate::pipeline::timing::Timings;
@@ -83,21 +84,46 @@ pub(super) fn notes(request: &Request, plan: &Plan, shape: &Shape, digest: &str)
 }
 
 impl Output {
-    /// Writes the picture as PNG, with its `notes`.
+    /// The picture as a PNG file, with its `notes`.
     ///
     /// # Errors
-    /// [`Error::Io`] when the file cannot be written.
+    /// [`Error::Input`] when `rgb` or `notes` were changed to what no PNG can be.
+    pub fn png(&self) -> Result<Vec<u8>> {
+        crate::image::encode_png(self.width as u32, self.height as u32, &self.rgb, &self.notes)
+    }
+
+    /// Writes [`Output::png`].
+    ///
+    /// # Errors
+    /// Its own, and those of [`crate::files::write`].
     pub fn save(&self, path: &Path) -> Result<()> {
-        crate::image::write_png(path, self.width as u32, self.height as u32, &self.rgb, &self.notes)
+        crate::files::write(path, &self.png()?)
     }
 }
 
+/// The stages that a dump of `plan` has: the names of its [`Dump`]s.
+pub fn dump_stages(plan: &Plan) -> Vec<String> {
+    let mut stages = ["noise", "sigmas", "vae_out"].map(str::to_string).to_vec();
+    stages.extend((0..plan.shape().steps).map(|step| format!("latents_{step}")));
+    for prefix in BRANCHES.iter().take(plan.shape().branches()) {
+        let once = ["tokens_clip", "tokens_t5", "clip_pooled", "t5_embeds"];
+        stages.extend(once.map(|stage| format!("{prefix}{stage}")));
+        stages.extend((0..plan.shape().steps).map(|step| format!("{prefix}noise_pred_{step}")));
+    }
+    stages
+}
+
 impl Dump {
-    /// Writes `<dir>/<stage>.safetensors` with this one tensor, named by its stage: f32, or i32 for ids.
+    /// The name of its file in a folder of dumps.
+    pub fn file_name(stage: &str) -> String {
+        format!("{stage}.safetensors")
+    }
+
+    /// A safetensors file with this one tensor, named by its stage: f32, or i32 for ids.
     ///
     /// # Errors
-    /// [`Error::Io`] when the file cannot be written.
-    pub fn save(&self, dir: &Path) -> Result<PathBuf> {
+    /// [`Error::Input`] when `shape` was changed to what does not fit `values`.
+    pub fn encode(&self) -> Result<Vec<u8>> {
         let (dtype, bytes): (_, Vec<u8>) = match &self.values {
             DumpValues::Ids(ids) => {
                 (crate::weights::Dtype::I32, ids.iter().flat_map(|v| v.to_le_bytes()).collect())
@@ -106,11 +132,20 @@ impl Dump {
                 (crate::weights::Dtype::F32, v.iter().flat_map(|v| v.to_le_bytes()).collect())
             }
         };
-        let path = dir.join(format!("{}.safetensors", self.stage));
-        let bad = |e: safetensors::SafeTensorError| Error::weights(&path, e.to_string());
+        let bad = |e: safetensors::SafeTensorError| {
+            Error::Input(format!("stage {} cannot be encoded: {e}", self.stage))
+        };
         let view = safetensors::tensor::TensorView::new(dtype, self.shape.clone(), &bytes).map_err(bad)?;
-        let file = safetensors::serialize([(self.stage.as_str(), view)], None).map_err(bad)?;
-        crate::image::write_whole(&path, &file)?;
+        safetensors::serialize([(self.stage.as_str(), view)], None).map_err(bad)
+    }
+
+    /// Writes [`Dump::encode`] as `<dir>/<stage>.safetensors`.
+    ///
+    /// # Errors
+    /// Its own, and those of [`crate::files::write`].
+    pub fn save(&self, dir: &Path) -> Result<PathBuf> {
+        let path = dir.join(Dump::file_name(&self.stage));
+        crate::files::write(&path, &self.encode()?)?;
         Ok(path)
     }
 }

@@ -3,9 +3,9 @@
 //!
 //! Layout of the cache: `models--org--name/refs/main` holds a commit, `snapshots/<commit>/` the files.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// The folder of `id` (`org/name`) in the user's cache: `$HF_HUB_CACHE`, else `$HF_HOME/hub`, else
 /// `~/.cache/huggingface/hub`.
@@ -24,9 +24,12 @@ pub fn snapshot(id: &str) -> Result<PathBuf> {
 
 fn snapshot_in(cache: &Path, id: &str) -> Result<PathBuf> {
     let model = cache.join(format!("models--{}", id.replace('/', "--")));
-    let commit = std::fs::read_to_string(model.join("refs/main")).unwrap_or_default();
+    let commit = files::read(&model.join("refs/main"), files::Kind::Reference).unwrap_or_default();
+    let commit = String::from_utf8(commit).unwrap_or_default();
+    let mut parts = Path::new(commit.trim()).components();
+    let is_name = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
     let folder = model.join("snapshots").join(commit.trim());
-    if commit.trim().is_empty() || !folder.is_dir() {
+    if !is_name || !folder.is_dir() {
         return Err(Error::Input(format!(
             "{id} is neither a folder nor in the Hugging Face cache {}; download it with `hf download {id}`, or name a \
              folder",
@@ -51,6 +54,9 @@ mod tests {
         std::fs::write(model.join("refs/main"), "abc\n").unwrap();
         assert_eq!(snapshot_in(cache.path(), "org/name").unwrap(), model.join("snapshots/abc"));
         std::fs::write(model.join("refs/main"), "gone").unwrap();
-        assert!(snapshot_in(cache.path(), "org/name").is_err());
+        assert!(matches!(snapshot_in(cache.path(), "org/name"), Err(Error::Input(_))));
+        // No way out of the cache.
+        std::fs::write(model.join("refs/main"), "../../..").unwrap();
+        assert!(matches!(snapshot_in(cache.path(), "org/name"), Err(Error::Input(_))));
     }
 }

@@ -20,7 +20,7 @@ use serde::Deserialize;
 
 use super::bitsandbytes::Quantized;
 use super::generated::Values;
-use crate::{Error, Result, json};
+use crate::{Error, Result, files, json};
 
 pub use ::safetensors::Dtype;
 
@@ -182,8 +182,7 @@ impl SafeTensors {
     /// # Errors
     /// [`Error::Io`] when it cannot be read, [`Error::Weights`] when it is malformed (see the module).
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io("open", path))?;
-        let file_bytes = file.metadata().map_err(Error::io("read", path))?.len();
+        let (file, file_bytes) = files::open(path)?;
         let wrong = |what: String| Error::weights(path, what);
 
         if file_bytes < 8 {
@@ -285,10 +284,9 @@ impl Component {
     /// # Errors
     /// [`Error::Io`] for files that cannot be read, [`Error::Weights`] for missing or malformed ones, and for two variants.
     pub fn open(dir: &Path, stem: &str, first: First) -> Result<Self> {
-        let there = |path: &Path| std::fs::symlink_metadata(path).is_ok();
         let single = dir.join(format!("{stem}.safetensors"));
         let index = dir.join(format!("{stem}.safetensors.index.json"));
-        match (there(&single), there(&index), first) {
+        match (files::exists(&single)?, files::exists(&index)?, first) {
             (true, true, First::Index) => {
                 let warning = format!(
                     "{} is ignored: the index beside it counts",
@@ -359,7 +357,7 @@ impl Component {
     }
 
     fn sharded(dir: &Path, path: PathBuf) -> Result<Self> {
-        let index: Index = crate::config::read_json(&path)?;
+        let index: Index = files::read_json(&path, files::Kind::Index)?;
         let mut shards: HashMap<&str, SafeTensors> = HashMap::new();
         let mut tensors = HashMap::with_capacity(index.weight_map.len());
         // Sorted, so that the same damage always gives the same message.
@@ -409,7 +407,7 @@ fn open_shard(dir: &Path, index_path: &Path, shard_name: &str) -> Result<SafeTen
         ));
     }
     let shard_path = dir.join(shard_name);
-    if std::fs::symlink_metadata(&shard_path).is_err() {
+    if !files::exists(&shard_path)? {
         return Err(Error::weights(index_path, format!("names shard {shard_name}, which is missing")));
     }
     SafeTensors::open(&shard_path)

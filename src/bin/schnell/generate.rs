@@ -10,12 +10,14 @@ use schnell::config::PipelineConfig;
 use schnell::device::Device;
 use schnell::image::Note;
 use schnell::pipeline::timing::Timings;
-use schnell::pipeline::{BindOptions, Model, Noise, Output, Pipeline, Plan, Progress, Request, human_bytes};
+use schnell::pipeline::{BindOptions, Model, Output, Pipeline, Plan, Progress, Request, human_bytes};
 use schnell::sampling::{NoiseKind, TimeRounding};
-use schnell::weights::{Dtype, SafeTensors};
 use schnell::{Error, Result};
 
+use crate::inputs::{self, NoiseSource};
 use crate::options::{DeviceOption, PlanOptions};
+use crate::outputs::Outputs;
+use crate::terminal::say;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -58,7 +60,7 @@ pub struct Args {
     /// auto, cuda:N or emulator
     #[arg(long, default_value = "auto")]
     device: DeviceOption,
-    /// Where the picture goes
+    /// Where the picture goes; - is standard output
     #[arg(long, short, value_name = "FILE.png", default_value = "out.png")]
     output: PathBuf,
     /// Leave out of the PNG what made the picture: prompts, seed, steps and other settings, model digest, version
@@ -67,7 +69,7 @@ pub struct Args {
     /// Write the time of every stage as JSON; with --grid a list, picture by picture
     #[arg(long, value_name = "FILE.json")]
     timings: Option<PathBuf>,
-    /// Write every stage's tensor as one safetensors file each
+    /// Write every stage's tensor as one safetensors file each, into a folder without those of other runs
     #[arg(long, value_name = "DIR")]
     dump: Option<PathBuf>,
 }
@@ -112,19 +114,11 @@ pub fn run(args: &Args) -> Result<()> {
             "the prompt is empty; say what to draw, or pass --allow-empty-prompt".to_string(),
         ));
     }
-    if args.output.extension().is_none_or(|e| !e.eq_ignore_ascii_case("png")) {
-        return Err(Error::Input(format!(
-            "{}: pictures are PNG; use a name that ends in .png",
-            args.output.display()
-        )));
-    }
-    for path in [Some(&args.output), args.timings.as_ref()].into_iter().flatten() {
-        check_writable(path)?;
-    }
+    let outputs = Outputs::open(&args.output, args.timings.as_deref(), args.dump.as_deref())?;
     // As in diffusers; what it ignores silently is said aloud.
     let true_cfg = args.negative_prompt.is_some() && args.true_cfg_scale > 1.0;
     if args.negative_prompt.is_some() != (args.true_cfg_scale > 1.0) {
-        eprintln!("warning: --negative-prompt and a --true-cfg-scale above 1 take effect only together");
+        say("warning: --negative-prompt and a --true-cfg-scale above 1 take effect only together");
     }
     if !args.true_cfg_scale.is_finite() || !args.guidance.is_finite() {
         return Err(Error::Input("--true-cfg-scale and --guidance take finite numbers".to_string()));
@@ -134,17 +128,20 @@ pub fn run(args: &Args) -> Result<()> {
             "--grid makes its own noise from the seed; drop --noise FILE or --grid".to_string(),
         ));
     }
-    let noise = parse_noise(&args.noise)?;
+    let noise = NoiseSource::open(&args.noise)?;
+    let inputs: Vec<&Path> = args.prompts.as_deref().into_iter().chain(noise.path()).collect();
+    outputs.check_inputs(&inputs, None)?;
     if args.plan.is_demo() {
-        eprintln!("{}", schnell::demo::NOTICE);
+        say(schnell::demo::NOTICE);
     }
     let dir = args.plan.model_dir()?;
+    outputs.check_inputs(&[], Some(dir.path()))?;
     // Config files say what cannot be; weights are opened, not yet read, when it can.
     let config = PipelineConfig::open(dir.path())?;
     let plan = Plan::new(&config, args.plan.shape(&config, true_cfg), args.plan.quantize())?;
-    if let Noise::Given(values) = &noise {
-        check_noise(values, &plan)?;
-    }
+    outputs.check_dump(&plan, &inputs)?;
+    drop(inputs);
+    let noise = noise.read(&plan)?;
     if let Some(budget) = args.plan.budget {
         plan.check_budget(budget)?;
     }
@@ -156,11 +153,7 @@ pub fn run(args: &Args) -> Result<()> {
     let (device, note) = args.device.open(&plan, cells)?;
     let model = Model::open(dir.path())?;
     for warning in model.warnings() {
-        eprintln!("warning: {warning}");
-    }
-    if let Some(dir) = &args.dump {
-        std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-        check_writable(&dir.join("sigmas.safetensors"))?;
+        say(format!("warning: {warning}"));
     }
     let request = Request {
         prompt_2: args.prompt_2.clone(),
@@ -185,9 +178,9 @@ pub fn run(args: &Args) -> Result<()> {
         })
         .collect();
     if let Some(note) = note {
-        eprintln!("{note}");
+        say(note);
     }
-    draw(args, &model, plan, &device, &requests)
+    draw(args, outputs, &model, plan, &device, &requests)
 }
 
 /// The one prompt, or those of the file.
@@ -195,9 +188,7 @@ fn prompts(args: &Args) -> Result<Vec<String>> {
     let Some(path) = &args.prompts else {
         return Ok(args.prompt.iter().cloned().collect());
     };
-    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-    let prompts: Vec<String> =
-        text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_string).collect();
+    let prompts = inputs::prompts(path)?;
     let cells = args.grid.map_or(1, Grid::cells);
     if prompts.is_empty() || prompts.len() > cells {
         return Err(Error::Input(format!(
@@ -209,7 +200,15 @@ fn prompts(args: &Args) -> Result<Vec<String>> {
     Ok(prompts)
 }
 
-fn draw(args: &Args, model: &Model, plan: Plan, device: &Device, requests: &[Request]) -> Result<()> {
+fn draw(
+    args: &Args,
+    files: Outputs,
+    model: &Model,
+    plan: Plan,
+    device: &Device,
+    requests: &[Request],
+) -> Result<()> {
+    let name = files.name().to_path_buf();
     let arena = plan.arena_bytes();
     let bar = Bars::default();
     let options = BindOptions { dump: args.dump.is_some() };
@@ -228,33 +227,27 @@ fn draw(args: &Args, model: &Model, plan: Plan, device: &Device, requests: &[Req
     }
     bar.0.finish_and_clear();
     let what = match args.grid {
-        None => save_one(args, &outputs[0])?,
-        Some(grid) => save_sheet(args, grid, &outputs)?,
+        None => save_one(args, files, &outputs[0])?,
+        Some(grid) => save_sheet(args, files, grid, &outputs)?,
     };
     let mut warned = HashSet::new();
     for (request, output) in requests.iter().zip(&outputs).filter(|(r, _)| warned.insert(&r.prompt)) {
         for (encoder, dropped) in [("CLIP", output.clip_tokens_dropped), ("T5", output.t5_tokens_dropped)] {
             if dropped > 0 {
                 let start: String = request.prompt.chars().take(40).collect();
-                eprintln!(
+                say(format_args!(
                     "warning: {encoder} did not see the last {dropped} tokens of the prompt `{start}...`"
-                );
+                ));
             }
         }
     }
-    eprintln!("{}: {what}, {} of device memory", args.output.display(), human_bytes(arena));
+    say(format_args!("{}: {what}, {} of device memory", name.display(), human_bytes(arena)));
     Ok(())
 }
 
 /// Writes the picture and what else was asked for; says what it is.
-fn save_one(args: &Args, output: &Output) -> Result<String> {
-    output.save(&args.output)?;
-    if let Some(dir) = &args.dump {
-        for dump in &output.dumps {
-            dump.save(dir)?;
-        }
-    }
-    write_timings(args, &output.timings)?;
+fn save_one(args: &Args, files: Outputs, output: &Output) -> Result<String> {
+    files.write(&output.png()?, &output.dumps, &output.timings)?;
     let timings = &output.timings;
     Ok(format!(
         "{} x {}, seed {}, {:.2} s on {} ({})",
@@ -268,7 +261,7 @@ fn save_one(args: &Args, output: &Output) -> Result<String> {
 }
 
 /// Writes one sheet of all pictures; says what it is.
-fn save_sheet(args: &Args, grid: Grid, outputs: &[Output]) -> Result<String> {
+fn save_sheet(args: &Args, files: Outputs, grid: Grid, outputs: &[Output]) -> Result<String> {
     let first = &outputs[0];
     let pictures: Vec<&[u8]> = outputs.iter().map(|output| output.rgb.as_slice()).collect();
     let (width, height, rgb) =
@@ -286,9 +279,9 @@ fn save_sheet(args: &Args, grid: Grid, outputs: &[Output]) -> Result<String> {
             _ => (*keyword, text.clone()),
         })
         .collect();
-    schnell::image::write_png(&args.output, width as u32, height as u32, &rgb, &notes)?;
+    let png = schnell::image::encode_png(width as u32, height as u32, &rgb, &notes)?;
     let timings: Vec<&Timings> = outputs.iter().map(|output| &output.timings).collect();
-    write_timings(args, &timings)?;
+    files.write(&png, &[], &timings)?;
     let total: f64 = timings.iter().map(|t| t.total_ms * 1e-3).sum();
     Ok(format!(
         "{width} x {height}, {} pictures of {} x {}, from seed {}, {total:.2} s on {} (the first: {})",
@@ -299,63 +292,6 @@ fn save_sheet(args: &Args, grid: Grid, outputs: &[Output]) -> Result<String> {
         first.timings.device,
         first.timings.summary()
     ))
-}
-
-fn write_timings(args: &Args, timings: &impl serde::Serialize) -> Result<()> {
-    let Some(path) = &args.timings else { return Ok(()) };
-    let json = serde_json::to_vec_pretty(timings)
-        .map_err(|e| Error::Input(format!("timings cannot be written as JSON: {e}")))?;
-    schnell::image::write_whole(path, &json)
-}
-
-/// Opens for writing what will be written, without touching what is there.
-fn check_writable(path: &Path) -> Result<()> {
-    if path.is_dir() {
-        return Err(Error::Input(format!("{} is a folder; name a file", path.display())));
-    }
-    let existed = path.exists();
-    std::fs::OpenOptions::new().append(true).create(true).open(path).map_err(Error::io("write", path))?;
-    if !existed {
-        std::fs::remove_file(path).map_err(Error::io("write", path))?;
-    }
-    Ok(())
-}
-
-fn parse_noise(text: &str) -> Result<Noise> {
-    text.parse().map_or_else(|_| noise_from_file(Path::new(text)), |kind| Ok(Noise::Seeded(kind)))
-}
-
-/// The one f32 tensor of a file, packed `[1, tokens, channels]`, as `--dump` writes it.
-fn noise_from_file(path: &Path) -> Result<Noise> {
-    let wrong =
-        |what: &str| Error::weights(path, format!("{what}; expected one f32 tensor [1, tokens, channels]"));
-    if !path.exists() {
-        let text = format!("--noise {}: neither f32, bf16, bf16-legacy nor a file", path.display());
-        return Err(Error::Input(text));
-    }
-    let file = SafeTensors::open(path)?;
-    let mut tensors = file.iter();
-    match (tensors.next(), tensors.next()) {
-        (Some(tensor), None) if tensor.dtype == Dtype::F32 && tensor.shape.len() == 3 => {
-            Ok(Noise::Given(tensor.read_f32()?))
-        }
-        (Some(tensor), None) => {
-            Err(wrong(&format!("{} is {:?} {:?}", tensor.name, tensor.dtype, tensor.shape)))
-        }
-        _ => Err(wrong("not exactly one tensor")),
-    }
-}
-
-/// Refuses noise of another size before the weights load.
-fn check_noise(values: &[f32], plan: &Plan) -> Result<()> {
-    let (tokens, channels) = (plan.shape().image_tokens(plan.config()), plan.config().flux.in_channels);
-    if values.len() == tokens * channels {
-        return Ok(());
-    }
-    Err(Error::Input(format!(
-        "noise of {} values; this size takes {tokens} tokens x {channels} channels",
-        values.len()
-    )))
 }
 
 /// One line that changes: loading by bytes, then steps.

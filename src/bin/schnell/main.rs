@@ -2,8 +2,12 @@
 //! output to stdout or files. One file per subcommand.
 
 mod generate;
+mod inputs;
 mod options;
+mod outputs;
 mod plan;
+mod signals;
+mod terminal;
 
 use std::process::ExitCode;
 
@@ -33,7 +37,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("SCHNELL_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| terminal::Stderr).without_time().init();
+    signals::watch();
     let result = match &cli.command {
         Command::Generate(args) => generate::run(args),
         Command::Plan(args) => plan::run(args),
@@ -41,7 +46,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            terminal::say(format_args!("error: {error}"));
             ExitCode::from(error.exit_code())
         }
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use schnell::config::PipelineConfig;
 use schnell::device::{Device, EmulatorOptions};
+use schnell::files::Temporary;
 use schnell::pipeline::Quantize;
 use schnell::pipeline::{Plan, Shape};
 use schnell::weights::hub;
@@ -70,9 +71,7 @@ impl PlanOptions {
     /// The model's folder; the bundled model is written to a temporary one that lives as long as the guard.
     pub fn model_dir(&self) -> Result<ModelDir> {
         if self.is_demo() {
-            let dir = tempfile::tempdir().map_err(Error::io("create", std::env::temp_dir()))?;
-            schnell::demo::write(dir.path())?;
-            return Ok(ModelDir::Demo(dir));
+            return Ok(ModelDir::Demo(Temporary::folder(schnell::demo::write)?));
         }
         let folder = PathBuf::from(&self.model);
         let is_id = self.model.split('/').count() == 2 && !self.model.starts_with(['.', '/']);
@@ -83,7 +82,7 @@ impl PlanOptions {
 /// See [`PlanOptions::model_dir`].
 pub enum ModelDir {
     Given(PathBuf),
-    Demo(tempfile::TempDir),
+    Demo(Temporary),
 }
 
 impl ModelDir {

@@ -5,6 +5,7 @@ use schnell::config::PipelineConfig;
 use schnell::pipeline::Plan;
 
 use crate::options::PlanOptions;
+use crate::terminal;
 
 /// Config files suffice: the weights need not be there.
 #[derive(clap::Args)]
@@ -23,9 +24,9 @@ pub fn run(args: &Args) -> Result<()> {
     let dir = args.options.model_dir()?;
     let config = PipelineConfig::open(dir.path())?;
     let plan = Plan::new(&config, args.options.shape(&config, args.true_cfg), args.options.quantize())?;
-    print!("{plan}");
+    terminal::print(&plan.to_string())?;
     if args.launches {
-        print!("\n{}", plan.launches());
+        terminal::print(&format!("\n{}", plan.launches()))?;
     }
     match args.options.budget {
         Some(budget) => plan.check_budget(budget),

@@ -1,0 +1,173 @@
+//! Files that the command writes: picture, timings, dump. All are tried before the work, and compared with each other and
+//! with what the command reads.
+//!
+//! A dump goes into a folder that holds no other stages: files of this run's stages are replaced, but where any other
+//! `.safetensors` lies, the folder is refused, since nobody could tell later which belong together.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+
+use schnell::files::{self, Target};
+use schnell::pipeline::{Dump, Plan, dump_stages};
+use schnell::{Error, Result};
+
+/// Where everything goes.
+pub struct Outputs {
+    picture: Target,
+    timings: Option<Target>,
+    dump: Option<PathBuf>,
+}
+
+impl Outputs {
+    /// Tries the files. `-` is standard output.
+    pub fn open(picture: &Path, timings: Option<&Path>, dump: Option<&Path>) -> Result<Outputs> {
+        let to_stdout = picture == Path::new("-");
+        if to_stdout && std::io::stdout().is_terminal() {
+            return Err(Error::Input(
+                "--output - would write a PNG to the terminal; redirect it".to_string(),
+            ));
+        }
+        let is_png = picture.extension().is_some_and(|e| e.eq_ignore_ascii_case("png"));
+        // What is no regular file needs no ending.
+        let is_special = picture.metadata().is_ok_and(|found| !found.is_file() && !found.is_dir());
+        if !to_stdout && !is_png && !is_special {
+            return Err(Error::Input(format!(
+                "{}: pictures are PNG; use a name that ends in .png",
+                picture.display()
+            )));
+        }
+        let open = |path: &Path| match path == Path::new("-") {
+            true => Ok(Target::stdout()),
+            false => Target::new(path),
+        };
+        let picture = open(picture)?;
+        let timings = timings.map(open).transpose()?;
+        if timings.as_ref().is_some_and(|timings| timings.is_same(&picture)) {
+            return Err(Error::Input(format!(
+                "--output and --timings are the same file, {}; name two",
+                picture.name().display()
+            )));
+        }
+        Ok(Outputs { picture, timings, dump: dump.map(Path::to_path_buf) })
+    }
+
+    /// Refuses to write over what is read: `inputs`, and the files of the model in `model`.
+    pub fn check_inputs(&self, inputs: &[&Path], model: Option<&Path>) -> Result<()> {
+        let targets: Vec<&Target> =
+            [Some(&self.picture), self.timings.as_ref()].into_iter().flatten().collect();
+        for target in targets {
+            let taken = |by: &str| {
+                Error::Input(format!(
+                    "{} is {by}, which this run reads; name another file",
+                    target.name().display()
+                ))
+            };
+            if let Some(input) = inputs.iter().find(|input| target.is_file(input)) {
+                return Err(taken(&input.display().to_string()));
+            }
+            if let Some(model) = model
+                && is_of_model(target, model)
+            {
+                return Err(taken("a file of the model"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Tries the dump's files for the stages of `plan`.
+    pub fn check_dump(&self, plan: &Plan, inputs: &[&Path]) -> Result<()> {
+        let Some(dir) = &self.dump else { return Ok(()) };
+        let names: Vec<String> = dump_stages(plan).iter().map(|stage| Dump::file_name(stage)).collect();
+        let made = make_folder(dir)?;
+        let checked = self.check_stages(dir, &names, inputs);
+        // Nothing is there before there is something to put into it.
+        for folder in made.iter().rev() {
+            let _ = std::fs::remove_dir(folder);
+        }
+        checked
+    }
+
+    fn check_stages(&self, dir: &Path, names: &[String], inputs: &[&Path]) -> Result<()> {
+        for entry in std::fs::read_dir(dir).map_err(Error::io("read", dir))? {
+            let name = entry.map_err(Error::io("read", dir))?.file_name();
+            let is_stage = Path::new(&name).extension().is_some_and(|e| e == "safetensors");
+            if is_stage && !names.iter().any(|known| name == known.as_str()) {
+                return Err(Error::Input(format!(
+                    "--dump {}: {} there is of another run; name an empty folder, or clear this one",
+                    dir.display(),
+                    name.display()
+                )));
+            }
+        }
+        for name in names {
+            let path = dir.join(name);
+            let target = Target::new(&path)?;
+            let others = [Some(&self.picture), self.timings.as_ref()];
+            if others.into_iter().flatten().any(|other| other.is_same(&target)) {
+                return Err(Error::Input(format!("--dump writes {}, too; name two files", path.display())));
+            }
+            if let Some(input) = inputs.iter().find(|input| target.is_file(input)) {
+                return Err(Error::Input(format!(
+                    "--dump would write over {}, which this run reads; name another folder",
+                    input.display()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// As the user says it.
+    pub fn name(&self) -> &Path {
+        self.picture.name()
+    }
+
+    /// Writes everything; the picture first, which nothing else may cost.
+    pub fn write(mut self, png: &[u8], dumps: &[Dump], timings: &impl serde::Serialize) -> Result<()> {
+        self.picture.write(png)?;
+        let dumped = self.dump.as_ref().map_or(Ok(()), |dir| write_dumps(dir, dumps));
+        if let Some(target) = &mut self.timings {
+            let json = serde_json::to_vec_pretty(timings)
+                .map_err(|e| Error::Input(format!("timings cannot be written as JSON: {e}")))?;
+            target.write(&json)?;
+        }
+        dumped
+    }
+}
+
+fn write_dumps(dir: &Path, dumps: &[Dump]) -> Result<()> {
+    make_folder(dir)?;
+    let mut outputs = Vec::with_capacity(dumps.len());
+    for dump in dumps {
+        outputs.push((Target::new(&dir.join(Dump::file_name(&dump.stage)))?, dump.encode()?));
+    }
+    Target::write_all(&mut outputs)
+}
+
+/// Makes `dir` and what leads to it; returns what was not there.
+fn make_folder(dir: &Path) -> Result<Vec<PathBuf>> {
+    let missing = |dir: &&Path| !dir.as_os_str().is_empty() && matches!(files::exists(dir), Ok(false));
+    let mut made: Vec<PathBuf> = dir.ancestors().take_while(missing).map(Path::to_path_buf).collect();
+    made.reverse();
+    std::fs::create_dir_all(dir).map_err(|source| {
+        for folder in made.iter().rev() {
+            let _ = std::fs::remove_dir(folder);
+        }
+        Error::io("create", dir)(source)
+    })?;
+    Ok(made)
+}
+
+/// Whether `target` is one of the model's files, or would be a new one in the folder of a component.
+fn is_of_model(target: &Target, model: &Path) -> bool {
+    let here = target.path().and_then(Path::parent);
+    let inside = model
+        .canonicalize()
+        .ok()
+        .zip(here)
+        .is_some_and(|(model, here)| here != model && here.starts_with(&model));
+    let entries = |dir: &Path| -> Vec<PathBuf> {
+        std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+    };
+    let files = |path: PathBuf| if path.is_dir() { entries(&path) } else { vec![path] };
+    inside || entries(model).into_iter().flat_map(files).any(|file| target.is_file(&file))
+}

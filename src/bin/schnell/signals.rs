@@ -1,0 +1,30 @@
+//! Temporary files go when the command is stopped.
+
+use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGVTALRM};
+use signal_hook::iterator::Signals;
+
+/// Those that end a process and may be caught; not those of faults, which the emulator handles.
+const ENDING: [i32; 8] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGALRM, SIGUSR1, SIGUSR2, SIGVTALRM];
+
+/// Waits for signals on a thread of its own. A signal that the parent has told to ignore, as `nohup` does, stays ignored.
+pub fn watch() {
+    let ignored = ignored();
+    let heard = ENDING.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0);
+    // Without the watch the command still works, but may leave files behind.
+    let Ok(mut signals) = Signals::new(heard) else { return };
+    let _ = std::thread::Builder::new().name("signals".to_string()).spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            schnell::files::remove_temporaries();
+            // Ends the process as the signal alone would have.
+            let _ = signal_hook::low_level::emulate_default_handler(signal);
+            std::process::exit(128 + signal);
+        }
+    });
+}
+
+/// The mask of ignored signals, bit 0 being signal 1.
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}

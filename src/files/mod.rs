@@ -1,0 +1,20 @@
+//! The one way in and the one way out: every file that a user names, or that lies in a model's folder, is read through
+//! `read.rs` and written through `write.rs`.
+//!
+//! In: a file is opened without waiting, must be a regular one (whatever links lead to it), and has a limit of bytes. An
+//! optional file is absent only where there is no entry at all: a link that leads nowhere is damage.
+//!
+//! Out: [`Target`] tries before the work what [`Target::write`] does after it. Links are followed and stay; a regular file
+//! gets its new content at once, by a temporary file in its folder that takes its name (hard links to the old one keep the
+//! old content); what is no regular file is written through. Temporary files and folders go when they are dropped, and with
+//! [`remove_temporaries`], which is for a program's handler of signals.
+//!
+//! Left out: the tensors of weight files, which are read piece by piece ([`crate::weights`]).
+
+mod read;
+mod temporary;
+mod write;
+
+pub use read::{Kind, exists, open, read, read_json};
+pub use temporary::{Temporary, remove_temporaries};
+pub use write::{Target, write};

@@ -1,0 +1,109 @@
+//! Files and folders that must not outlive the process.
+
+use std::collections::BTreeSet;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard};
+
+use crate::{Error, Result};
+
+/// All that there are. Who creates, renames or removes one holds the lock, so that a signal's handler finds each either
+/// made and listed, or neither.
+static ALIVE: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+fn alive() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    ALIVE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// A file or a folder that is removed when this is dropped.
+#[derive(Debug)]
+pub struct Temporary {
+    path: PathBuf,
+}
+
+impl Temporary {
+    /// A new folder in the system's one for temporary files, for this user alone, with what `fill` puts into it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be made, and those of `fill`; then nothing is left.
+    pub fn folder(fill: impl FnOnce(&Path) -> Result<()>) -> Result<Temporary> {
+        let parent = std::env::temp_dir();
+        // Under the lock until it is filled: whoever removes it does not race with whoever fills it.
+        let mut alive = alive();
+        let (path, ()) = fresh(&parent, |path| DirBuilder::new().mode(0o700).create(path))
+            .map_err(Error::io("create", &parent))?;
+        if let Err(error) = fill(&path) {
+            let _ = std::fs::remove_dir_all(&path);
+            return Err(error);
+        }
+        alive.insert(path.clone());
+        Ok(Temporary { path })
+    }
+
+    /// A new, empty file in `folder`, of a short name that no other run has.
+    pub(super) fn file(folder: &Path) -> std::io::Result<(Temporary, File)> {
+        let mut alive = alive();
+        let (path, file) = fresh(folder, |path| OpenOptions::new().write(true).create_new(true).open(path))?;
+        alive.insert(path.clone());
+        Ok((Temporary { path }, file))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives it the name `path`, in place of what had it; from then on it stays.
+    pub(super) fn rename(self, path: &Path) -> std::io::Result<()> {
+        let mut alive = alive();
+        std::fs::rename(&self.path, path)?;
+        alive.remove(&self.path);
+        Ok(())
+        // Dropped here: what is no longer listed is left alone. The lock is declared later, and so free by then.
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let mut alive = alive();
+        if alive.remove(&self.path) {
+            remove(&self.path);
+        }
+    }
+}
+
+/// Removes every temporary file and folder of this process. Later ones wait for ever, so that a handler of signals can end
+/// the process next; call it from a thread of its own, not from the handler itself.
+pub fn remove_temporaries() {
+    let alive = alive();
+    for path in alive.iter() {
+        remove(path);
+    }
+    std::mem::forget(alive);
+}
+
+/// What cannot be removed stays: nobody is left who could be told.
+fn remove(path: &Path) {
+    let is_folder = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
+    let _ = if is_folder { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+}
+
+/// Makes something of a name that does not exist in `folder`.
+fn fresh<T>(folder: &Path, make: impl Fn(&Path) -> std::io::Result<T>) -> std::io::Result<(PathBuf, T)> {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    loop {
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        // Processes of several machines or containers may share the folder, and then even their ids.
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let nanos = now.map_or(0, |now| now.subsec_nanos());
+        let path = folder.join(format!(".schnell.{}.{nanos:x}.{count}", std::process::id()));
+        match make(&path) {
+            Ok(made) => return Ok((path, made)),
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
