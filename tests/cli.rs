@@ -66,16 +66,11 @@ fn a_refused_run_leaves_an_old_picture_alone() {
 fn noise_that_does_not_fit_is_refused() {
     let sandbox = Sandbox::new();
     sandbox.refuses(quick(&["--noise", "pink"]), 2, &["--noise pink", "neither", "bf16-legacy"]);
-    let save = |name: &str, tensors: &[(&str, Dtype, Vec<usize>)]| {
-        let stored: Vec<Vec<u8>> = tensors
-            .iter()
-            .map(|(_, dtype, shape)| vec![0; shape.iter().product::<usize>() * dtype.bitsize() / 8])
-            .collect();
-        let views = tensors.iter().zip(&stored).map(|((name, dtype, shape), bytes)| {
-            (*name, safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes).unwrap())
-        });
-        let file = safetensors::serialize(views.collect::<Vec<_>>(), None).unwrap();
-        std::fs::write(sandbox.path(name), file).unwrap();
+    let save = |name: &str, tensors: &[(&'static str, Dtype, Vec<usize>)]| {
+        let zeros = |(name, dtype, shape): &(&'static str, Dtype, Vec<usize>)| {
+            (*name, *dtype, shape.clone(), vec![0; shape.iter().product::<usize>() * dtype.bitsize() / 8])
+        };
+        save_tensors(&sandbox.path(name), &tensors.iter().map(zeros).collect::<Vec<_>>());
     };
     std::fs::write(sandbox.path("text"), "not a tensor at all").unwrap();
     save("bf16.safetensors", &[("noise", Dtype::BF16, vec![1, 16, 64])]);

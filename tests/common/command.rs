@@ -1,10 +1,13 @@
 //! The `schnell` command as its tests run it: in an empty folder, and the models that it is given.
 
+#![allow(dead_code)]
+
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 
+use schnell::weights::Dtype;
 use serde_json::json;
 
 use crate::golden;
@@ -31,13 +34,18 @@ impl Sandbox {
         self.dir.path().join(name)
     }
 
-    pub fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Ran {
+    /// For tests that look at more than [`Ran`] has.
+    pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_schnell"));
         command.args(args).current_dir(self.dir.path()).env_remove("SCHNELL_LOG");
         if let Some(dir) = &self.libraries {
             command.env("LD_LIBRARY_PATH", dir.path());
         }
-        let output = command.output().unwrap();
+        command
+    }
+
+    pub fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Ran {
+        let output = self.command(args).output().unwrap();
         Ran {
             code: output.status.code().expect("no exit code"),
             stdout: String::from_utf8(output.stdout).unwrap(),
@@ -161,6 +169,19 @@ pub fn schnell_configs() -> tempfile::TempDir {
         std::fs::copy(DEMO.path().join(file), dir.path().join(file)).unwrap();
     }
     dir
+}
+
+/// A FIFO called `name`.
+pub fn fifo(path: &Path) {
+    assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
+/// A safetensors file of tensors, `[(name, dtype, shape, bytes)]`.
+pub fn save_tensors(path: &Path, tensors: &[(&str, Dtype, Vec<usize>, Vec<u8>)]) {
+    let views = tensors.iter().map(|(name, dtype, shape, stored)| {
+        (*name, safetensors::tensor::TensorView::new(*dtype, shape.clone(), stored).unwrap())
+    });
+    std::fs::write(path, safetensors::serialize(views.collect::<Vec<_>>(), None).unwrap()).unwrap();
 }
 
 pub fn text(path: &Path) -> &str {

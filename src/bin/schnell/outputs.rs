@@ -27,20 +27,19 @@ impl Outputs {
                 "--output - would write a PNG to the terminal; redirect it".to_string(),
             ));
         }
-        let is_png = picture.extension().is_some_and(|e| e.eq_ignore_ascii_case("png"));
-        // What is no regular file needs no ending.
-        let is_special = picture.metadata().is_ok_and(|found| !found.is_file() && !found.is_dir());
-        if !to_stdout && !is_png && !is_special {
-            return Err(Error::Input(format!(
-                "{}: pictures are PNG; use a name that ends in .png",
-                picture.display()
-            )));
-        }
         let open = |path: &Path| match path == Path::new("-") {
             true => Ok(Target::stdout()),
             false => Target::new(path),
         };
+        let is_png = picture.extension().is_some_and(|e| e.eq_ignore_ascii_case("png"));
         let picture = open(picture)?;
+        // What is no regular file needs no ending.
+        if picture.is_regular() && !is_png {
+            return Err(Error::Input(format!(
+                "{}: pictures are PNG; use a name that ends in .png",
+                picture.name().display()
+            )));
+        }
         let timings = timings.map(open).transpose()?;
         if timings.as_ref().is_some_and(|timings| timings.is_same(&picture)) {
             return Err(Error::Input(format!(

@@ -1,0 +1,142 @@
+//! What the command reads: config files, indices, prompts and noise that are no regular files, have no end, or are not what
+//! they should be.
+
+#[path = "common/command.rs"]
+mod command;
+#[path = "common/golden.rs"]
+mod golden;
+
+use std::fs::File;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use command::*;
+use schnell::weights::Dtype;
+
+/// A file of `len` bytes that takes no room.
+fn holes(path: &Path, len: u64) {
+    File::create(path).unwrap().set_len(len).unwrap();
+}
+
+const WEIGHTS: &str = "vae/diffusion_pytorch_model.safetensors";
+
+#[test]
+fn files_of_a_model_must_be_regular_and_have_an_end() {
+    let (sandbox, model) = (Sandbox::new(), copy_of_demo());
+    let args = ["--model", text(model.path())];
+    let index = "text_encoder/model.safetensors.index.json";
+    for file in ["model_index.json", "vae/config.json", "tokenizer_2/tokenizer_config.json", index, WEIGHTS] {
+        let path = model.path().join(file);
+        let kept = path.exists().then(|| bytes(&path));
+        // The index counts where there is no single file.
+        let single = model.path().join("text_encoder/model.safetensors");
+        let aside = model.path().join("aside");
+        if file == index {
+            std::fs::rename(&single, &aside).unwrap();
+        }
+        let refused = |words: &[&str]| {
+            sandbox.refuses(quick(&args), 3, &[&[text(&path)], words].concat());
+            std::fs::remove_file(&path).unwrap();
+        };
+        let _ = std::fs::remove_file(&path);
+        fifo(&path);
+        refused(&["FIFO", "expected a regular file"]);
+        symlink("/dev/zero", &path).unwrap();
+        refused(&["device", "expected a regular file"]);
+        if file != WEIGHTS {
+            holes(&path, 8 << 30);
+            refused(&["8589934592 bytes", "expected at most"]);
+        }
+        symlink("gone", &path).unwrap();
+        refused(&["a link to gone", "missing"]);
+        std::fs::create_dir(&path).unwrap();
+        sandbox.refuses(quick(&args), 3, &[text(&path), "folder"]);
+        std::fs::remove_dir(&path).unwrap();
+        if let Some(kept) = kept {
+            std::fs::write(&path, kept).unwrap();
+        }
+        if file == index {
+            std::fs::rename(&aside, &single).unwrap();
+        }
+    }
+    assert_eq!(sandbox.run(quick(&args)).code, 0);
+}
+
+#[test]
+fn prompts_are_the_same_whatever_system_wrote_them() {
+    let sandbox = Sandbox::new();
+    let sheet = |content: &[u8]| {
+        std::fs::write(sandbox.path("p.txt"), content).unwrap();
+        let mut args = quick(&["--prompts", "p.txt", "--grid", "2x1"]);
+        args.remove(1);
+        let ran = sandbox.run(args);
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        bytes(&sandbox.path("out.png"))
+    };
+    let plain = sheet("a red circle\na café\n".as_bytes());
+    for other in
+        ["\u{feff}a red circle\r\na café\r\n", "a red circle\ra café", "\u{feff}a red circle\n\n a café "]
+    {
+        assert!(sheet(other.as_bytes()) == plain, "{other:?}");
+    }
+}
+
+#[test]
+fn prompts_that_are_no_text_are_refused_by_line() {
+    let sandbox = Sandbox::new();
+    let refused = |words: &[&str]| {
+        let args = ["generate", "--prompts", "p.txt", "--grid", "2x2"];
+        sandbox.refuses(args, 2, &[&["p.txt"], words].concat());
+    };
+    for ends in ["\n", "\r\n", "\r"] {
+        let latin = format!("a red circle{ends}a caf").into_bytes();
+        std::fs::write(sandbox.path("p.txt"), [&latin[..], b"\xe9", ends.as_bytes()].concat()).unwrap();
+        refused(&["line 2", "save as UTF-8"]);
+    }
+    std::fs::write(sandbox.path("p.txt"), b"\xff\xfea\0 \0r\0e\0d\0").unwrap();
+    refused(&["UTF-16", "save as UTF-8"]);
+    std::fs::write(sandbox.path("p.txt"), "a red circle\n\na\0b").unwrap();
+    refused(&["line 3", "NUL"]);
+    holes(&sandbox.path("p.txt"), 8 << 30);
+    refused(&["8589934592 bytes"]);
+    std::fs::remove_file(sandbox.path("p.txt")).unwrap();
+    fifo(&sandbox.path("p.txt"));
+    refused(&["FIFO"]);
+    std::fs::remove_file(sandbox.path("p.txt")).unwrap();
+    symlink("/dev/zero", sandbox.path("p.txt")).unwrap();
+    refused(&["device"]);
+}
+
+#[test]
+fn noise_has_the_shape_of_the_latents_and_is_finite() {
+    let sandbox = Sandbox::new();
+    let file = sandbox.path("n.safetensors");
+    let refused = |code, words: &[&str]| sandbox.refuses(quick(&["--noise", "n.safetensors"]), code, words);
+    for shape in [[1, 64, 16], [16, 1, 64], [1024, 1, 1], [1, 1, 1024]] {
+        save_tensors(&file, &[("noise", Dtype::F32, shape.to_vec(), vec![0; 4096])]);
+        refused(2, &[&format!("{shape:?}"), "takes [1, 16, 64]"]);
+    }
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut values = vec![0.5f32; 1024];
+        values[77] = bad;
+        let stored = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        save_tensors(&file, &[("noise", Dtype::F32, vec![1, 16, 64], stored)]);
+        refused(3, &["n.safetensors", "value 77", "expected finite numbers"]);
+    }
+    // 16 GiB by its header, which is compared before a value is read.
+    save_tensors(&file, &[("n", Dtype::F32, vec![1, 0, 64], vec![])]);
+    let len = 16u64 << 30;
+    let header =
+        format!(r#"{{"n":{{"dtype":"F32","shape":[1,{},64],"data_offsets":[0,{len}]}}}}"#, len / 256);
+    let start = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+    std::fs::write(&file, &start).unwrap();
+    File::options().write(true).open(&file).unwrap().set_len(start.len() as u64 + len).unwrap();
+    refused(2, &["67108864", "takes [1, 16, 64]"]);
+
+    std::fs::remove_file(&file).unwrap();
+    fifo(&file);
+    refused(3, &["FIFO"]);
+    std::fs::remove_file(&file).unwrap();
+    symlink("gone", &file).unwrap();
+    refused(3, &["a link to gone", "missing"]);
+}

@@ -1,0 +1,234 @@
+//! What the command writes: through links, into devices and pipes, beside other runs; and that nothing is left of a run that
+//! fails or is stopped.
+
+#[path = "common/command.rs"]
+mod command;
+#[path = "common/golden.rs"]
+mod golden;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::{FileTypeExt, symlink};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use command::*;
+use schnell::pipeline::{Plan, Shape, dump_stages};
+use schnell::weights::Dtype;
+
+const PNG: &[u8] = b"\x89PNG";
+
+fn is_link(path: &Path) -> bool {
+    path.symlink_metadata().unwrap().is_symlink()
+}
+
+// ---- links ------------------------------------------------------------------------------------------------
+
+#[test]
+fn links_stay_and_their_targets_are_written() {
+    let sandbox = Sandbox::new();
+    std::fs::create_dir(sandbox.path("store")).unwrap();
+    std::fs::write(sandbox.path("store/old.png"), "old").unwrap();
+    symlink("store/old.png", sandbox.path("old.png")).unwrap();
+    symlink("store/new.json", sandbox.path("new.json")).unwrap();
+    // A refused run changes nothing, not even behind the links.
+    sandbox.refuses(quick(&["--output", "old.png", "--timings", "new.json", "--budget", "1KiB"]), 4, &[]);
+    assert_eq!(bytes(&sandbox.path("store/old.png")), b"old");
+    assert!(is_link(&sandbox.path("new.json")) && !sandbox.path("store/new.json").exists());
+
+    let ran = sandbox.run(quick(&["--output", "old.png", "--timings", "new.json"]));
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert!(is_link(&sandbox.path("old.png")) && is_link(&sandbox.path("new.json")));
+    assert!(bytes(&sandbox.path("store/old.png")).starts_with(PNG));
+    assert!(bytes(&sandbox.path("store/new.json")).starts_with(b"{"));
+    assert_eq!(std::fs::read_dir(sandbox.path("store")).unwrap().count(), 2);
+
+    symlink("loop.png", sandbox.path("loop.png")).unwrap();
+    sandbox.refuses(quick(&["--output", "loop.png"]), 7, &["cannot write loop.png"]);
+}
+
+// ---- what is no regular file ------------------------------------------------------------------------------
+
+#[test]
+fn a_fifo_is_written_through_and_refused_while_nobody_reads_it() {
+    let sandbox = Sandbox::new();
+    fifo(&sandbox.path("pipe"));
+    for flag in ["--output", "--timings"] {
+        sandbox.refuses(quick(&[flag, "pipe"]), 7, &["pipe", "nobody reads"]);
+    }
+    for (flag, start) in [("--output", PNG), ("--timings", b"{")] {
+        let path = sandbox.path("pipe");
+        // Read and write, so that opening waits for nobody; the command's end is the last writer.
+        let hold = File::options().read(true).write(true).open(&path).unwrap();
+        let reader = std::thread::spawn(move || {
+            let mut read = Vec::new();
+            File::open(path).unwrap().read_to_end(&mut read).unwrap();
+            read
+        });
+        let ran = sandbox.run(quick(&[flag, "pipe"]));
+        drop(hold);
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        assert!(reader.join().unwrap().starts_with(start), "{flag}");
+        assert!(sandbox.path("pipe").symlink_metadata().unwrap().file_type().is_fifo());
+    }
+}
+
+#[test]
+fn a_dash_is_standard_output() {
+    let sandbox = Sandbox::new();
+    assert_eq!(sandbox.run(quick(&[])).code, 0);
+    for name in ["-", "/proc/self/fd/1"] {
+        let output = sandbox.command(quick(&["--output", name])).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.stdout == bytes(&sandbox.path("out.png")));
+    }
+    // A file that the shell has opened is written where it is, not replaced.
+    let out = File::create(sandbox.path("both")).unwrap();
+    let args = quick(&["--output", "/proc/self/fd/1"]);
+    assert!(sandbox.command(args).stdout(out.try_clone().unwrap()).status().unwrap().success());
+    assert_eq!(out.metadata().unwrap().len(), bytes(&sandbox.path("out.png")).len() as u64);
+    let both = quick(&["--output", "-", "--timings", "/proc/self/fd/1"]);
+    sandbox.refuses(both, 2, &["--output and --timings are the same"]);
+    assert_eq!(sandbox.entries(), ["both", "out.png"]);
+}
+
+#[test]
+fn who_does_not_listen_costs_neither_picture_nor_panic() {
+    let sandbox = Sandbox::new();
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    // Messages.
+    let status = sandbox.command(quick(&["--output", "a.png"])).stderr(full()).status().unwrap();
+    assert_eq!(status.code(), Some(0));
+    assert!(bytes(&sandbox.path("a.png")).starts_with(PNG));
+    // Timings: an error, but the picture is there.
+    let args = quick(&["--output", "b.png", "--timings", "-"]);
+    let output = sandbox.command(args).stdout(full()).output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(7) && told.contains("cannot write standard output"), "{told}");
+    assert!(bytes(&sandbox.path("b.png")).starts_with(PNG));
+    // A plan.
+    let output = sandbox.command(["plan"]).stdout(full()).output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(7) && told.contains("cannot write standard output"), "{told}");
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = sandbox.command(["plan", "--launches"]).stdout(writer).output().unwrap();
+    assert_eq!((output.status.code(), output.stderr), (Some(0), vec![]));
+}
+
+// ---- what else is read and written ------------------------------------------------------------------------
+
+#[test]
+fn outputs_that_are_the_same_file_or_an_input_are_refused() {
+    let (sandbox, model) = (Sandbox::new(), copy_of_demo());
+    symlink("out.png", sandbox.path("link.json")).unwrap();
+    let there = sandbox.path("out.png");
+    for timings in ["out.png", "./out.png", text(&there), "link.json"] {
+        sandbox.refuses(quick(&["--timings", timings]), 2, &["--output and --timings are the same file"]);
+    }
+    // The model's files, and new ones among them.
+    for file in ["vae/config.json", "model_index.json", "vae/diffusion_pytorch_model.safetensors.index.json"]
+    {
+        let path = model.path().join(file);
+        let before = path.exists().then(|| bytes(&path));
+        let args = ["--model", text(model.path()), "--timings", text(&path)];
+        sandbox.refuses(quick(&args), 2, &[text(&path), "a file of the model"]);
+        assert_eq!(path.exists().then(|| bytes(&path)), before);
+    }
+    std::fs::write(sandbox.path("p.txt"), "a red circle").unwrap();
+    let args = ["generate", "--prompts", "p.txt", "--grid", "1x1", "--timings", "./p.txt"];
+    sandbox.refuses(args, 2, &["./p.txt is p.txt, which this run reads"]);
+    std::fs::create_dir(sandbox.path("d")).unwrap();
+    let noise = sandbox.path("d/noise.safetensors");
+    save_tensors(&noise, &[("noise", Dtype::F32, vec![1, 16, 64], vec![0; 4096])]);
+    let given = ["--noise", "d/noise.safetensors"];
+    sandbox.refuses(
+        quick(&[&given[..], &["--timings", text(&noise)]].concat()),
+        2,
+        &["which this run reads"],
+    );
+    sandbox.refuses(quick(&[&given[..], &["--dump", "d"]].concat()), 2, &["--dump would write over"]);
+    let sigmas = ["--dump", "d", "--timings", "d/sigmas.safetensors"];
+    sandbox.refuses(quick(&sigmas), 2, &["--dump writes d/sigmas.safetensors, too"]);
+}
+
+#[test]
+fn names_as_long_as_the_file_system_takes_are_written() {
+    let sandbox = Sandbox::new();
+    let name = "n".repeat(251) + ".png";
+    let ran = sandbox.run(quick(&["--output", &name]));
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(sandbox.entries(), [name.clone()]);
+    sandbox.refuses(quick(&["--output", &format!("n{name}")]), 7, &["cannot write"]);
+}
+
+#[test]
+fn runs_at_once_do_not_disturb_each_other() {
+    let sandbox = Sandbox::new();
+    let runs: Vec<_> = (0..3).map(|_| sandbox.command(quick(&[])).spawn().unwrap()).collect();
+    for mut run in runs {
+        assert_eq!(run.wait().unwrap().code(), Some(0));
+    }
+    assert_eq!(sandbox.entries(), ["out.png"]);
+}
+
+// ---- dumps ------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_dump_is_of_one_run() {
+    let sandbox = Sandbox::new();
+    let args = ["--dump", "d", "--negative-prompt", "a ring", "--true-cfg-scale", "2"];
+    let two = [&args[..], &["--steps", "2"]].concat();
+    // The second replaces the first, stage by stage.
+    for _ in 0..2 {
+        let ran = sandbox.run(quick(&two));
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+    }
+    let config = schnell::config::PipelineConfig::open(DEMO.path()).unwrap();
+    let shape = Shape { width: 64, height: 64, steps: 2, t5_length: 16, true_cfg: true };
+    let plan = Plan::new(&config, shape, Default::default()).unwrap();
+    let stages: BTreeSet<String> =
+        dump_stages(&plan).iter().map(|stage| format!("{stage}.safetensors")).collect();
+    let names = || -> BTreeSet<String> {
+        let entries = std::fs::read_dir(sandbox.path("d")).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    assert_eq!(names(), stages);
+    // A shorter run would leave stages of the longer one among its own.
+    sandbox.refuses(quick(&args), 2, &["--dump d", "of another run"]);
+    assert_eq!(names(), stages);
+
+    std::fs::create_dir_all(sandbox.path("e/sigmas.safetensors")).unwrap();
+    sandbox.refuses(quick(&["--dump", "e"]), 2, &["e/sigmas.safetensors is a folder"]);
+    sandbox.refuses(quick(&["--dump", "f/g", "--budget", "1KiB"]), 4, &[]);
+}
+
+// ---- what is left -----------------------------------------------------------------------------------------
+
+#[test]
+fn nothing_is_left_of_a_run_that_is_stopped() {
+    for signal in ["TERM", "INT", "HUP"] {
+        let (sandbox, temporary) = (Sandbox::new(), tempfile::tempdir().unwrap());
+        let mut run = sandbox
+            .command(quick(&["--steps", "1000"]))
+            .env("TMPDIR", temporary.path())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let entries = || std::fs::read_dir(temporary.path()).unwrap().count();
+        while entries() == 0 {
+            assert!(run.try_wait().unwrap().is_none(), "it ended by itself");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let told = Command::new("kill").args(["-s", signal, &run.id().to_string()]).status().unwrap();
+        assert!(told.success());
+        let status = run.wait().unwrap();
+        let expected = [("TERM", 15), ("INT", 2), ("HUP", 1)].iter().find(|(name, _)| *name == signal);
+        assert_eq!(status.signal(), expected.map(|(_, number)| *number), "{status}");
+        assert_eq!(entries(), 0, "{signal}");
+        assert_eq!(sandbox.entries(), [""; 0]);
+    }
+}
