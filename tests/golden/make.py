@@ -203,8 +203,8 @@ def make_tokens(full: dict[str, Path], out: Path) -> None:
     for name, folder in full.items():
         pipe = pipelines.load(folder, torch.float32)
         spiece = text.train_t5(text.corpus(pipelines.SPECS[name].corpus_seed), pipelines.SPECS[name].t5_pieces)
-        published = text.t5_published_json(spiece)
         file = folder / "tokenizer_2" / "tokenizer.json"
+        published = text.t5_published_json(spiece, legacy=not file.exists())
         if file.exists():
             assert Tokenizer.from_file(str(file)).to_str() == published.to_str()
         slow = sentencepiece.SentencePieceProcessor(model_proto=spiece)

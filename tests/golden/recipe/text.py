@@ -144,8 +144,10 @@ def t5_vocab(proto) -> list[tuple[str, float]]:
     return pieces + [(f"<extra_id_{i}>", 0.0) for i in reversed(range(T5_EXTRA_IDS))]
 
 
-def t5_published_json(spiece: bytes) -> Tokenizer:
-    """The tokenizer.json a T5 repository ships (as converted by transformers 4)."""
+def t5_published_json(spiece: bytes, legacy: bool) -> Tokenizer:
+    """The tokenizer.json a T5 repository ships (as converted by transformers 4, whose T5Tokenizer is `legacy` unless
+    told otherwise): whether the piece after a special token inside the prompt gets a leading space, too."""
+    scheme = "always" if legacy else "first"
     proto = sentencepiece_model_pb2.ModelProto.FromString(spiece)
     tokenizer = Tokenizer(models.Unigram(t5_vocab(proto), unk_id=2, byte_fallback=False))
     tokenizer.normalizer = normalizers.Sequence(
@@ -155,8 +157,8 @@ def t5_published_json(spiece: bytes) -> Tokenizer:
             normalizers.Replace(Regex(" {2,}"), "▁"),
         ]
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=True)
-    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="first", split=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=True)
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme=scheme, split=True)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=["$A", "</s>"], pair=["$A", "</s>", "$B", "</s>"], special_tokens=[("</s>", 1)]
     )
@@ -177,8 +179,9 @@ def t5_tokenizer(spiece: bytes) -> T5Tokenizer:
 
 
 def use_published_t5_layout(folder: Path, spiece: bytes) -> None:
-    """The tokenizer.json of older transformers in place of the one that transformers 5 writes."""
-    t5_published_json(spiece).save(str(folder / "tokenizer.json"), pretty=False)
+    """The tokenizer.json of older transformers in place of the one that transformers 5 writes; not `legacy`, so that
+    the tests see both ways: a folder with spiece.model only is."""
+    t5_published_json(spiece, legacy=False).save(str(folder / "tokenizer.json"), pretty=False)
 
 
 def use_sentencepiece_layout(folder: Path, spiece: bytes) -> None:
