@@ -88,6 +88,14 @@ impl ClipConfig {
         if config.positions < 2 {
             return Err(file.wrong("max_position_embeddings is 1: the start and end tokens need 2"));
         }
+        if let ClipPooling::FirstOf(id) = config.pooling
+            && id as usize >= config.vocab_rows
+        {
+            return Err(file.wrong(format!(
+                "eos_token_id is {id}, beyond vocab_size {}: no prompt has it, so nothing could be pooled",
+                config.vocab_rows
+            )));
+        }
         Ok(config)
     }
 }

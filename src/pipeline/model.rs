@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::config::PipelineConfig;
+use crate::config::{ClipPooling, PipelineConfig};
 use crate::text::tokenizer::{ClipTokenizer, T5Tokenizer};
 use crate::weights::Source;
 use crate::{Error, Result};
@@ -50,6 +50,15 @@ impl Model {
                 let text = format!("has {ids} ids, but the embedding table of its encoder only {rows} rows");
                 return Err(Error::weights(dir.join(what), text));
             }
+        }
+        if let ClipPooling::FirstOf(id) = config.clip.pooling
+            && id != clip_tokenizer.eos_id()
+        {
+            let text = format!(
+                "ends prompts with id {}, but text_encoder/config.json looks for eos_token_id {id}",
+                clip_tokenizer.eos_id()
+            );
+            return Err(Error::weights(dir.join("tokenizer"), text));
         }
         let source = source(&config)?;
         Ok(Model { config, source, clip_tokenizer, t5_tokenizer })

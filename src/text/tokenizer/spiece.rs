@@ -8,13 +8,13 @@
 //! TrainerSpec     3: model_type, 1 = unigram (default)   40: unk_id (default 0)
 //! NormalizerSpec  2: precompiled_charsmap, bytes
 //! ```
-//! The character map: `u32` length of the trie in bytes; the trie, a double array of `u32` units; replacement texts,
-//! each ended by a zero byte. The crate that walks the trie trusts it, so it is checked here first.
+//! The character map is read by `charsmap.rs`.
 
 use std::path::Path;
 
 use tokenizers::normalizers::Precompiled;
 
+use super::charsmap;
 use crate::{Error, Result};
 
 pub(super) struct Model {
@@ -61,11 +61,13 @@ impl From<&str> for Fault {
 
 fn parse_model(bytes: &[u8]) -> Result<Model, Fault> {
     let mut model = Model { pieces: Vec::new(), unk_id: 0, charsmap: None };
+    let mut trained = false;
     let mut fields = Fields(bytes);
     while let Some((number, value)) = fields.next()? {
         match (number, value) {
             (1, Value::Bytes(message)) => model.pieces.push(parse_piece(message)?),
             (2, Value::Bytes(message)) => {
+                trained = true;
                 let mut fields = Fields(message);
                 while let Some((number, value)) = fields.next()? {
                     match (number, value) {
@@ -81,8 +83,8 @@ fn parse_model(bytes: &[u8]) -> Result<Model, Fault> {
                     if let (2, Value::Bytes(map)) = (number, value)
                         && !map.is_empty()
                     {
-                        check_charsmap(map)?;
-                        let map = Precompiled::from(map).map_err(|e| Fault::Malformed(e.to_string()))?;
+                        let map = charsmap::parse(map);
+                        let map = map.map_err(|what| Fault::Malformed(format!("character map {what}")))?;
                         model.charsmap = Some(map);
                     }
                 }
@@ -92,6 +94,10 @@ fn parse_model(bytes: &[u8]) -> Result<Model, Fault> {
     }
     if model.pieces.is_empty() {
         return Err("no pieces".into());
+    }
+    // Every trainer writes it, after the pieces.
+    if !trained {
+        return Err("no TrainerSpec: the file is cut off".into());
     }
     Ok(model)
 }
@@ -121,34 +127,6 @@ fn parse_piece(message: &[u8]) -> Result<Piece, Fault> {
         return Err("a piece whose score is not finite".into());
     }
     Ok(piece)
-}
-
-/// Every unit that can be a node must have its 256 possible children inside the array, and every text it points to
-/// must start inside the texts.
-fn check_charsmap(map: &[u8]) -> Result<(), Fault> {
-    let (length, rest) = map.split_first_chunk::<4>().ok_or("character map without a length")?;
-    let trie_bytes = u32::from_le_bytes(*length) as usize;
-    if !trie_bytes.is_multiple_of(4) || trie_bytes == 0 || trie_bytes > rest.len() {
-        return Err("character map with a trie beyond its end".into());
-    }
-    let (trie, texts) = rest.split_at(trie_bytes);
-    let texts = std::str::from_utf8(texts).map_err(|_| "character map whose texts are no UTF-8")?;
-    let units: Vec<u32> = trie.as_chunks::<4>().0.iter().map(|&unit| u32::from_le_bytes(unit)).collect();
-    for (position, &unit) in units.iter().enumerate() {
-        const VALUE: u32 = 1 << 31;
-        if unit & VALUE != 0 {
-            continue;
-        }
-        let base = position ^ ((unit >> 10) as usize) << ((unit & (1 << 9)) >> 6);
-        if base | 255 >= units.len() {
-            return Err("character map whose trie points outside itself".into());
-        }
-        let has_text = (unit >> 8) & 1 == 1;
-        if has_text && !texts.is_char_boundary((units[base] & !VALUE) as usize) {
-            return Err("character map whose trie points outside its texts".into());
-        }
-    }
-    Ok(())
 }
 
 enum Value<'a> {
