@@ -85,7 +85,8 @@ pub(super) fn check_piece(path: &Path, piece: &str) -> Result<()> {
 
 /// The beginning of a text, for messages.
 pub(super) fn short(text: &str) -> &str {
-    &text[..text.floor_char_boundary(60)]
+    let end = (0..=text.len().min(60)).rev().find(|&end| text.is_char_boundary(end));
+    &text[..end.unwrap_or(0)]
 }
 
 /// Runs `work` on a thread with a stack of its own; a panic in it is the fault of the file at `path`.
