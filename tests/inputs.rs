@@ -121,7 +121,7 @@ fn noise_has_the_shape_of_the_latents_and_is_finite() {
         values[77] = bad;
         let stored = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         save_tensors(&file, &[("noise", Dtype::F32, vec![1, 16, 64], stored)]);
-        refused(3, &["n.safetensors", "value 77", "expected finite numbers"]);
+        refused(3, &["n.safetensors", "1 of", "not finite"]);
     }
     // 16 GiB by its header, which is compared before a value is read.
     save_tensors(&file, &[("n", Dtype::F32, vec![1, 0, 64], vec![])]);

@@ -161,7 +161,7 @@ fn names_as_long_as_the_file_system_takes_are_written() {
     let name = "n".repeat(251) + ".png";
     let ran = sandbox.run(quick(&["--output", &name]));
     assert_eq!(ran.code, 0, "{}", ran.stderr);
-    assert_eq!(sandbox.entries(), [name.clone()]);
+    assert_eq!(sandbox.entries(), std::slice::from_ref(&name));
     sandbox.refuses(quick(&["--output", &format!("n{name}")]), 7, &["cannot write"]);
 }
 

@@ -59,6 +59,9 @@ fn t5_ids(dir: &Path, text: &str) -> Vec<u32> {
 
 // ---- other kinds of tokenizers ---------------------------------------------------------------------------
 
+/// Of a `tokenizer.json`.
+type Change = fn(&mut Value);
+
 #[test]
 fn only_clips_own_model_is_taken() {
     for (field, value) in [
@@ -132,7 +135,7 @@ fn older_forms_of_the_same_tokenizer_give_the_same_ids() {
 
 #[test]
 fn only_t5s_own_model_and_steps_are_taken() {
-    let others: [(&str, fn(&mut Value)); 6] = [
+    let others: [(&str, Change); 6] = [
         ("byte_fallback", |json| json["model"]["byte_fallback"] = json!(true)),
         ("normalizer", |json| json["normalizer"]["normalizers"][1]["strip_left"] = json!(true)),
         ("normalizer", |json| json["normalizer"]["normalizers"][2]["pattern"] = json!({"String": ""})),
@@ -210,14 +213,14 @@ fn files_that_never_end_are_refused_at_once() {
         for make in [source, pipe, directory] {
             let dir = folder(&[]);
             make(&dir.path().join(name));
-            refused(ClipTokenizer::open(dir.path()), &[name, "no regular file"]);
-            refused(T5Tokenizer::open(dir.path()), &[name, "no regular file"]);
+            refused(ClipTokenizer::open(dir.path()), &[name, "a regular file"]);
+            refused(T5Tokenizer::open(dir.path()), &[name, "a regular file"]);
         }
     }
     // Holes up to a size that no tokenizer has.
     let dir = folder(&[]);
     fs::File::create(dir.path().join("spiece.model")).unwrap().set_len(1 << 33).unwrap();
-    refused(T5Tokenizer::open(dir.path()), &["spiece.model", "16777216 bytes"]);
+    refused(T5Tokenizer::open(dir.path()), &["spiece.model", "at most 16777216"]);
 }
 
 #[test]
@@ -226,7 +229,7 @@ fn a_link_that_leads_nowhere_is_no_absent_file() {
         let dir = folder(&clip_files());
         std::os::unix::fs::symlink("nowhere", dir.path().join(name)).unwrap();
         let error = ClipTokenizer::open(dir.path()).unwrap_err();
-        assert!(matches!(error, Error::Io { .. }) && error.to_string().contains(name), "{error}");
+        assert!(matches!(error, Error::Weights { .. }) && error.to_string().contains(name), "{error}");
     }
 }
 

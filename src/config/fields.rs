@@ -48,7 +48,7 @@ impl Fields<'_> {
 
     /// A factor, of which the sampler or the VAE makes an f32: positive, and no further from 1 than a real one.
     pub fn factor(&self, field: &str, value: f64) -> Result<f64> {
-        if !(value >= 1e-3 && value <= 1e3) {
+        if !(1e-3..=1e3).contains(&value) {
             return Err(self.wrong(format!("{field} is {value}: expected 0.001 to 1000")));
         }
         Ok(value)
@@ -56,7 +56,7 @@ impl Fields<'_> {
 
     /// A number that is added, of either sign.
     pub fn offset(&self, field: &str, value: f64) -> Result<f64> {
-        if !(value.abs() <= 1e3) {
+        if !(-1e3..=1e3).contains(&value) {
             return Err(self.wrong(format!("{field} is {value}: expected -1000 to 1000")));
         }
         Ok(value)

@@ -30,7 +30,6 @@ mod vae;
 use std::path::Path;
 
 pub use clip::{ClipActivation, ClipConfig, ClipPooling};
-pub(crate) use fields::read_json;
 pub use flux::FluxConfig;
 pub use scheduler::SchedulerConfig;
 pub use t5::T5Config;

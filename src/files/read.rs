@@ -14,6 +14,8 @@ use crate::{Error, Result, json};
 pub enum Kind {
     /// A config file of a model: a few KB, with added tokens some hundred.
     Config,
+    /// A tokenizer with its vocabulary: `tokenizer.json` of FLUX.1's T5 has 2.4 MB; the blow-up of JSON in memory is tenfold.
+    Tokenizer,
     /// The index of a model's shards: 120 KB for FLUX.1's transformer.
     Index,
     /// A commit's name in the Hugging Face cache.
@@ -27,6 +29,7 @@ impl Kind {
     pub fn limit_bytes(self) -> u64 {
         match self {
             Kind::Config => 4 << 20,
+            Kind::Tokenizer => 16 << 20,
             Kind::Index => 32 << 20,
             Kind::Reference => 4 << 10,
             Kind::Prompts => 4 << 20,

@@ -25,8 +25,9 @@ use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 use tokenizers::{AddedToken, Tokenizer};
 
 use crate::config::ClipPooling;
+use crate::files::Kind;
 use crate::{Error, Result};
-use bounds::{LARGEST_FILE_BYTES, LARGEST_PROMPT_BYTES, guarded, read_file, short};
+use bounds::{LARGEST_PROMPT_BYTES, guarded, read_file, short};
 use parts::{Bpe, CLIP_SPLIT, Ids, Unigram};
 use settings::Settings;
 
@@ -220,15 +221,15 @@ fn clip(dir: &Path) -> Result<Ready> {
     let eos = special("eos_token", "<|endoftext|>")?;
     let pad = special("pad_token", &eos)?;
     let (path, merges) = (dir.join("tokenizer.json"), dir.join("merges.txt"));
-    let (path, tokenizer, frame) = if let Some(bytes) = read_file(&path, LARGEST_FILE_BYTES)? {
+    let (path, tokenizer, frame) = if let Some(bytes) = read_file(&path, Kind::Tokenizer)? {
         let json::Contents { parts, added, frame } = json::clip(&path, &bytes)?;
         let mut tokenizer = parts::clip(&path, parts)?;
         settings.add_to(&mut tokenizer, &path, added, [])?;
         (path, tokenizer, Some(frame))
     } else {
         let path = dir.join("vocab.json");
-        let vocab = read_file(&path, LARGEST_FILE_BYTES)?;
-        let Some((vocab, pairs)) = vocab.zip(read_file(&merges, LARGEST_FILE_BYTES)?) else {
+        let vocab = read_file(&path, Kind::Tokenizer)?;
+        let Some((vocab, pairs)) = vocab.zip(read_file(&merges, Kind::Tokenizer)?) else {
             return Err(Error::weights(
                 dir,
                 "no CLIP tokenizer: expected tokenizer.json, or vocab.json and merges.txt",
@@ -272,12 +273,12 @@ fn t5(dir: &Path) -> Result<Ready> {
     let eos = settings.special("eos_token")?.unwrap_or_else(|| "</s>".to_string());
     let pad = settings.special("pad_token")?.unwrap_or_else(|| "<pad>".to_string());
     let (path, model) = (dir.join("tokenizer.json"), dir.join("spiece.model"));
-    let (path, tokenizer, frame) = if let Some(bytes) = read_file(&path, LARGEST_FILE_BYTES)? {
+    let (path, tokenizer, frame) = if let Some(bytes) = read_file(&path, Kind::Tokenizer)? {
         let json::Contents { parts, added, frame } = json::t5(&path, &bytes)?;
         let mut tokenizer = parts::t5(&path, parts)?;
         settings.add_to(&mut tokenizer, &path, added, [])?;
         (path, tokenizer, Some(frame))
-    } else if let Some(bytes) = read_file(&model, LARGEST_FILE_BYTES)? {
+    } else if let Some(bytes) = read_file(&model, Kind::Tokenizer)? {
         let tokenizer = t5_from_pieces(&model, &bytes, &settings)?;
         (model, tokenizer, None)
     } else {

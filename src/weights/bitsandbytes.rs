@@ -85,15 +85,9 @@ pub fn open(component: &Component, info: &TensorInfo) -> Result<Option<TensorInf
         }
         Ok(found.clone())
     };
-    let mut json = Vec::new();
     let state = needed("quant_state.bitsandbytes__nf4", &[Dtype::U8])?;
-    if state.bytes > LARGEST_STATE {
-        return Err(wrong(format!("a quant_state of {} bytes", state.bytes)));
-    }
-    json.resize(state.bytes as usize, 0);
-    state.read_at(0, &mut json)?;
-    let state: QuantState =
-        serde_json::from_slice(&json).map_err(|e| wrong(format!("malformed quant_state: {e}")))?;
+    let state = quant_state(&state)
+        .and_then(|json| json.map_err(|e| wrong(format!("malformed quant_state: {e}"))))?;
     if state.blocksize != BLOCK {
         return Err(unsupported(format!(
             "quantized in blocks of {}: only {BLOCK} is supported",
@@ -144,6 +138,17 @@ pub fn open(component: &Component, info: &TensorInfo) -> Result<Option<TensorInf
         quantized: Some(Arc::new(quantized)),
         ..info.clone()
     }))
+}
+
+/// The JSON in this tensor, or what is wrong with it.
+fn quant_state(tensor: &TensorInfo) -> Result<Result<QuantState, String>> {
+    if tensor.bytes > LARGEST_STATE {
+        return Ok(Err(format!("{} bytes", tensor.bytes)));
+    }
+    let mut json = vec![0; tensor.bytes as usize];
+    tensor.read_at(0, &mut json)?;
+    let read = crate::json::check(&json, &crate::json::CONFIG).and_then(|()| serde_json::from_slice(&json));
+    Ok(read.map_err(|e| e.to_string()))
 }
 
 impl Quantized {

@@ -144,7 +144,7 @@ impl TensorInfo {
     /// The refusal of so many.
     pub(crate) fn not_finite(&self, count: u64) -> Error {
         let what = format!(
-            "{count} numbers of tensor {} are not finite: the file is damaged, or was converted wrongly",
+            "{count} of the numbers of tensor {} are not finite: the file is damaged, or was converted wrongly",
             self.name
         );
         Error::weights(self.file.path(), what)
@@ -154,18 +154,18 @@ impl TensorInfo {
 /// Numbers as weights are kept.
 pub(crate) trait Finite {
     /// Neither NaN nor infinite.
-    fn is_finite(self) -> bool;
+    fn is_finite(&self) -> bool;
 }
 
 impl Finite for f32 {
-    fn is_finite(self) -> bool {
-        f32::is_finite(self)
+    fn is_finite(&self) -> bool {
+        f32::is_finite(*self)
     }
 }
 
 impl Finite for half::bf16 {
-    fn is_finite(self) -> bool {
-        half::bf16::is_finite(self)
+    fn is_finite(&self) -> bool {
+        half::bf16::is_finite(*self)
     }
 }
 

@@ -1,16 +1,10 @@
 //! What keeps a tokenizer's files and a prompt from taking more than their share: limits, each with what FLUX.1 has, and
 //! a thread of their own for whatever the `tokenizers` crate does.
 
-use std::io::Read;
 use std::path::Path;
 
+use crate::files::{self, Kind};
 use crate::{Error, Result};
-
-/// `tokenizer.json` of FLUX.1's T5 has 2.4 MB; the blow-up of JSON in memory is tenfold.
-pub(super) const LARGEST_FILE_BYTES: u64 = 16 << 20;
-
-/// Config files beside it have some KB.
-pub(super) const LARGEST_CONFIG_BYTES: u64 = 4 << 20;
 
 /// CLIP's longest token has 64 bytes, T5's 20. The trie of pieces has a level per byte and is dropped recursively.
 pub(super) const LARGEST_PIECE_BYTES: usize = 512;
@@ -36,26 +30,9 @@ pub(super) const LARGEST_PROMPT_BYTES: usize = 1 << 20;
 /// Far more than [`LARGEST_PIECE_BYTES`] levels of anything.
 const STACK_BYTES: usize = 8 << 20;
 
-/// The bytes of a regular file of at most `limit` bytes; `None` when there is none. A link that leads nowhere is an
-/// error, not an absent file; so is anything that is no file, which might never end.
-pub(super) fn read_file(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
-    use std::os::unix::fs::OpenOptionsExt;
-    match path.symlink_metadata() {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        other => other.map_err(Error::io("read", path))?,
-    };
-    // Not blocking: a pipe that nobody writes to is refused below rather than waited for.
-    let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-    let file = file.map_err(Error::io("read", path))?;
-    if !file.metadata().map_err(Error::io("read", path))?.is_file() {
-        return Err(Error::weights(path, "is no regular file"));
-    }
-    let mut bytes = Vec::new();
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
-    if bytes.len() as u64 > limit {
-        return Err(Error::weights(path, format!("has more than {limit} bytes: no tokenizer file does")));
-    }
-    Ok(Some(bytes))
+/// The bytes of a file; `None` when there is none.
+pub(super) fn read_file(path: &Path, kind: Kind) -> Result<Option<Vec<u8>>> {
+    if files::exists(path)? { files::read(path, kind).map(Some) } else { Ok(None) }
 }
 
 /// The tokens of a vocabulary are few and short enough.
