@@ -200,7 +200,7 @@ fn weights_that_no_code_stands_for_are_refused_by_tensor() {
     let sandbox = Sandbox::new();
     let t5 = "text_encoder_2/model.safetensors";
     let transformer = "transformer/diffusion_pytorch_model.safetensors";
-    let (bf16_nan, f32_infinity) = (&0x7fc0u16.to_le_bytes()[..], &f32::NEG_INFINITY.to_le_bytes()[..]);
+    let (bf16_nan, f32_infinity) = (&0x7fc0u16.to_le_bytes()[..], &f32::INFINITY.to_le_bytes()[..]);
     // Quantized on the way in: a plain weight, and one that is NF4 in its file, whose last block has no scale.
     let (plain, scales) =
         ("encoder.block.0.layer.1.DenseReluDense.wi_0.weight", "context_embedder.weight.absmax");

@@ -234,7 +234,13 @@ fn the_host_waits_once_a_step_and_at_the_end() {
 fn the_place_of_numbers_that_are_not_finite_is_named() {
     let (_dir, model) = demo();
     let mut pipeline = bind(&model, Shape { steps: 2, ..SHAPE }, &emulator());
-    let nan = Request { noise: Noise::Given(vec![f32::NAN; 64 * 64]), ..Request::new("x", 0) };
-    let message = pipeline.generate(&nan, &mut |_| Continue(())).unwrap_err().to_string();
+    let mut refusal = |noise: f32| {
+        let request = Request { noise: Noise::Given(vec![noise; 64 * 64]), ..Request::new("x", 0) };
+        pipeline.generate(&request, &mut |_| Continue(())).unwrap_err()
+    };
+    let given = refusal(f32::NAN);
+    assert!(matches!(given, Error::Input(_)) && given.to_string().contains("noise value 0"), "{given}");
+    // Beyond what bf16 can hold.
+    let message = refusal(f32::MAX).to_string();
     assert!(message.contains("the latents of step 0 are not finite"), "{message}");
 }
