@@ -276,6 +276,7 @@ struct Inner {
     machine: Box<dyn Machine>,
     num_allocations: AtomicUsize,
     num_waits: AtomicUsize,
+    prepared: Mutex<BTreeSet<&'static str>>,
     launched: Mutex<BTreeSet<&'static str>>,
 }
 
@@ -322,6 +323,7 @@ impl Device {
                 machine,
                 num_allocations: AtomicUsize::new(0),
                 num_waits: AtomicUsize::new(0),
+                prepared: Mutex::default(),
                 launched: Mutex::default(),
             }),
         }
@@ -397,7 +399,14 @@ impl Device {
     /// # Errors
     /// [`Error::Unsupported`] when this build has no code for the machine.
     pub fn prepare(&self, kernel: &'static Kernel) -> Result<()> {
-        self.machine().prepare(kernel)
+        self.machine().prepare(kernel)?;
+        self.inner.prepared.lock().unwrap_or_else(|e| e.into_inner()).insert(kernel.name);
+        Ok(())
+    }
+
+    /// The entry points that were made ready here so far, by name.
+    pub fn prepared(&self) -> Vec<&'static str> {
+        self.inner.prepared.lock().unwrap_or_else(|e| e.into_inner()).iter().copied().collect()
     }
 
     /// A new event.

@@ -56,14 +56,13 @@ impl Weight for Bf16Weight<'_> {}
 impl Format for Bf16Weight<'_> {
     const NAME: &'static str = "bf16_gemm";
 
-    fn entry(epilogues: Epilogues) -> Option<&'static Kernel> {
-        match epilogues {
-            Epilogues::Store => Some(&BF16_GEMM_STORE),
-            Epilogues::Residual => Some(&BF16_GEMM_RESIDUAL),
-            Epilogues::Combine => Some(&BF16_GEMM_COMBINE),
-            Epilogues::Heads => Some(&BF16_GEMM_HEADS),
-            Epilogues::Map => None,
-        }
+    fn entries() -> [(Epilogues, &'static Kernel); 4] {
+        [
+            (Epilogues::Store, &BF16_GEMM_STORE),
+            (Epilogues::Residual, &BF16_GEMM_RESIDUAL),
+            (Epilogues::Combine, &BF16_GEMM_COMBINE),
+            (Epilogues::Heads, &BF16_GEMM_HEADS),
+        ]
     }
 
     fn operand(

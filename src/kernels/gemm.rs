@@ -327,8 +327,8 @@ pub(super) trait Format: Copy {
     /// The kernel's, for messages.
     const NAME: &'static str;
 
-    /// The entry point with these epilogues.
-    fn entry(epilogues: Epilogues) -> Option<&'static Kernel>;
+    /// The entry points, in the order in which they are tried.
+    fn entries() -> [(Epilogues, &'static Kernel); 4];
 
     /// Checks the weights against a problem, and fills in where they lie.
     fn operand(
@@ -356,11 +356,13 @@ impl<W: Weight> Gemm<'_, W> {
     /// [`Error::Unsupported`] when none has.
     pub fn select(&self, _: &Capability) -> Result<Config> {
         let segments = || self.problems.iter().flat_map(|(problem, _)| &problem.segments);
-        [Epilogues::Store, Epilogues::Residual, Epilogues::Combine, Epilogues::Heads]
+        W::entries()
             .into_iter()
-            .filter(|set| set.have(segments()))
-            .find_map(W::entry)
-            .map(|kernel| Config { kernel, grid: grid(self.problems.iter().map(|(problem, _)| problem)) })
+            .find(|(set, _)| set.have(segments()))
+            .map(|(_, kernel)| Config {
+                kernel,
+                grid: grid(self.problems.iter().map(|(problem, _)| problem)),
+            })
             .ok_or_else(|| {
                 let asked: Vec<String> = segments()
                     .map(|s| format!("kind {} with activation {:?}", s.epilogue.kind(), s.activation))

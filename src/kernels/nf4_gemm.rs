@@ -42,14 +42,13 @@ impl Weight for Nf4Weight<'_> {}
 impl Format for Nf4Weight<'_> {
     const NAME: &'static str = "nf4_gemm";
 
-    fn entry(epilogues: Epilogues) -> Option<&'static Kernel> {
-        match epilogues {
-            Epilogues::Store => Some(&NF4_GEMM_STORE),
-            Epilogues::Residual => Some(&NF4_GEMM_RESIDUAL),
-            Epilogues::Combine => Some(&NF4_GEMM_COMBINE),
-            Epilogues::Heads => Some(&NF4_GEMM_HEADS),
-            Epilogues::Map => None,
-        }
+    fn entries() -> [(Epilogues, &'static Kernel); 4] {
+        [
+            (Epilogues::Store, &NF4_GEMM_STORE),
+            (Epilogues::Residual, &NF4_GEMM_RESIDUAL),
+            (Epilogues::Combine, &NF4_GEMM_COMBINE),
+            (Epilogues::Heads, &NF4_GEMM_HEADS),
+        ]
     }
 
     fn operand(
