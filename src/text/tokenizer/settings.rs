@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tokenizers::{AddedToken, Tokenizer};
 
-use super::bounds::{MOST_ADDED_TOKENS, check_piece, read_file, short};
-use crate::files::Kind;
+use super::bounds::{MOST_ADDED_TOKENS, check_piece, short};
+use crate::files::{self, Kind};
 use crate::{Error, Result};
 
 /// A token to be matched in the prompt before it is split, and the id that a file claims for it.
@@ -234,8 +234,13 @@ fn content(token: &Value) -> Option<&str> {
 
 /// The JSON object in a file; null when there is no file.
 fn read_object(path: &Path) -> Result<Value> {
-    let Some(bytes) = read_file(path, Kind::Config)? else { return Ok(Value::Null) };
-    let malformed = |what: String| Error::weights(path, format!("malformed JSON: {what}"));
-    let value: Value = serde_json::from_slice(&bytes).map_err(|e| malformed(e.to_string()))?;
-    if value.is_object() { Ok(value) } else { Err(malformed("expected an object".to_string())) }
+    if !files::exists(path)? {
+        return Ok(Value::Null);
+    }
+    let value: Value = files::read_json(path, Kind::Config)?;
+    if value.is_object() {
+        Ok(value)
+    } else {
+        Err(Error::weights(path, "malformed JSON: expected an object"))
+    }
 }
