@@ -1,8 +1,10 @@
-//! Compiles `kernels/*.cu` twice: with the host's C++ compiler for the emulator (always), and with nvcc into one
-//! fatbin per file (where nvcc is found). Never touches the network.
-//!
-//! `SCHNELL_SANITIZE=address`, `thread` or `accesses` instruments the emulator's kernels (see scripts/sanitize).
+//! Compiles `kernels/*.cu` twice: with the host's C++ compiler for the emulator (feature `emulator`), and with nvcc into
+//! one fatbin per file (feature `cuda`, where nvcc is found). Never touches the network.
 
+#[cfg(feature = "emulator")]
+#[path = "build/emulator.rs"]
+mod emulator;
+#[cfg(feature = "cuda")]
 #[path = "build/nvcc.rs"]
 mod nvcc;
 
@@ -10,11 +12,14 @@ use std::path::PathBuf;
 
 fn main() {
     println!("cargo::rerun-if-changed=kernels");
-    println!("cargo::rerun-if-env-changed=SCHNELL_SANITIZE");
+    println!("cargo::rustc-check-cfg=cfg(schnell_accesses)");
+    println!("cargo::rustc-check-cfg=cfg(schnell_nvcc)");
     let kernels = kernel_sources();
-    compile_for_the_emulator(&kernels);
-    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    nvcc::compile(&kernels, &out);
+    let _ = &kernels;
+    #[cfg(feature = "emulator")]
+    emulator::compile(&kernels);
+    #[cfg(feature = "cuda")]
+    nvcc::compile(&kernels);
 }
 
 /// Every `kernels/*.cu`, sorted, so that builds are reproducible.
@@ -26,62 +31,4 @@ fn kernel_sources() -> Vec<PathBuf> {
         .collect();
     sources.sort();
     sources
-}
-
-fn compile_for_the_emulator(kernels: &[PathBuf]) {
-    // The runtime's side is never instrumented.
-    let sanitize = std::env::var("SCHNELL_SANITIZE").unwrap_or_default();
-    println!("cargo::rustc-check-cfg=cfg(schnell_accesses)");
-    let mut runtime = host_compiler();
-    runtime.file("kernels/emulator.cpp");
-    if sanitize == "accesses" {
-        println!("cargo::rustc-cfg=schnell_accesses");
-        runtime.file("kernels/accesses.cpp");
-    }
-    runtime.compile("schnell_emulator");
-
-    let mut build = host_compiler();
-    build.flag("-x").flag("c++").files(kernels);
-    let (flags, libraries): (&[&str], &[&str]) = match sanitize.as_str() {
-        "" => (&[], &[]),
-        // Bounds also inside a struct, of which shared memory consists; the first error ends the process.
-        "address" => (
-            &["-fsanitize=address,undefined", "-fsanitize=bounds-strict", "-fno-sanitize-recover=all"],
-            &["-lasan", "-lubsan"],
-        ),
-        "thread" => (&["-fsanitize=thread"], &["-ltsan"]),
-        // The functions that g++ calls are in kernels/accesses.cpp.
-        "accesses" => (&["-fsanitize=thread", "-DSCHNELL_ACCESSES"], &[]),
-        other => panic!("SCHNELL_SANITIZE is {other:?}: expected address, thread or accesses"),
-    };
-    if !flags.is_empty() {
-        build.opt_level(1).flag("-g").flag("-fno-omit-frame-pointer");
-        for flag in flags {
-            build.flag(flag);
-        }
-        println!("cargo::rustc-link-arg=-Wl,--no-as-needed");
-        for library in libraries {
-            println!("cargo::rustc-link-arg={library}");
-        }
-    }
-    build.compile("schnell_kernels");
-}
-
-fn host_compiler() -> cc::Build {
-    let mut build = cc::Build::new();
-    build
-        .cpp(true)
-        .std("c++17")
-        .opt_level(2)
-        .include("kernels")
-        // The same bits on every host: no fused multiply-adds that the source does not ask for.
-        .flag("-ffp-contract=off")
-        // Kernels reinterpret shared memory, as CUDA code does.
-        .flag("-fno-strict-aliasing")
-        .flag("-fno-exceptions")
-        .flag("-fno-rtti")
-        // A frame larger than a fiber's stack must hit the guard page, not jump over it.
-        .flag("-fstack-clash-protection")
-        .flag("-Wno-unknown-pragmas");
-    build
 }

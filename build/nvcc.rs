@@ -21,9 +21,9 @@ const PTX: u32 = 80;
 const HOPPER_ONLY: &str = "_sm90";
 const FLAGS: [&str; 5] = ["-fatbin", "-std=c++17", "-O3", "-Xptxas", "-v"];
 
-/// Writes `<stem>.fatbin` per kernel file and `ptxas.tsv` into `out`; empty ones where there is no nvcc.
-pub fn compile(kernels: &[PathBuf], out: &Path) {
-    println!("cargo::rustc-check-cfg=cfg(schnell_nvcc)");
+/// Writes `<stem>.fatbin` per kernel file and `ptxas.tsv` into cargo's `OUT_DIR`; empty ones where there is no nvcc.
+pub fn compile(kernels: &[PathBuf]) {
+    let out = &PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     for variable in ["NVCC", "CUDA_HOME"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }

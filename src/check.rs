@@ -341,11 +341,7 @@ pub fn cases() -> Vec<Case> {
 
 /// The two machines differ, or one failed: what `gpu-check` says at the end.
 pub fn mismatch(num_faults: usize) -> Error {
-    Error::Device {
-        device: "gpu-check".to_string(),
-        operation: "the comparison".to_string(),
-        reason: format!("{num_faults} outputs differ by more than allowed, or could not be computed"),
-    }
+    Error::Mismatch(format!("{num_faults} outputs differ by more than allowed, or could not be computed"))
 }
 
 #[cfg(test)]

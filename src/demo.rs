@@ -30,10 +30,6 @@ const FILES: &[(&str, &[u8])] = files![
     "vae/diffusion_pytorch_model.safetensors",
 ];
 
-/// What a user should be told about it.
-pub const NOTICE: &str = "using the bundled model: it draws one or two colored shapes (try \"a small red star left of \
-                          a big blue ring on a yellow background\")";
-
 /// Writes the model into `dir` as a diffusers-layout folder (under 8 MB).
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! One error type, split by who can act on it: the caller ([`Error::Input`]), the owner of the model files
 //! ([`Error::Weights`]), the owner of the memory ([`Error::Capacity`]), the choice of machine or build
-//! ([`Error::Unsupported`]), the machine itself ([`Error::Device`]) and the file system ([`Error::Io`]).
+//! ([`Error::Unsupported`]), the machine itself ([`Error::Device`]), the file system ([`Error::Io`]) and the authors of this
+//! crate ([`Error::Internal`]).
 //!
 //! Messages are lower case, say what was expected and what was found, and end with what to do about it.
 
@@ -58,9 +59,23 @@ pub enum Error {
     #[error("stopped")]
     Stopped,
 
-    /// A plan that its own check refuses: a fault of this crate.
-    #[error("the plan is wrong, a fault of schnell that deserves a report: {0}")]
-    Plan(String),
+    /// Numbers that are not finite where they were computed: weights that are damaged, or that bf16 is too narrow for.
+    #[error("{count} numbers of {place} are not finite: the weights overflow bf16 or f32")]
+    NotFinite {
+        /// `the latents of step 0`, `the VAE's image`, ...
+        place: String,
+        /// How many.
+        count: u64,
+    },
+
+    /// Two machines, or a machine and a reference, differ by more than is allowed.
+    #[error("{0}")]
+    Mismatch(String),
+
+    /// What no caller of the public API can bring about: a plan that its own check refuses, a kernel called with what does not
+    /// fit it.
+    #[error("a fault of schnell that deserves a report: {0}")]
+    Internal(String),
 
     /// A file that cannot be read or written.
     #[error("cannot {action} {}: {source}", shown(&path.to_string_lossy()))]
@@ -125,13 +140,14 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Input(_) => 2,
-            Error::Weights { .. } => 3,
+            Error::Weights { .. } | Error::NotFinite { .. } => 3,
             Error::Capacity { .. } => 4,
             Error::Unsupported(_) => 5,
             Error::Device { .. } => 6,
             Error::Io { .. } => 7,
-            Error::Plan(_) => 8,
+            Error::Internal(_) => 8,
             Error::Stopped => 9,
+            Error::Mismatch(_) => 10,
         }
     }
 }

@@ -7,35 +7,92 @@
 //!
 //! The modules, in the order to read them:
 
-pub mod error;
-pub mod files;
+#![cfg_attr(
+    not(feature = "check"),
+    allow(
+        dead_code,
+        unused_imports,
+        reason = "what only the tests and gpu-check use, which build with that feature"
+    )
+)]
+
+// Only the names at the end are for dependents. The project's own tests and `gpu-check` look into every module.
+pub mod image;
 mod json;
-
-pub mod config;
-pub mod sampling;
-pub mod text;
-pub mod weights;
-
-#[allow(unsafe_code)]
-pub mod device;
-#[allow(unsafe_code)]
-pub mod kernels;
 mod memory;
-
-#[allow(unsafe_code)]
-pub mod abi;
-
 mod program;
 
-pub mod models;
-
-#[allow(unsafe_code)]
-pub mod pipeline;
-
-pub mod demo;
-pub mod image;
+// The command writes by the same rules as the library.
+#[cfg(any(feature = "cli", feature = "check"))]
+#[doc(hidden)]
+pub mod files;
+#[cfg(not(any(feature = "cli", feature = "check")))]
+mod files;
 
 #[cfg(feature = "check")]
+#[allow(unsafe_code)]
+pub mod abi;
+#[cfg(feature = "check")]
 pub mod check;
+#[cfg(feature = "check")]
+pub mod config;
+#[cfg(all(feature = "demo", feature = "check"))]
+pub mod demo;
+#[cfg(feature = "check")]
+#[allow(unsafe_code)]
+pub mod device;
+#[cfg(feature = "check")]
+pub mod error;
+#[cfg(feature = "check")]
+#[allow(unsafe_code)]
+pub mod kernels;
+#[cfg(feature = "check")]
+pub mod models;
+#[cfg(feature = "check")]
+#[allow(unsafe_code)]
+pub mod pipeline;
+#[cfg(feature = "check")]
+pub mod sampling;
+#[cfg(feature = "check")]
+pub mod text;
+#[cfg(feature = "check")]
+pub mod weights;
 
+#[cfg(not(feature = "check"))]
+#[allow(unsafe_code)]
+mod abi;
+#[cfg(not(feature = "check"))]
+mod config;
+#[cfg(all(feature = "demo", not(feature = "check")))]
+mod demo;
+#[cfg(not(feature = "check"))]
+#[allow(unsafe_code)]
+mod device;
+#[cfg(not(feature = "check"))]
+mod error;
+#[cfg(not(feature = "check"))]
+#[allow(unsafe_code)]
+mod kernels;
+#[cfg(not(feature = "check"))]
+mod models;
+#[cfg(not(feature = "check"))]
+#[allow(unsafe_code)]
+mod pipeline;
+#[cfg(not(feature = "check"))]
+mod sampling;
+#[cfg(not(feature = "check"))]
+mod text;
+#[cfg(not(feature = "check"))]
+mod weights;
+
+pub use config::PipelineConfig;
+#[cfg(feature = "emulator")]
+pub use device::{AsyncCopies, EmulatorOptions, Order};
+pub use device::{Capability, Device};
 pub use error::{Error, Result};
+pub use pipeline::timing::{StageTime, Timings};
+pub use pipeline::{
+    Dump, DumpValues, Model, ModelFolder, Noise, NoiseFile, OnProgress, Output, Pipeline, PipelineBuilder,
+    Plan, Progress, Quantize, Region, Request, Shape, Work, gib, human_bytes,
+};
+pub use sampling::{NoiseKind, TimeRounding};

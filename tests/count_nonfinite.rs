@@ -50,7 +50,7 @@ fn refuses_an_empty_counter() {
     let bench = Bench::with_bytes(emulator(), 1 << 20);
     let (x, counter) = (bench.alloc::<f32>(8), bench.alloc::<u32>(1).slice(0, 0).unwrap());
     let bad = CountNonfinite::all(&x, &counter);
-    assert!(matches!(bad.launch(&bench.device, COMPUTE), Err(schnell::Error::Input(_))));
+    assert!(matches!(bad.launch(&bench.device, COMPUTE), Err(schnell::Error::Internal(_))));
 }
 
 /// The counter that a number in memory names.
@@ -64,5 +64,5 @@ fn counts_into_the_counter_of_an_index() {
     assert_eq!(bench.download(&counter), [1, 4, 3]);
     let none = index.slice(0, 0).unwrap();
     let bad = CountNonfinite { index: Some(&none), ..count };
-    assert!(matches!(bad.launch(&bench.device, COMPUTE), Err(schnell::Error::Input(_))));
+    assert!(matches!(bad.launch(&bench.device, COMPUTE), Err(schnell::Error::Internal(_))));
 }

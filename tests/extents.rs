@@ -45,7 +45,7 @@ impl Small {
 
 #[track_caller]
 fn refused(result: Result<()>) {
-    assert!(matches!(result, Err(Error::Input(_) | Error::Unsupported(_))), "{result:?}");
+    assert!(matches!(result, Err(Error::Internal(_) | Error::Unsupported(_))), "{result:?}");
 }
 
 #[test]

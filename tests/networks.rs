@@ -19,7 +19,6 @@ mod common;
 mod golden;
 
 use std::collections::HashMap;
-use std::ops::ControlFlow::Continue;
 use std::path::Path;
 use std::sync::LazyLock;
 
@@ -31,7 +30,7 @@ use candle_transformers::models::stable_diffusion::vae::{AutoEncoderKL, AutoEnco
 use candle_transformers::models::t5;
 use common::*;
 use schnell::config::{FluxConfig, PipelineConfig};
-use schnell::pipeline::{BindOptions, DumpValues, Model, Pipeline, Plan, Quantize, Request, Shape};
+use schnell::pipeline::{DumpValues, Model, Pipeline, Plan, Quantize, Request, Shape};
 use schnell::weights::generated::{self, Manifest};
 use schnell::weights::{Part, SafeTensors, Source, nf4};
 use serde_json::{Value, json};
@@ -53,11 +52,11 @@ impl Drawn {
     fn new(dir: tempfile::TempDir, shape: Shape, quantize: Quantize) -> Drawn {
         let model = Model::open(dir.path()).unwrap();
         let plan = Plan::new(model.config(), shape, quantize).unwrap();
-        let options = BindOptions { dump: true };
-        let mut pipeline = Pipeline::bind(&model, plan, &emulator(), options, &mut |_| Continue(())).unwrap();
+        let mut pipeline =
+            Pipeline::builder(&model).with_plan(plan).device(&emulator()).dumps().load().unwrap();
         let prompt = "an oil painting of a quiet lighthouse and two misty ships at night";
-        let request = Request { dump: true, guidance: GUIDANCE, ..Request::new(prompt, 11) };
-        let output = pipeline.generate(&request, &mut |_| Continue(())).unwrap();
+        let request = Request { dump: true, guidance: GUIDANCE, ..Request::new(prompt).seed(11) };
+        let output = pipeline.generate(&request).unwrap();
         let stages = output.dumps.into_iter().map(|dump| {
             let values = match dump.values {
                 DumpValues::Ids(ids) => ids.iter().map(|id| *id as f32).collect(),

@@ -16,7 +16,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use command::*;
-use schnell::pipeline::{Plan, Shape, dump_stages};
+use schnell::{Plan, Shape};
 use schnell::weights::Dtype;
 
 const PNG: &[u8] = b"\x89PNG";
@@ -191,7 +191,7 @@ fn a_dump_is_of_one_run() {
     let shape = Shape { width: 64, height: 64, steps: 2, t5_length: 16, true_cfg: true };
     let plan = Plan::new(&config, shape, Default::default()).unwrap();
     let stages: BTreeSet<String> =
-        dump_stages(&plan).iter().map(|stage| format!("{stage}.safetensors")).collect();
+        plan.dump_stages().iter().map(|stage| format!("{stage}.safetensors")).collect();
     let names = || -> BTreeSet<String> {
         let entries = std::fs::read_dir(sandbox.path("d")).unwrap();
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()

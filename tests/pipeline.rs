@@ -7,7 +7,7 @@ use common::*;
 use golden::Golden;
 use schnell::Error;
 use schnell::device::Device;
-use schnell::pipeline::{BindOptions, Model, Noise, Pipeline, Plan, Progress, Quantize, Request, Shape};
+use schnell::pipeline::{Model, Noise, Pipeline, Plan, Progress, Quantize, Request, Shape};
 use std::ops::ControlFlow::{Break, Continue};
 
 /// 64 image tokens and 256 text tokens: at least 4 CTAs for every hot kernel.
@@ -22,11 +22,16 @@ fn demo() -> (tempfile::TempDir, Model) {
 
 fn bind(model: &Model, shape: Shape, device: &Device) -> Pipeline {
     let plan = Plan::new(model.config(), shape, Quantize::Nf4).unwrap();
-    Pipeline::bind(model, plan, device, BindOptions::default(), &mut |_| Continue(())).unwrap()
+    Pipeline::builder(model).with_plan(plan).device(device).load().unwrap()
+}
+
+fn asks_for(shape: Shape) -> Request {
+    let Shape { width, height, steps, t5_length, .. } = shape;
+    Request::new("a red circle").seed(1).size(width, height).steps(steps).t5_length(t5_length)
 }
 
 fn draw(pipeline: &mut Pipeline, prompt: &str, seed: u64) -> Vec<u8> {
-    pipeline.generate(&Request::new(prompt, seed), &mut |_| Continue(())).unwrap().rgb
+    pipeline.generate(&Request::new(prompt).seed(seed)).unwrap().rgb
 }
 
 #[test]
@@ -47,8 +52,8 @@ fn only_kernels_that_a_plan_uses_are_readied() {
     let readied = |quantize| {
         let device = emulator();
         let plan = Plan::new(model.config(), SHAPE, quantize).unwrap();
-        let (options, launches) = (BindOptions::default(), plan.launches());
-        Pipeline::bind(&model, plan, &device, options, &mut |_| Continue(())).unwrap();
+        let launches = plan.launches();
+        Pipeline::builder(&model).with_plan(plan).device(&device).load().unwrap();
         let (used, other): (Vec<_>, Vec<_>) =
             device.prepared().into_iter().partition(|name| launches.contains(name));
         assert_eq!(other, [""; 0], "not in the plan");
@@ -89,19 +94,19 @@ fn given_noise_replaces_the_seed() {
     let mut pipeline = bind(&model, Shape { steps: 1, ..SHAPE }, &emulator());
     let noise = |value: f32| Request {
         noise: Noise::Given((0..64 * 64).map(|i| value * (i % 7) as f32).collect()),
-        ..Request::new("a red circle", 1)
+        ..Request::new("a red circle").seed(1)
     };
-    let a = pipeline.generate(&noise(0.3), &mut |_| Continue(())).unwrap().rgb;
-    let b = pipeline.generate(&Request { seed: 9, ..noise(0.3) }, &mut |_| Continue(())).unwrap().rgb;
-    let c = pipeline.generate(&noise(0.1), &mut |_| Continue(())).unwrap().rgb;
+    let a = pipeline.generate(&noise(0.3)).unwrap().rgb;
+    let b = pipeline.generate(&Request { seed: 9, ..noise(0.3) }).unwrap().rgb;
+    let c = pipeline.generate(&noise(0.1)).unwrap().rgb;
     assert_eq!(a, b);
     assert_ne!(a, c);
-    let short = Request { noise: Noise::Given(vec![0.0; 5]), ..Request::new("x", 0) };
-    assert!(matches!(pipeline.generate(&short, &mut |_| Continue(())), Err(Error::Input(_))));
-    let nan = Request { noise: Noise::Given(vec![f32::NAN; 64 * 64]), ..Request::new("x", 0) };
-    assert!(pipeline.generate(&nan, &mut |_| Continue(())).unwrap_err().to_string().contains("not finite"));
+    let short = Request { noise: Noise::Given(vec![0.0; 5]), ..Request::new("x") };
+    assert!(matches!(pipeline.generate(&short), Err(Error::Input(_))));
+    let nan = Request { noise: Noise::Given(vec![f32::NAN; 64 * 64]), ..Request::new("x") };
+    assert!(pipeline.generate(&nan).unwrap_err().to_string().contains("not finite"));
     // A failed picture leaves the pipeline usable.
-    assert_eq!(pipeline.generate(&noise(0.3), &mut |_| Continue(())).unwrap().rgb, a);
+    assert_eq!(pipeline.generate(&noise(0.3)).unwrap().rgb, a);
 }
 
 #[test]
@@ -109,7 +114,7 @@ fn progress_and_timings_name_every_stage_in_order() {
     let (_dir, model) = demo();
     let mut pipeline = bind(&model, SHAPE, &emulator());
     let mut seen = Vec::new();
-    let output = pipeline.generate(&Request::new("a red circle", 1), &mut |p| {
+    let output = pipeline.generate_with(&Request::new("a red circle").seed(1), &mut |p| {
         seen.push(p);
         Continue(())
     });
@@ -127,15 +132,14 @@ fn refuses_before_it_works() {
     let (_dir, model) = demo();
     let device = emulator();
     let mut pipeline = bind(&model, Shape { steps: 1, ..SHAPE }, &device);
-    let empty = pipeline.generate(&Request::new("  ", 0), &mut |_| Continue(())).unwrap_err();
+    let empty = pipeline.generate(&Request::new("  ")).unwrap_err();
     assert!(matches!(&empty, Error::Input(text) if text.contains("empty")), "{empty}");
-    let dump = Request { dump: true, ..Request::new("x", 0) };
-    assert!(matches!(pipeline.generate(&dump, &mut |_| Continue(())), Err(Error::Input(_))));
+    let dump = Request { dump: true, ..Request::new("x") };
+    assert!(matches!(pipeline.generate(&dump), Err(Error::Input(_))));
     let golden = Golden::open("b");
     let other = Model::open(golden.dir()).unwrap();
     let plan = Plan::new(model.config(), SHAPE, Quantize::Nf4).unwrap();
-    let error =
-        Pipeline::bind(&other, plan, &device, BindOptions::default(), &mut |_| Continue(())).unwrap_err();
+    let error = Pipeline::builder(&other).with_plan(plan).device(&device).load().unwrap_err();
     assert!(error.to_string().contains("another model"), "{error}");
 }
 
@@ -143,10 +147,9 @@ fn refuses_before_it_works() {
 fn truncated_prompts_are_counted() {
     let (_dir, model) = demo();
     let mut pipeline = bind(&model, Shape { steps: 1, t5_length: 16, ..SHAPE }, &emulator());
-    let output =
-        pipeline.generate(&Request::new("red circle ".repeat(60), 0), &mut |_| Continue(())).unwrap();
+    let output = pipeline.generate(&Request::new("red circle ".repeat(60))).unwrap();
     assert!(output.clip_tokens_dropped > 0 && output.t5_tokens_dropped > 0);
-    let output = pipeline.generate(&Request::new("red", 0), &mut |_| Continue(())).unwrap();
+    let output = pipeline.generate(&Request::new("red")).unwrap();
     assert_eq!((output.clip_tokens_dropped, output.t5_tokens_dropped), (0, 0));
 }
 
@@ -160,15 +163,18 @@ fn several_shapes_on_one_load() {
     let plan = Plan::new(model.config(), shapes[2], Quantize::Nf4).unwrap();
     let planned = plan.arena_bytes();
     let mut loaded = 0;
-    let mut pipeline = Pipeline::bind(&model, plan, &device, BindOptions::default(), &mut |p| {
-        loaded += matches!(p, Progress::Loading { done: 0, .. }) as usize;
-        Continue(())
-    })
-    .unwrap();
+    let mut pipeline = Pipeline::builder(&model)
+        .with_plan(plan)
+        .device(&device)
+        .load_with(&mut |p| {
+            loaded += matches!(p, Progress::Loading { done: 0, .. }) as usize;
+            Continue(())
+        })
+        .unwrap();
     pipeline.warm_up(shapes[1]).unwrap();
     for shape in shapes {
-        let request = Request { shape: Some(shape), ..Request::new("a red circle", 1) };
-        let output = pipeline.generate(&request, &mut |p| {
+        let request = asks_for(shape);
+        let output = pipeline.generate_with(&request, &mut |p| {
             assert!(!matches!(p, Progress::Loading { .. }), "{p:?}");
             Continue(())
         });
@@ -187,8 +193,8 @@ fn several_shapes_on_one_load() {
         }
         other => panic!("{other:?}"),
     }
-    let again = Request { shape: Some(shapes[0]), ..Request::new("a red circle", 1) };
-    pipeline.generate(&again, &mut |_| Continue(())).unwrap();
+    let again = asks_for(shapes[0]);
+    pipeline.generate(&again).unwrap();
     // Planned for both, there is room for both.
     let plan = Plan::new(model.config(), shapes[0], Quantize::Nf4).unwrap().with_shape(shapes[2]).unwrap();
     assert_eq!(plan.arena_bytes(), planned);
@@ -202,7 +208,7 @@ fn a_generation_can_be_stopped_and_another_follows() {
     let want = draw(&mut pipeline, "a red circle", 1);
     for stop_at in [Progress::TextEncoding, Progress::Step { index: 0, total: 2 }, Progress::Decoding] {
         let mut seen = Vec::new();
-        let stopped = pipeline.generate(&Request::new("a blue square", 2), &mut |p| {
+        let stopped = pipeline.generate_with(&Request::new("a blue square").seed(2), &mut |p| {
             seen.push(p);
             if p == stop_at { Break(()) } else { Continue(()) }
         });
@@ -211,7 +217,7 @@ fn a_generation_can_be_stopped_and_another_follows() {
         assert_eq!(draw(&mut pipeline, "a red circle", 1), want);
     }
     let plan = Plan::new(model.config(), SHAPE, Quantize::Nf4).unwrap();
-    let loading = Pipeline::bind(&model, plan, &emulator(), BindOptions::default(), &mut |_| Break(()));
+    let loading = Pipeline::builder(&model).with_plan(plan).device(&emulator()).load_with(&mut |_| Break(()));
     assert!(matches!(loading, Err(Error::Stopped)));
 }
 
@@ -234,8 +240,8 @@ fn the_place_of_numbers_that_are_not_finite_is_named() {
     let (_dir, model) = demo();
     let mut pipeline = bind(&model, Shape { steps: 2, ..SHAPE }, &emulator());
     let mut refusal = |noise: f32| {
-        let request = Request { noise: Noise::Given(vec![noise; 64 * 64]), ..Request::new("x", 0) };
-        pipeline.generate(&request, &mut |_| Continue(())).unwrap_err()
+        let request = Request { noise: Noise::Given(vec![noise; 64 * 64]), ..Request::new("x") };
+        pipeline.generate(&request).unwrap_err()
     };
     let given = refusal(f32::NAN);
     assert!(matches!(given, Error::Input(_)) && given.to_string().contains("noise value 0"), "{given}");

@@ -114,7 +114,7 @@ impl<'a> Footprint<'a> {
     /// How a kernel fetches boxes of a matrix, which begins where `view` does and may be touched from now on.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] where the hardware cannot; [`Error::Input`] when the view is too short.
+    /// [`Error::Unsupported`] where the hardware cannot; [`Error::Internal`] when the view is too short.
     pub fn tensor_map<T>(&mut self, view: &View<T>, tile: &TensorTile) -> Result<abi::tensor_map> {
         let address = self.reads(view)?;
         let arch = self.device.capability().arch;
@@ -186,7 +186,7 @@ impl TensorTile {
         }
         let needed = (self.num_rows - 1).saturating_mul(self.pitch_bytes).saturating_add(row_bytes);
         if view_bytes < needed {
-            return Err(Error::Input(format!("{self:?} has {needed} bytes, its view {view_bytes}")));
+            return Err(Error::Internal(format!("{self:?} has {needed} bytes, its view {view_bytes}")));
         }
         Ok(())
     }

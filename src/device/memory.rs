@@ -33,11 +33,11 @@ impl DeviceMemory {
     /// `len` elements from byte `offset` on.
     ///
     /// # Errors
-    /// [`Error::Input`] when the range leaves the allocation or `offset` is not aligned for `T`.
+    /// [`Error::Internal`] when the range leaves the allocation or `offset` is not aligned for `T`.
     pub fn view<T>(self: &Arc<Self>, offset: usize, len: usize) -> Result<View<T>> {
         let end = len.checked_mul(size_of::<T>()).and_then(|b| b.checked_add(offset));
         if end.is_none_or(|end| end > self.bytes) || offset % align_of::<T>() != 0 {
-            return Err(Error::Input(format!(
+            return Err(Error::Internal(format!(
                 "a view of {len} x {} bytes at {offset} does not fit an allocation of {} bytes",
                 size_of::<T>(),
                 self.bytes
@@ -94,10 +94,10 @@ impl<T> View<T> {
     /// `len` elements from element `start` on.
     ///
     /// # Errors
-    /// [`Error::Input`] when the range leaves the view.
+    /// [`Error::Internal`] when the range leaves the view.
     pub fn slice(&self, start: usize, len: usize) -> Result<View<T>> {
         if start.checked_add(len).is_none_or(|end| end > self.len) {
-            return Err(Error::Input(format!("elements {start}..+{len} leave a view of {}", self.len)));
+            return Err(Error::Internal(format!("elements {start}..+{len} leave a view of {}", self.len)));
         }
         let offset = self.offset + start * size_of::<T>();
         Ok(View { memory: self.memory.clone(), offset, len, element: PhantomData })
@@ -106,12 +106,12 @@ impl<T> View<T> {
     /// The same bytes as elements of another type.
     ///
     /// # Errors
-    /// [`Error::Input`] when size or alignment do not fit.
+    /// [`Error::Internal`] when size or alignment do not fit.
     pub fn cast<U>(&self) -> Result<View<U>> {
         let (bytes, element_bytes) = (self.num_bytes(), size_of::<U>());
         // `None` also for elements of no size.
         if bytes.checked_rem(element_bytes) != Some(0) {
-            return Err(Error::Input(format!("{bytes} bytes are no whole number of {element_bytes}")));
+            return Err(Error::Internal(format!("{bytes} bytes are no whole number of {element_bytes}")));
         }
         self.memory.view(self.offset, bytes / element_bytes)
     }
@@ -143,7 +143,7 @@ impl HostBuffer {
     /// Refuses a range that leaves it.
     pub(super) fn check(&self, offset: usize, bytes: usize) -> Result<()> {
         if offset.checked_add(bytes).is_none_or(|end| end > self.bytes) {
-            return Err(Error::Input(format!(
+            return Err(Error::Internal(format!(
                 "bytes {offset}..+{bytes} leave a host buffer of {} bytes",
                 self.bytes
             )));
@@ -185,4 +185,13 @@ impl Drop for HostBuffer {
         // SAFETY: the address came from `allocate_host` and no queued copy is left.
         unsafe { self.device.machine().free_host(self.address, self.bytes) };
     }
+}
+
+/// The host's memory that is free, from which pinned buffers and the emulator's device memory come.
+pub(super) fn free_host_bytes() -> u64 {
+    let kib = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok()
+    });
+    kib.map_or(8 << 30, |k| k << 10)
 }

@@ -17,7 +17,9 @@
 //!   [`crate::kernels`], which check every view against the shapes they pass on.
 //! - Only this crate makes a [`Kernel`]: its image is nvcc's, its entry the one that was compiled with it.
 
+#[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "emulator")]
 pub mod emulator;
 mod footprint;
 mod memory;
@@ -31,7 +33,9 @@ use std::sync::{Arc, Mutex};
 
 use crate::abi;
 use crate::{Error, Result};
+#[cfg(feature = "emulator")]
 use emulator::accesses::AccessCounts;
+#[cfg(feature = "emulator")]
 pub use emulator::{AsyncCopies, EmulatorOptions, Order};
 pub(crate) use footprint::{Footprint, Mode, Rows, Span, TensorElement, TensorTile, Work};
 pub use memory::{DeviceMemory, HostBuffer, View};
@@ -121,8 +125,10 @@ pub struct Kernel {
     /// The `extern "C"` entry.
     pub(crate) name: &'static str,
     /// The module's fatbin, which nvcc wrote; empty when the crate was built without nvcc.
+    #[cfg(feature = "cuda")]
     pub(crate) image: &'static [u8],
     /// The entry compiled for the host.
+    #[cfg(feature = "emulator")]
     pub(crate) emulated: unsafe extern "C" fn(*const c_void),
     /// CTA size.
     pub(crate) threads: u32,
@@ -259,6 +265,7 @@ pub(crate) trait Machine: Send + Sync {
     unsafe fn synchronize_event(&self, event: EventId) -> Result<()>;
     fn synchronize(&self, stream: StreamId) -> Result<()>;
     /// See [`Device::access_counts`].
+    #[cfg(feature = "emulator")]
     fn access_counts(&self) -> Result<AccessCounts> {
         Err(Error::Unsupported("only the emulator counts accesses".to_string()))
     }
@@ -300,6 +307,7 @@ impl Device {
     /// these are put back when the last emulator goes (clones of the device, memory, buffers and events included).
     /// [`EmulatorOptions::no_signal_handlers`] says no to it: for a host program that changes handlers of these signals
     /// itself meanwhile, or relies on their order.
+    #[cfg(feature = "emulator")]
     pub fn emulator(options: EmulatorOptions) -> Device {
         Device::new(Box::new(emulator::Emulator::new(options)))
     }
@@ -313,8 +321,18 @@ impl Device {
     /// [`Error::Unsupported`] without a driver, with one that is too old, without such a GPU, below compute capability
     /// 8.0, or when this crate was built without CUDA kernels; the message says what is missing. [`Error::Capacity`] when
     /// the GPU has no memory left for a context, [`Error::Device`] when the driver refuses for another reason.
+    #[cfg(feature = "cuda")]
     pub fn cuda(ordinal: usize) -> Result<Device> {
         Ok(Device::new(Box::new(cuda::Cuda::open(ordinal)?)))
+    }
+
+    /// A GPU, for which this build has no code: it lacks the feature `cuda`.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`], always.
+    #[cfg(not(feature = "cuda"))]
+    pub fn cuda(_ordinal: usize) -> Result<Device> {
+        Err(Error::Unsupported("schnell was built without the feature `cuda`".to_string()))
     }
 
     fn new(machine: Box<dyn Machine>) -> Device {
@@ -420,7 +438,7 @@ impl Device {
     /// Enqueues a copy of `dst.len()` elements from `src`, starting at byte `src_offset`.
     ///
     /// # Errors
-    /// [`Error::Input`] when the range leaves `src` or either is another machine's; [`Error::Device`] when the driver
+    /// [`Error::Internal`] when the range leaves `src` or either is another machine's; [`Error::Device`] when the driver
     /// refuses.
     pub fn copy_to_device<T>(
         &self,
@@ -444,7 +462,7 @@ impl Device {
     /// Enqueues a copy of `src.len()` elements to `dst`, starting at byte `dst_offset`.
     ///
     /// # Errors
-    /// [`Error::Input`] when the range leaves `dst` or either is another machine's; [`Error::Device`] when the driver
+    /// [`Error::Internal`] when the range leaves `dst` or either is another machine's; [`Error::Device`] when the driver
     /// refuses.
     pub fn copy_to_host<T>(
         &self,
@@ -480,7 +498,7 @@ impl Device {
             return Ok(());
         }
         let (mine, theirs) = (&self.capability().name, &other.capability().name);
-        Err(Error::Input(format!("memory or an event of {theirs} was given to another machine, {mine}")))
+        Err(Error::Internal(format!("memory or an event of {theirs} was given to another machine, {mine}")))
     }
 
     /// Enqueues setting every byte of `dst` to `value`.
@@ -554,6 +572,7 @@ impl Device {
     ///
     /// # Errors
     /// [`Error::Unsupported`] says what is missing.
+    #[cfg(feature = "emulator")]
     pub fn access_counts(&self) -> Result<AccessCounts> {
         self.machine().access_counts()
     }
@@ -649,7 +668,7 @@ impl Event {
     /// Milliseconds of device time from `start` to this event; both must have been reached.
     ///
     /// # Errors
-    /// [`Error::Device`] when one has not, [`Error::Input`] when they are of two machines.
+    /// [`Error::Device`] when one has not, [`Error::Internal`] when they are of two machines.
     pub fn elapsed_ms_since(&self, start: &Event) -> Result<f32> {
         self.device.check_own(&start.device)?;
         // SAFETY: both events are alive and of one machine.

@@ -83,7 +83,7 @@ impl Machine for Arc<Tape> {
         let index = state.addresses.len();
         let address = match &state.given {
             Some(given) => *given.get(index).ok_or_else(|| {
-                Error::Plan(format!("recorded again, the program has more than {index} buffers"))
+                Error::Internal(format!("recorded again, the program has more than {index} buffers"))
             })?,
             None => state.next,
         };

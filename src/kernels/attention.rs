@@ -137,7 +137,7 @@ impl Attention<'_> {
     /// Enqueues the attention of all heads.
     ///
     /// # Errors
-    /// [`crate::Error::Unsupported`] for shapes that the kernel cannot take, [`crate::Error::Input`] for views that
+    /// [`crate::Error::Unsupported`] for shapes that the kernel cannot take, [`crate::Error::Internal`] for views that
     /// are too small or misaligned.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
         if self.head_dim % 8 != 0 || self.q_len == 0 || self.kv_len == 0 || self.heads == 0 {

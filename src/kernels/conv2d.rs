@@ -58,7 +58,7 @@ impl Conv2d<'_> {
     /// Enqueues the convolution.
     ///
     /// # Errors
-    /// [`crate::Error::Unsupported`] for shapes that the kernel cannot take, [`crate::Error::Input`] for views that
+    /// [`crate::Error::Unsupported`] for shapes that the kernel cannot take, [`crate::Error::Internal`] for views that
     /// are too small or misaligned.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
         const NAME: &str = "conv2d";

@@ -37,7 +37,7 @@ impl<'a> CountNonfinite<'a> {
     /// Enqueues the count.
     ///
     /// # Errors
-    /// [`crate::Error::Input`] when `counter` or `index` is empty.
+    /// [`crate::Error::Internal`] when `counter` or `index` is empty.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
         check_len(NAME, "counter", self.counter, 1)?;
         if let Some(index) = self.index {

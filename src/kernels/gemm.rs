@@ -299,7 +299,7 @@ impl<'a> Problem<'a> {
 /// 16-byte vector accesses start at this address.
 pub(super) fn check_aligned(kernel: &str, what: &str, address: u64) -> Result<()> {
     if address % 16 != 0 {
-        return Err(Error::Input(format!("{kernel}: `{what}` is not 16-byte aligned")));
+        return Err(Error::Internal(format!("{kernel}: `{what}` is not 16-byte aligned")));
     }
     Ok(())
 }
@@ -374,7 +374,7 @@ impl<W: Weight> Gemm<'_, W> {
     /// Enqueues the products.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for shapes and epilogues that no entry point can take, [`Error::Input`] for views that are too
+    /// [`Error::Unsupported`] for shapes and epilogues that no entry point can take, [`Error::Internal`] for views that are too
     /// small or misaligned.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
         if self.problems.is_empty() || self.problems.len() > abi::GEMM_MAX_PROBLEMS as usize {

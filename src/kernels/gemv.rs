@@ -128,7 +128,7 @@ impl Gemv<'_> {
             return Err(refuse(NAME, format!("m = {m} is not in 1..={}", abi::GEMV_MAX_M)));
         }
         if k == 0 {
-            return Err(Error::Input(format!("{NAME}: k = 0, nothing to sum")));
+            return Err(Error::Internal(format!("{NAME}: k = 0, nothing to sum")));
         }
         check_pitch(NAME, "pitch", self.pitch, k)?;
         check_pitch(NAME, "out_pitch", self.out_pitch, n)?;
@@ -175,7 +175,7 @@ impl Gemv<'_> {
                     return Err(refuse(NAME, format!("k = {k} is no multiple of 64, as NF4 weights need")));
                 }
                 if !all_aligned(&[codes.address()], 16) {
-                    return Err(Error::Input(format!("{NAME}: `codes` is not 16-byte aligned")));
+                    return Err(Error::Internal(format!("{NAME}: `codes` is not 16-byte aligned")));
                 }
                 check_len(NAME, "codes", codes, volume(&[n, k / 2]))?;
                 check_len(NAME, "absmax", absmax, volume(&[n, k / 64]))?;
@@ -204,7 +204,7 @@ impl Gemv<'_> {
     /// Enqueues the product.
     ///
     /// # Errors
-    /// [`Error::Input`] when a view is shorter than its shape, a pitch is less than its row, `k` is 0, or NF4 codes are
+    /// [`Error::Internal`] when a view is shorter than its shape, a pitch is less than its row, `k` is 0, or NF4 codes are
     /// not 16-byte aligned; [`Error::Unsupported`] for more rows than 8, or NF4 with `k` no multiple of 64.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
         let (params, footprint) = self.check(device)?;

@@ -87,7 +87,7 @@ impl GroupNormSilu<'_> {
             return Err(refuse(NAME, format!("channels = {} is not in 1..={most}", self.channels)));
         }
         if self.groups == 0 || !self.channels.is_multiple_of(self.groups) {
-            return Err(Error::Input(format!(
+            return Err(Error::Internal(format!(
                 "{NAME}: {} channels are not a whole number for each of {} groups",
                 self.channels, self.groups
             )));
@@ -152,7 +152,7 @@ impl GroupNormSilu<'_> {
     /// Enqueues the three launches.
     ///
     /// # Errors
-    /// [`Error::Input`] when a view is shorter than its shape, a pitch is less than `channels`, or `groups` does not
+    /// [`Error::Internal`] when a view is shorter than its shape, a pitch is less than `channels`, or `groups` does not
     /// divide `channels`; [`Error::Unsupported`] for too many channels.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
         let (params, [sums, finishes, applies]) = self.check(device)?;

@@ -58,7 +58,7 @@ impl HeadNormRope<'_> {
         }
         check_pitch(NAME, "pitch", self.pitch, width)?;
         if !self.pitch.is_multiple_of(2) || !all_aligned(&[self.x.address()], 4) {
-            return Err(Error::Input(format!("{NAME}: a row of `x` does not start at a whole pair")));
+            return Err(Error::Internal(format!("{NAME}: a row of `x` does not start at a whole pair")));
         }
         let table_len = volume(&[self.rope_row.saturating_add(self.rows), num_pairs]);
         check_len(NAME, "x", self.x, matrix_len(self.rows, self.pitch, width))?;
@@ -84,7 +84,7 @@ impl HeadNormRope<'_> {
     /// Enqueues norm and rotation.
     ///
     /// # Errors
-    /// [`Error::Input`] when a view is shorter than its shape, `pitch` is odd or less than a row, or `x` is not 4-byte
+    /// [`Error::Internal`] when a view is shorter than its shape, `pitch` is odd or less than a row, or `x` is not 4-byte
     /// aligned; [`Error::Unsupported`] for a `head_dim` that is odd or too wide.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
         let (params, footprint) = self.check(device)?;

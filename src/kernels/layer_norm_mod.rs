@@ -57,7 +57,7 @@ const NAME: &str = "layer_norm_mod";
 impl LayerNormMod<'_> {
     fn check<'d>(&self, device: &'d Device) -> Result<(abi::layer_norm_mod_params, Footprint<'d>)> {
         if self.width == 0 {
-            return Err(Error::Input(format!("{NAME}: rows of no elements have no mean")));
+            return Err(Error::Internal(format!("{NAME}: rows of no elements have no mean")));
         }
         check_pitch(NAME, "pitch", self.pitch, self.width)?;
         check_pitch(NAME, "out_pitch", self.out_pitch, self.width)?;
@@ -103,7 +103,7 @@ impl LayerNormMod<'_> {
     /// Enqueues the norm.
     ///
     /// # Errors
-    /// [`Error::Input`] when a view is shorter than its shape, a pitch is less than `width`, or `width` is 0.
+    /// [`Error::Internal`] when a view is shorter than its shape, a pitch is less than `width`, or `width` is 0.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
         let (params, footprint) = self.check(device)?;
         let config = self.select(device.capability());

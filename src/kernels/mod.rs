@@ -23,7 +23,9 @@ pub mod layer_norm_mod;
 pub mod next_step;
 pub mod nf4_gemm;
 pub mod nf4_quantize;
+#[cfg(feature = "check")]
 pub mod probe;
+#[cfg(feature = "check")]
 pub mod probe_sm90;
 pub mod rms_norm;
 pub mod select_row;
@@ -35,11 +37,13 @@ use half::bf16;
 use crate::device::{Footprint, Kernel, View};
 use crate::{Error, Result};
 
+#[cfg(feature = "check")]
 /// Those that a pipeline may launch: not the probes, of which some have code for Hopper alone.
 pub fn product() -> impl Iterator<Item = &'static Kernel> {
     all().iter().copied().filter(|kernel| !kernel.stem.starts_with("probe"))
 }
 
+#[cfg(feature = "check")]
 /// Every entry point that is compiled for a GPU: `tests/resources.rs` keeps a line per entry and architecture.
 pub fn all() -> &'static [&'static Kernel] {
     static ALL: &[&Kernel] = &[
@@ -117,13 +121,16 @@ macro_rules! kernel {
     ($(#[$doc:meta])* $name:ident, $stem:literal, $entry:ident, $threads:expr, $smem_bytes:expr) => {
         $(#[$doc])*
         pub static $name: $crate::device::Kernel = {
+            #[cfg(feature = "emulator")]
             unsafe extern "C" {
                 fn $entry(params: *const std::ffi::c_void);
             }
             $crate::device::Kernel {
                 stem: $stem,
                 name: stringify!($entry),
+                #[cfg(feature = "cuda")]
                 image: include_bytes!(concat!(env!("OUT_DIR"), "/", $stem, ".fatbin")),
+                #[cfg(feature = "emulator")]
                 emulated: $entry,
                 threads: $threads,
                 smem_bytes: $smem_bytes,
@@ -137,12 +144,15 @@ pub(crate) use kernel;
 pub(crate) fn check_len<T>(kernel: &str, what: &str, view: &View<T>, needed: usize) -> Result<()> {
     if needed == TOO_MANY {
         let len = view.len();
-        return Err(Error::Input(format!(
+        return Err(Error::Internal(format!(
             "{kernel}: `{what}` has {len} elements, needs more than can be counted"
         )));
     }
     if view.len() < needed {
-        return Err(Error::Input(format!("{kernel}: `{what}` has {} elements, needs {needed}", view.len())));
+        return Err(Error::Internal(format!(
+            "{kernel}: `{what}` has {} elements, needs {needed}",
+            view.len()
+        )));
     }
     Ok(())
 }
@@ -191,7 +201,9 @@ pub(crate) fn matrix_len(rows: usize, pitch: usize, width: usize) -> usize {
 /// A row must not reach into the next one.
 pub(crate) fn check_pitch(kernel: &str, what: &str, pitch: usize, width: usize) -> Result<()> {
     if pitch < width {
-        return Err(Error::Input(format!("{kernel}: `{what}` = {pitch} is less than the row width {width}")));
+        return Err(Error::Internal(format!(
+            "{kernel}: `{what}` = {pitch} is less than the row width {width}"
+        )));
     }
     Ok(())
 }

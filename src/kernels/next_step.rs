@@ -24,7 +24,7 @@ impl NextStep<'_> {
     /// Enqueues the increment.
     ///
     /// # Errors
-    /// [`crate::Error::Input`] when `step` is empty.
+    /// [`crate::Error::Internal`] when `step` is empty.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
         check_len("next_step", "step", self.step, 1)?;
         let mut footprint = Footprint::new(device);

@@ -109,7 +109,7 @@ impl Nf4Quantize<'_> {
             return Err(refuse(NAME, format!("k = {} is no positive multiple of 64", self.k)));
         }
         if self.first_row.checked_add(self.rows).is_none_or(|end| end > self.n) {
-            return Err(Error::Input(format!(
+            return Err(Error::Internal(format!(
                 "{NAME}: rows {}..+{} leave a weight of {} rows",
                 self.first_row, self.rows, self.n
             )));
@@ -146,7 +146,7 @@ impl Nf4Quantize<'_> {
     /// Enqueues the quantization.
     ///
     /// # Errors
-    /// [`Error::Input`] when a view is shorter than its shape, `pitch` is less than `k`, or the rows leave the
+    /// [`Error::Internal`] when a view is shorter than its shape, `pitch` is less than `k`, or the rows leave the
     /// destination; [`Error::Unsupported`] when `k` is no multiple of 64.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
         let (params, footprint) = self.check(device)?;

@@ -155,7 +155,7 @@ impl Part {
     /// Enqueues the part.
     ///
     /// # Errors
-    /// [`Error::Input`] when a view is too short.
+    /// [`Error::Internal`] when a view is too short.
     pub fn launch(
         self,
         device: &Device,
@@ -250,7 +250,7 @@ impl Fault {
     /// Enqueues the fault over `num_ctas` CTAs.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] on a GPU; [`Error::Input`] when a view is too short.
+    /// [`Error::Unsupported`] on a GPU; [`Error::Internal`] when a view is too short.
     pub fn launch(self, device: &Device, num_ctas: u32, input: &View<u32>, output: &View<u32>) -> Result<()> {
         if !device.capability().is_emulator {
             return Err(Error::Unsupported("probe: faults are for the emulator".to_string()));
@@ -285,7 +285,7 @@ impl Fault {
 /// Enqueues one CTA of accesses whose cost is known. There is no GPU code for it.
 ///
 /// # Errors
-/// [`Error::Unsupported`] on a GPU; [`Error::Input`] when a view is too short.
+/// [`Error::Unsupported`] on a GPU; [`Error::Internal`] when a view is too short.
 pub fn launch_accesses(device: &Device, input: &View<u32>, output: &View<u32>) -> Result<()> {
     if !device.capability().is_emulator {
         return Err(Error::Unsupported("probe: counted accesses are for the emulator".to_string()));

@@ -174,7 +174,7 @@ impl Part {
     /// Enqueues the part.
     ///
     /// # Errors
-    /// [`Error::Input`] when a view is too short, [`Error::Unsupported`] where there is no Hopper GPU.
+    /// [`Error::Internal`] when a view is too short, [`Error::Unsupported`] where there is no Hopper GPU.
     pub fn launch(
         self,
         device: &Device,
@@ -279,7 +279,7 @@ impl Fault {
     /// Enqueues the fault.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] on a GPU; [`Error::Input`] when a view is too short.
+    /// [`Error::Unsupported`] on a GPU; [`Error::Internal`] when a view is too short.
     pub fn launch(self, device: &Device, input: &View<u32>, output: &View<u32>) -> Result<()> {
         if !device.capability().is_emulator {
             return Err(Error::Unsupported("probe_sm90: faults are for the emulator".to_string()));

@@ -36,7 +36,7 @@ impl SelectRow<'_> {
     /// Enqueues the copy.
     ///
     /// # Errors
-    /// [`crate::Error::Input`] when a view is shorter than its shape, or `pitch` less than `width`.
+    /// [`crate::Error::Internal`] when a view is shorter than its shape, or `pitch` less than `width`.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
         check_pitch(NAME, "pitch", self.pitch, self.width)?;
         check_len(NAME, "table", self.table, matrix_len(self.rows.max(1), self.pitch, self.width))?;

@@ -34,7 +34,7 @@ impl ToRgb<'_> {
     /// Enqueues the conversion.
     ///
     /// # Errors
-    /// [`crate::Error::Input`] when a view is shorter than its shape or `pitch` is less than 3.
+    /// [`crate::Error::Internal`] when a view is shorter than its shape or `pitch` is less than 3.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
         check_pitch(NAME, "pitch", self.pitch, 3)?;
         check_len(NAME, "x", self.x, matrix_len(self.pixels, self.pitch, 3))?;

@@ -45,11 +45,11 @@ impl UnpackLatents<'_> {
     /// Enqueues the unpacking.
     ///
     /// # Errors
-    /// [`Error::Input`] when a view is shorter than its shape, `height` or `width` is odd, or `pitch` is less than
+    /// [`Error::Internal`] when a view is shorter than its shape, `height` or `width` is odd, or `pitch` is less than
     /// `channels`; [`Error::Unsupported`] for an odd `pitch` or an `out` that is not 4-byte aligned.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
         if !self.height.is_multiple_of(2) || !self.width.is_multiple_of(2) {
-            return Err(Error::Input(format!(
+            return Err(Error::Internal(format!(
                 "{NAME}: {} x {} pixels are no whole number of 2 x 2 patches",
                 self.height, self.width
             )));

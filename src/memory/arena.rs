@@ -72,7 +72,7 @@ impl Arena {
     /// Where a slot lies.
     ///
     /// # Errors
-    /// [`Error::Input`] when it leaves the arena.
+    /// [`Error::Internal`] when it leaves the arena.
     pub fn view<T>(&self, slot: &Slot<T>) -> Result<View<T>> {
         self.memory.view(slot.offset, slot.len)
     }
@@ -80,7 +80,7 @@ impl Arena {
     /// Some bytes of it.
     ///
     /// # Errors
-    /// [`Error::Input`] when they leave the arena.
+    /// [`Error::Internal`] when they leave the arena.
     pub fn bytes(&self, offset: usize, len: usize) -> Result<View<u8>> {
         self.memory.view(offset, len)
     }

@@ -8,10 +8,10 @@ use crate::models::flux::{clip, t5};
 use crate::text::tokenizer::{ClipTokenizer, T5Tokenizer, Tokens};
 use crate::weights::Part;
 use crate::weights::upload::{EmbeddingTable, upload};
-use crate::{Error, Result};
+use crate::Result;
 
 use super::run::Bound;
-use super::{BindOptions, Model, OnProgress, Pipeline, Plan, Progress, Shape};
+use super::{Model, ModelFolder, OnProgress, Pipeline, Plan, Progress, Shape};
 
 /// A prompt as the two encoders see it.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub(super) struct Prompt {
 /// What turns prompts into the encoders' inputs, on the host.
 #[derive(Debug)]
 pub(super) struct TextInput {
+    /// The tables' files are read as long as this lives.
+    _folder: ModelFolder,
     clip_tokenizer: Arc<ClipTokenizer>,
     t5_tokenizer: Arc<T5Tokenizer>,
     pub clip_embeddings: EmbeddingTable,
@@ -37,6 +39,7 @@ impl TextInput {
     fn open(model: &Model) -> Result<TextInput> {
         let source = &model.source;
         Ok(TextInput {
+            _folder: model.folder.clone(),
             clip_tokenizer: model.clip_tokenizer.clone(),
             t5_tokenizer: model.t5_tokenizer.clone(),
             clip_embeddings: EmbeddingTable::new(source.tensor(Part::Clip, clip::TOKENS)?),
@@ -55,21 +58,14 @@ impl TextInput {
 }
 
 impl Pipeline {
-    /// Makes the one allocation, readies the kernels that the plan uses and loads the weights.
-    ///
-    /// # Errors
-    /// [`Error::Capacity`] when the device has too little memory, [`Error::Weights`] and [`Error::Io`] from the files,
-    /// [`Error::Stopped`] when `progress` says so, [`Error::Device`] from the machine.
-    pub fn bind(
+    /// See [`PipelineBuilder::load_with`](super::PipelineBuilder::load_with).
+    pub(super) fn bind(
         model: &Model,
         plan: Plan,
         device: &Device,
-        options: BindOptions,
+        dumps: bool,
         progress: &mut OnProgress<'_>,
     ) -> Result<Pipeline> {
-        if model.config() != plan.config() {
-            return Err(Error::Input("the plan was made for another model".to_string()));
-        }
         let _entered = device.enter()?;
         let arena = Arena::new(plan.arena_bytes() as usize, device)?;
         // The shape that is asked for if none is named comes last: it is the last to go.
@@ -78,7 +74,7 @@ impl Pipeline {
         let (_, host_bytes) = plan.host_bytes();
         let host = device.allocate_host(host_bytes as usize)?;
         let dump_bytes = plan.shapes.iter().map(|shape| shape.dump_bytes()).max().unwrap_or(0);
-        let dump_host = options.dump.then(|| device.allocate_host(dump_bytes)).transpose()?;
+        let dump_host = dumps.then(|| device.allocate_host(dump_bytes)).transpose()?;
         let staging = &plan.shapes[0].staging;
         let weights = &plan.weights.list;
         upload(device, &arena, staging, &model.source, weights, &mut |done, total| {

@@ -1,39 +1,38 @@
-//! Prompt in, picture out: [`Model`] (a folder, opened and checked), [`Plan`] (what it takes), [`Pipeline`] (bound to a
-//! device, weights loaded), [`Pipeline::generate`].
+//! Prompt in, picture out: [`Model`] (a folder, opened and checked), [`Plan`] (what it takes), [`Pipeline`] (on a device,
+//! weights loaded), [`Pipeline::generate`].
 //!
-//! Reading order: `model.rs`, `plan.rs`, `request.rs`, `load.rs` (binding), `run.rs` (the one loop that enqueues), `output.rs`,
+//! Reading order: `folder.rs`, `model.rs`, `plan.rs`, `builder.rs`, `request.rs`, `load.rs` (binding), `run.rs` (the one loop that enqueues), `output.rs`,
 //! `timing.rs`.
 //!
 //! ```no_run
-//! use schnell::device::{Device, EmulatorOptions};
-//! use schnell::pipeline::{Model, Pipeline, Plan, Request, Shape};
-//! use std::ops::ControlFlow::Continue;
+//! use schnell::{Model, Pipeline, Request, Shape, gib};
 //! # fn main() -> schnell::Result<()> {
-//! let model = Model::open("FLUX.1-schnell".as_ref())?;
-//! let shape = Shape { width: 512, height: 512, ..Shape::default() };
-//! let plan = Plan::new(model.config(), shape, Default::default())?;
-//! println!("{plan}");
-//! let mut pipeline = Pipeline::bind(&model, plan, &Device::cuda(0)?, Default::default(), &mut |_| Continue(()))?;
-//! let image = pipeline.generate(&Request::new("a cat holding a sign", 42), &mut |_| Continue(()))?;
-//! image.save("cat.png".as_ref())?;
+//! let model = Model::open("FLUX.1-schnell")?;
+//! let mut pipeline = Pipeline::builder(&model).budget(gib(6.0)).warm_up([Shape::square(512)]).load()?;
+//! println!("{}", pipeline.plan());
+//! let image = pipeline.generate(&Request::new("a cat holding a sign").seed(42))?;
+//! image.save("cat.png")?;
 //! # Ok(()) }
 //! ```
 
+mod builder;
+mod folder;
 mod load;
 mod model;
+mod noise_file;
 mod output;
 pub mod plan;
 mod request;
 mod run;
 pub mod timing;
 
-use std::ops::ControlFlow;
+use std::ops::ControlFlow::{self, Continue};
 use std::sync::Arc;
 use std::time::Instant;
 
 use half::bf16;
 
-use crate::device::{Device, HostBuffer};
+use crate::device::{Capability, Device, HostBuffer};
 use crate::memory::arena::Arena;
 use crate::models::flux::t5;
 use crate::program::HostRange;
@@ -41,11 +40,14 @@ use crate::sampling;
 use crate::{Error, Result};
 
 pub use crate::models::layers::Quantize;
+pub use builder::PipelineBuilder;
+pub use folder::ModelFolder;
 use load::{Prompt, TextInput};
 pub use model::Model;
-pub use output::{Dump, DumpValues, Output, dump_stages};
-pub use plan::{Plan, Region, Shape, Work, human_bytes};
-pub use request::{BindOptions, Noise, Progress, Request};
+pub use noise_file::NoiseFile;
+pub use output::{Dump, DumpValues, Output};
+pub use plan::{Plan, Region, Shape, Work, gib, human_bytes};
+pub use request::{Noise, Progress, Request};
 use run::{Bound, Dumps};
 
 /// Whether to go on: see [`Progress`].
@@ -71,6 +73,24 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
+    /// How to load `model`:
+    ///
+    /// ```no_run
+    /// # use schnell::{Model, Pipeline, Shape, gib};
+    /// # fn main() -> schnell::Result<()> {
+    /// let model = Model::open("FLUX.1-schnell")?;
+    /// let pipeline = Pipeline::builder(&model).budget(gib(6.0)).warm_up([Shape::square(512)]).load()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn builder(model: &Model) -> PipelineBuilder<'_> {
+        PipelineBuilder::new(model)
+    }
+
+    /// The machine that it is on.
+    pub fn capability(&self) -> &Capability {
+        self.device.capability()
+    }
+
     /// What this pipeline was planned as.
     pub fn plan(&self) -> &Plan {
         &self.plan
@@ -121,9 +141,45 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`Error::Input`] for an empty prompt or noise of the wrong size, [`Error::Capacity`] for a shape that does not fit,
-    /// before any work; [`Error::Stopped`] when `progress` says so; [`Error::Device`] from the machine, or when numbers are not
-    /// finite, naming the place.
-    pub fn generate(&mut self, request: &Request, progress: &mut OnProgress<'_>) -> Result<Output> {
+    /// before any work; [`Error::Device`] from the machine; [`Error::NotFinite`] when numbers are not, naming the place.
+    pub fn generate(&mut self, request: &Request) -> Result<Output> {
+        self.generate_with(request, &mut |_| Continue(()))
+    }
+
+    /// As [`Pipeline::generate`], the pixels into `rgb`, u8 `[height, width, 3]`; [`Output::rgb`] is left empty.
+    ///
+    /// # Errors
+    /// Its own, and [`Error::Input`] when `rgb` has another length, before any work.
+    pub fn generate_into(&mut self, request: &Request, rgb: &mut [u8]) -> Result<Output> {
+        let shape = request.shape(self.plan.shape());
+        if shape.width.checked_mul(shape.height).and_then(|pixels| pixels.checked_mul(3)) != Some(rgb.len()) {
+            let Shape { width, height, .. } = shape;
+            return Err(Error::Input(format!(
+                "a buffer of {} bytes for a {width} x {height} picture; it takes 3 bytes a pixel",
+                rgb.len()
+            )));
+        }
+        self.draw(request, &mut |_| Continue(()), &mut |drawn| rgb.copy_from_slice(drawn))
+    }
+
+    /// As [`Pipeline::generate`], telling how far it has come.
+    ///
+    /// # Errors
+    /// Its own, and [`Error::Stopped`] when `progress` says so.
+    pub fn generate_with(&mut self, request: &Request, progress: &mut OnProgress<'_>) -> Result<Output> {
+        let mut rgb = Vec::new();
+        let mut output = self.draw(request, progress, &mut |drawn| rgb.extend_from_slice(drawn))?;
+        output.rgb = rgb;
+        Ok(output)
+    }
+
+    /// One picture, but for its pixels, which go to `keep`.
+    fn draw(
+        &mut self,
+        request: &Request,
+        progress: &mut OnProgress<'_>,
+        keep: &mut dyn FnMut(&[u8]),
+    ) -> Result<Output> {
         let started = Instant::now();
         let prompt_2 = request.prompt_2.as_ref().unwrap_or(&request.prompt);
         if !request.allow_empty_prompt && (request.prompt.trim().is_empty() || prompt_2.trim().is_empty()) {
@@ -132,14 +188,14 @@ impl Pipeline {
             ));
         }
         if request.dump && self.dump_host.is_none() {
-            return Err(Error::Input("this pipeline was bound without room for dumps".to_string()));
+            return Err(Error::Input("this pipeline was loaded without room for dumps".to_string()));
         }
         let _entered = self.device.enter()?;
-        let shape = request.shape.unwrap_or(self.plan.shape());
+        let shape = request.shape(self.plan.shape());
         self.warm_up(shape)?;
         let mut prompts = vec![self.text.encode(&self.plan, &shape, &request.prompt, prompt_2)?];
         if shape.true_cfg {
-            let negative = &request.negative_prompt;
+            let negative = request.negative_prompt.as_deref().unwrap_or_default();
             prompts.push(self.text.encode(&self.plan, &shape, negative, negative)?);
         }
         let tokenize_ms = started.elapsed().as_secs_f64() * 1e3;
@@ -158,7 +214,7 @@ impl Pipeline {
 
         let mut dumps = Dumps { on: request.dump, all: Vec::new() };
         dumps.before(&prompts, noise, &sigmas, packed);
-        let bound = self.bound.last_mut().ok_or_else(|| Error::Plan("nothing is bound".to_string()))?;
+        let bound = self.bound.last_mut().ok_or_else(|| Error::Internal("nothing is bound".to_string()))?;
         bound.run(&self.device, &mut self.host, self.dump_host.as_mut(), &mut dumps, progress)?;
         let timings = bound.timings(&self.device, &[("tokenize", tokenize_ms), ("inputs", inputs_ms)])?;
         let bytes = self.host.as_slice();
@@ -166,21 +222,16 @@ impl Pipeline {
         let outputs = bound.outputs();
         let counts: &[u32] = bytemuck::cast_slice(take(outputs.nonfinite));
         if let Some((place, count)) = outputs.places.iter().zip(counts).find(|(_, count)| **count > 0) {
-            return Err(Error::Device {
-                device: self.device.capability().name.clone(),
-                operation: "the generation".to_string(),
-                reason: format!(
-                    "{count} numbers of {place} are not finite: the weights overflow bf16 or f32"
-                ),
-            });
+            return Err(Error::NotFinite { place: place.to_string(), count: u64::from(*count) });
         }
-        let rgb = take(outputs.rgb).to_vec();
+        keep(take(outputs.rgb));
         // There is nothing left to stop.
         let _ = progress(Progress::Done);
         Ok(Output {
             width: shape.width,
             height: shape.height,
-            rgb,
+            rgb: Vec::new(),
+            warnings: output::warnings(request, &self.plan, &prompts[0]),
             clip_tokens_dropped: prompts[0].clip.dropped,
             t5_tokens_dropped: prompts[0].t5.dropped,
             timings,
@@ -223,7 +274,7 @@ impl Pipeline {
         prompts: &[Prompt],
     ) -> Result<()> {
         let config = self.plan.config();
-        let bound = self.bound.last().ok_or_else(|| Error::Plan("nothing is bound".to_string()))?;
+        let bound = self.bound.last().ok_or_else(|| Error::Internal("nothing is bound".to_string()))?;
         let inputs = bound.inputs();
         let bytes = self.host.as_mut_slice();
         fn put<T: bytemuck::NoUninit>(bytes: &mut [u8], range: HostRange, values: &[T]) {

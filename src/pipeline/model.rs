@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::config::{ClipPooling, PipelineConfig};
+use crate::pipeline::{ModelFolder, Shape};
 use crate::text::tokenizer::{ClipTokenizer, T5Tokenizer};
 use crate::weights::Source;
 use crate::{Error, Result};
@@ -12,18 +13,40 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub struct Model {
     config: PipelineConfig,
+    pub(super) folder: ModelFolder,
     pub(super) source: Source,
     pub(super) clip_tokenizer: Arc<ClipTokenizer>,
     pub(super) t5_tokenizer: Arc<T5Tokenizer>,
 }
 
 impl Model {
-    /// Opens a folder that holds `model_index.json`.
+    /// Opens a folder that holds `model_index.json`, by its path or as [`ModelFolder::find`] finds it.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Weights`] or [`Error::Unsupported`], naming the file and tensor; nothing is loaded yet.
-    pub fn open(dir: &Path) -> Result<Model> {
-        Model::with(PipelineConfig::open(dir)?, dir, |config| Source::open(dir, config))
+    pub fn open(model: impl AsRef<Path>) -> Result<Model> {
+        Model::open_folder(&ModelFolder::find(model)?)
+    }
+
+    /// The bundled model, which draws colored shapes.
+    ///
+    /// # Errors
+    /// Those of [`ModelFolder::demo`].
+    pub fn demo() -> Result<Model> {
+        Model::open_folder(&ModelFolder::demo()?)
+    }
+
+    /// Opens a folder that has been found.
+    ///
+    /// # Errors
+    /// As for [`Model::open`].
+    pub fn open_folder(folder: &ModelFolder) -> Result<Model> {
+        Model::with(folder.config()?, folder, |config| Source::open(folder.path(), config))
+    }
+
+    /// A shape of this size with the steps and T5 tokens that this model is meant for.
+    pub fn shape(&self, width: usize, height: usize) -> Shape {
+        Shape { t5_length: self.config.t5_length, ..Shape::new(width, height) }
     }
 
     /// A model of any size without weight files: see [`Source::generated`]. `tokenizers` is a folder with `tokenizer` and
@@ -31,15 +54,17 @@ impl Model {
     ///
     /// # Errors
     /// Those of [`Model::open`] that concern tokenizers.
+    #[cfg(feature = "check")]
     pub fn generated(config: PipelineConfig, tokenizers: &Path) -> Result<Model> {
-        Model::with(config, tokenizers, Source::generated)
+        Model::with(config, &ModelFolder::find(tokenizers)?, Source::generated)
     }
 
     fn with(
         config: PipelineConfig,
-        dir: &Path,
+        folder: &ModelFolder,
         source: impl FnOnce(&PipelineConfig) -> Result<Source>,
     ) -> Result<Model> {
+        let dir = folder.path();
         let clip_tokenizer = Arc::new(ClipTokenizer::open(&dir.join("tokenizer"))?);
         let t5_tokenizer = Arc::new(T5Tokenizer::open(&dir.join("tokenizer_2"))?);
         for (what, ids, rows) in [
@@ -61,7 +86,7 @@ impl Model {
             return Err(Error::weights(dir.join("tokenizer"), text));
         }
         let source = source(&config)?;
-        Ok(Model { config, source, clip_tokenizer, t5_tokenizer })
+        Ok(Model { config, folder: folder.clone(), source, clip_tokenizer, t5_tokenizer })
     }
 
     /// What the config files say.

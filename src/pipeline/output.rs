@@ -2,16 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::error::shown;
 use crate::image::Note;
 use crate::models::flux::BRANCHES;
+use crate::pipeline::load::Prompt;
 use crate::pipeline::plan::{Plan, Shape};
-use crate::pipeline::request::{Noise, Request};
+use crate::pipeline::request::{DEFAULT_GUIDANCE, Noise, Request};
 use crate::pipeline::timing::Timings;
 use crate::sampling::TimeRounding;
 use crate::{Error, Result};
 
 /// A tensor of a stage, for comparison with other implementations.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Dump {
     /// `clip_pooled`, `noise_pred_0`, ...
     pub stage: String,
@@ -32,6 +35,7 @@ pub enum DumpValues {
 
 /// A picture and how it came about.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Output {
     /// Pixels.
     pub width: usize,
@@ -47,6 +51,8 @@ pub struct Output {
     pub timings: Timings,
     /// Empty unless asked for.
     pub dumps: Vec<Dump>,
+    /// What a person should know: tokens that an encoder did not see, settings without effect.
+    pub warnings: Vec<String>,
     /// What made the picture: prompts, seed and noise, steps and other settings, model digest, version; [`Output::save`]
     /// writes them into the file.
     pub notes: Vec<Note>,
@@ -57,7 +63,7 @@ pub(super) fn notes(request: &Request, plan: &Plan, shape: &Shape, digest: &str)
     let mut notes = vec![("prompt", request.prompt.clone())];
     notes.extend(request.prompt_2.clone().map(|text| ("prompt_2", text)));
     if shape.true_cfg {
-        notes.push(("negative_prompt", request.negative_prompt.clone()));
+        notes.push(("negative_prompt", request.negative_prompt.clone().unwrap_or_default()));
         notes.push(("true_cfg_scale", request.true_cfg_scale.to_string()));
     }
     match &request.noise {
@@ -83,6 +89,25 @@ pub(super) fn notes(request: &Request, plan: &Plan, shape: &Shape, digest: &str)
     notes
 }
 
+/// What a person should know of a picture.
+pub(super) fn warnings(request: &Request, plan: &Plan, prompt: &Prompt) -> Vec<String> {
+    let start: String = request.prompt.chars().take(40).collect();
+    let dropped = [("CLIP", prompt.clip.dropped), ("T5", prompt.t5.dropped)].into_iter();
+    let mut warnings: Vec<String> = dropped
+        .filter(|(_, tokens)| *tokens > 0)
+        .map(|(encoder, tokens)| {
+            format!("{encoder} did not see the last {tokens} tokens of the prompt `{}...`", shown(&start))
+        })
+        .collect();
+    if request.negative_prompt.is_some() != (request.true_cfg_scale > 1.0) {
+        warnings.push("a negative prompt and a true CFG scale above 1 take effect only together".to_string());
+    }
+    if request.guidance != DEFAULT_GUIDANCE && !plan.config().flux.guidance {
+        warnings.push(format!("guidance {} has no effect on this model", request.guidance));
+    }
+    warnings
+}
+
 impl Output {
     /// The picture as a PNG file, with its `notes`.
     ///
@@ -96,21 +121,24 @@ impl Output {
     ///
     /// # Errors
     /// Its own, and those of [`crate::files::write`].
-    pub fn save(&self, path: &Path) -> Result<()> {
-        crate::files::write(path, &self.png()?)
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        crate::files::write(path.as_ref(), &self.png()?)
     }
 }
 
-/// The stages that a dump of `plan` has: the names of its [`Dump`]s.
-pub fn dump_stages(plan: &Plan) -> Vec<String> {
-    let mut stages = ["noise", "sigmas", "vae_out"].map(str::to_string).to_vec();
-    stages.extend((0..plan.shape().steps).map(|step| format!("latents_{step}")));
-    for prefix in BRANCHES.iter().take(plan.shape().branches()) {
-        let once = ["tokens_clip", "tokens_t5", "clip_pooled", "t5_embeds"];
-        stages.extend(once.map(|stage| format!("{prefix}{stage}")));
-        stages.extend((0..plan.shape().steps).map(|step| format!("{prefix}noise_pred_{step}")));
+impl Plan {
+    /// The stages that a dump has: the names of its [`Dump`]s.
+    pub fn dump_stages(&self) -> Vec<String> {
+        let (steps, branches) = (self.shape().steps, self.shape().branches());
+        let mut stages = ["noise", "sigmas", "vae_out"].map(str::to_string).to_vec();
+        stages.extend((0..steps).map(|step| format!("latents_{step}")));
+        for prefix in BRANCHES.iter().take(branches) {
+            let once = ["tokens_clip", "tokens_t5", "clip_pooled", "t5_embeds"];
+            stages.extend(once.map(|stage| format!("{prefix}{stage}")));
+            stages.extend((0..steps).map(|step| format!("{prefix}noise_pred_{step}")));
+        }
+        stages
     }
-    stages
 }
 
 impl Dump {
@@ -143,8 +171,8 @@ impl Dump {
     ///
     /// # Errors
     /// Its own, and those of [`crate::files::write`].
-    pub fn save(&self, dir: &Path) -> Result<PathBuf> {
-        let path = dir.join(Dump::file_name(&self.stage));
+    pub fn save(&self, dir: impl AsRef<Path>) -> Result<PathBuf> {
+        let path = dir.as_ref().join(Dump::file_name(&self.stage));
         crate::files::write(&path, &self.encode()?)?;
         Ok(path)
     }

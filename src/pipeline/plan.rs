@@ -20,8 +20,17 @@ pub const MAX_STEPS: usize = 1000;
 /// Longest T5 prompt in tokens.
 pub const MAX_T5_LENGTH: usize = 512;
 
+/// FLOP/s per thread that the emulator is assumed to reach; the kernels' benches measured more.
+const EMULATOR_FLOPS_PER_THREAD: f64 = 5e9;
+
 /// What decides the sizes of all buffers.
+///
+/// ```
+/// let shape = schnell::Shape::new(768, 512).steps(2);
+/// assert_eq!((shape.width, shape.height, shape.steps, shape.t5_length), (768, 512, 2, 256));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(not(feature = "check"), non_exhaustive)]
 pub struct Shape {
     /// Pixels; a multiple of 16.
     pub width: usize,
@@ -42,6 +51,32 @@ impl Default for Shape {
 }
 
 impl Shape {
+    /// Of this size in pixels, 4 steps and 256 T5 tokens, as schnell is meant to be used;
+    /// [`Model::shape`](crate::pipeline::Model::shape) has the steps and tokens of any model.
+    pub fn new(width: usize, height: usize) -> Shape {
+        Shape { width, height, ..Shape::default() }
+    }
+
+    /// As [`Shape::new`], of equal sides.
+    pub fn square(side: usize) -> Shape {
+        Shape::new(side, side)
+    }
+
+    /// Sets the denoising steps.
+    pub fn steps(self, steps: usize) -> Shape {
+        Shape { steps, ..self }
+    }
+
+    /// Sets the T5 tokens, padding included.
+    pub fn t5_length(self, t5_length: usize) -> Shape {
+        Shape { t5_length, ..self }
+    }
+
+    /// Makes room for a negative prompt.
+    pub fn true_cfg(self) -> Shape {
+        Shape { true_cfg: true, ..self }
+    }
+
     /// Refuses what no plan can be made for.
     ///
     /// # Errors
@@ -116,7 +151,7 @@ impl ShapePlan {
         let (program, host_bytes) = recorder.finish()?;
         let placed = Placed::new(program)?;
         if placed.resident_bytes != weights.resident_bytes {
-            return Err(Error::Plan("weights do not lie as they were asked for".to_string()));
+            return Err(Error::Internal("weights do not lie as they were asked for".to_string()));
         }
         let staging = Staging::new(&weights.list, placed.offsets[staging]);
         Ok((ShapePlan { shape, placed, inputs, outputs, host_bytes, staging }, weights))
@@ -217,7 +252,7 @@ impl Plan {
         let (planned, weights) =
             ShapePlan::record(&self.config, shape, self.quantize, &Capability::unknown())?;
         if weights.resident_bytes != self.weights.resident_bytes {
-            return Err(Error::Plan("weights differ from shape to shape".to_string()));
+            return Err(Error::Internal("weights differ from shape to shape".to_string()));
         }
         Ok(planned)
     }
@@ -284,6 +319,12 @@ impl Plan {
         }
     }
 
+    /// Seconds that one generation of [`Plan::shape`] would take on the emulator with this many threads: a rough guess, on the
+    /// slow side.
+    pub fn emulator_seconds(&self, threads: usize) -> f64 {
+        self.work().total(self.shape().steps) as f64 / (threads.max(1) as f64 * EMULATOR_FLOPS_PER_THREAD)
+    }
+
     /// Every operation of a generation of [`Plan::shape`], a line each.
     pub fn launches(&self) -> String {
         show::launches(&self.first().placed)
@@ -302,10 +343,16 @@ impl Plan {
             what: format!("a {width} x {height} image with {} weights", self.quantize),
             needed_bytes: self.arena_bytes(),
             available_bytes: budget_bytes,
-            advice: "raise --budget, ask for a smaller image, or keep --quantize nf4; `schnell plan` lists every region"
-                .to_string(),
+            advice:
+                "allow more, ask for a smaller image, or keep the weights in NF4; the plan lists every region"
+                    .to_string(),
         })
     }
+}
+
+/// Bytes of so many GiB: `gib(6.5)`. Nothing for what is no amount.
+pub fn gib(gib: f64) -> u64 {
+    (gib * 1_073_741_824.0) as u64
 }
 
 /// `1.5 GiB`, `20.3 MiB`, `512 B`.

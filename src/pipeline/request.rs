@@ -3,8 +3,12 @@
 use crate::pipeline::plan::Shape;
 use crate::sampling::{NoiseKind, TimeRounding};
 
+/// Of the command line and of diffusers.
+pub(super) const DEFAULT_GUIDANCE: f32 = 3.5;
+
 /// Where the starting noise comes from.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Noise {
     /// torch's CPU generator, seeded.
     Seeded(NoiseKind),
@@ -12,22 +16,32 @@ pub enum Noise {
     Given(Vec<f32>),
 }
 
-/// What to draw.
+/// What to draw: a prompt, and what differs from the defaults.
+///
+/// ```
+/// let request = schnell::Request::new("a cat holding a sign").size(512, 512).seed(42);
+/// assert_eq!(request.seed, 42);
+/// ```
 #[derive(Clone, Debug)]
+#[cfg_attr(not(feature = "check"), non_exhaustive)]
 pub struct Request {
     /// For CLIP, and for T5 unless `prompt_2` is given.
     pub prompt: String,
     /// For T5.
     pub prompt_2: Option<String>,
-    /// What the picture should lead away from, for plans with [`Shape::true_cfg`].
-    pub negative_prompt: String,
+    /// What the picture should lead away from; takes effect with a `true_cfg_scale` above 1, and doubles the time.
+    pub negative_prompt: Option<String>,
     /// How strongly: `v = v_negative + scale (v - v_negative)`.
     pub true_cfg_scale: f32,
     /// Accept a prompt without a word.
     pub allow_empty_prompt: bool,
-    /// Its size, steps and prompt length; that of the plan if nothing is said. Another one is planned and bound when it first
-    /// comes, within the memory that there is.
-    pub shape: Option<Shape>,
+    /// Width and height in pixels; those of the pipeline's first shape if nothing is said. Another shape is planned and bound
+    /// when it first comes, within the memory that there is.
+    pub size: Option<(usize, usize)>,
+    /// Denoising steps; as above.
+    pub steps: Option<usize>,
+    /// T5 tokens, padding included; as above.
+    pub t5_length: Option<usize>,
     /// Same seed, same bytes.
     pub seed: u64,
     /// How the seed becomes noise.
@@ -36,39 +50,108 @@ pub struct Request {
     pub timesteps: TimeRounding,
     /// For models with a guidance embedder; ignored by others.
     pub guidance: f32,
-    /// Keep every stage's tensor ([`Output::dumps`](crate::pipeline::Output::dumps)); needs [`BindOptions::dump`].
+    /// Keep every stage's tensor ([`Output::dumps`](crate::pipeline::Output::dumps)); needs
+    /// [`PipelineBuilder::dumps`](crate::pipeline::PipelineBuilder::dumps).
     pub dump: bool,
 }
 
 impl Request {
-    /// A request with the defaults of the command line.
-    pub fn new(prompt: impl Into<String>, seed: u64) -> Request {
+    /// A request with the defaults of the command line, and seed 0.
+    pub fn new(prompt: impl Into<String>) -> Request {
         Request {
             prompt: prompt.into(),
             prompt_2: None,
-            negative_prompt: String::new(),
+            negative_prompt: None,
             true_cfg_scale: 1.0,
             allow_empty_prompt: false,
-            shape: None,
-            seed,
+            size: None,
+            steps: None,
+            t5_length: None,
+            seed: 0,
             noise: Noise::Seeded(NoiseKind::F32),
             timesteps: TimeRounding::Exact,
-            guidance: 3.5,
+            guidance: DEFAULT_GUIDANCE,
             dump: false,
         }
     }
-}
 
-/// How to bind.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct BindOptions {
-    /// Allocate what [`Request::dump`] needs: one more pinned buffer.
-    pub dump: bool,
+    /// Sets a prompt of its own for T5.
+    pub fn prompt_2(self, prompt: impl Into<String>) -> Request {
+        Request { prompt_2: Some(prompt.into()), ..self }
+    }
+
+    /// Sets what to lead away from, and how strongly (above 1).
+    pub fn negative_prompt(self, prompt: impl Into<String>, true_cfg_scale: f32) -> Request {
+        Request { negative_prompt: Some(prompt.into()), true_cfg_scale, ..self }
+    }
+
+    /// Accepts a prompt without a word.
+    pub fn allow_empty_prompt(self) -> Request {
+        Request { allow_empty_prompt: true, ..self }
+    }
+
+    /// Sets width and height in pixels.
+    pub fn size(self, width: usize, height: usize) -> Request {
+        Request { size: Some((width, height)), ..self }
+    }
+
+    /// Sets the denoising steps.
+    pub fn steps(self, steps: usize) -> Request {
+        Request { steps: Some(steps), ..self }
+    }
+
+    /// Sets the T5 tokens, padding included.
+    pub fn t5_length(self, tokens: usize) -> Request {
+        Request { t5_length: Some(tokens), ..self }
+    }
+
+    /// Sets the seed: the same one gives the same bytes.
+    pub fn seed(self, seed: u64) -> Request {
+        Request { seed, ..self }
+    }
+
+    /// Sets how the seed becomes noise, or noise of the caller's own.
+    pub fn noise(self, noise: Noise) -> Request {
+        Request { noise, ..self }
+    }
+
+    /// Sets the precision in which the network's time is formed.
+    pub fn timesteps(self, timesteps: TimeRounding) -> Request {
+        Request { timesteps, ..self }
+    }
+
+    /// Sets the guidance scale, for models with a guidance embedder.
+    pub fn guidance(self, guidance: f32) -> Request {
+        Request { guidance, ..self }
+    }
+
+    /// Keeps every stage's tensor.
+    pub fn dump(self) -> Request {
+        Request { dump: true, ..self }
+    }
+
+    /// Whether the negative prompt takes effect: by diffusers' rule.
+    pub fn true_cfg(&self) -> bool {
+        self.negative_prompt.is_some() && self.true_cfg_scale > 1.0
+    }
+
+    /// The shape it asks for, of a pipeline whose first one is `first`.
+    pub(super) fn shape(&self, first: Shape) -> Shape {
+        let (width, height) = self.size.unwrap_or((first.width, first.height));
+        Shape {
+            width,
+            height,
+            steps: self.steps.unwrap_or(first.steps),
+            t5_length: self.t5_length.unwrap_or(first.t5_length),
+            true_cfg: self.true_cfg(),
+        }
+    }
 }
 
 /// What a pipeline is doing. Who is told may answer [`ControlFlow::Break`](std::ops::ControlFlow::Break): the generation (or
 /// the loading) stops there, and the pipeline can draw others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Progress {
     /// Bytes of weights read, and all there are; weights that the files hold in 4 bits count as the f32 they read as.
     Loading {

@@ -227,7 +227,7 @@ fn same_operations(first: &Program, again: &Program) -> Result<()> {
         });
     match same {
         true => Ok(()),
-        false => Err(Error::Plan("recorded again, the program is another".to_string())),
+        false => Err(Error::Internal("recorded again, the program is another".to_string())),
     }
 }
 
@@ -239,7 +239,7 @@ fn within(work: &Work, arena: &Arena) -> Result<()> {
     };
     match work.spans.iter().all(inside) {
         true => Ok(()),
-        false => Err(Error::Plan("a launch leaves the arena".to_string())),
+        false => Err(Error::Internal("a launch leaves the arena".to_string())),
     }
 }
 

@@ -9,6 +9,7 @@ use crate::device::{Device, Event, StreamId};
 
 /// One stage.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct StageTime {
     /// `tokenize`, `inputs`, `clip`, `t5`, `modulation`, `step 0`, ..., `vae`, `copy`.
     pub stage: String,
@@ -18,6 +19,7 @@ pub struct StageTime {
 
 /// All stages of one generation.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Timings {
     /// The GPU's name, or `emulator`.
     pub device: String,

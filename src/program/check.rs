@@ -48,7 +48,7 @@ impl fmt::Display for Fault {
 
 impl From<Fault> for crate::Error {
     fn from(fault: Fault) -> Self {
-        crate::Error::Plan(fault.to_string())
+        crate::Error::Internal(fault.to_string())
     }
 }
 

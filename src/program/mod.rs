@@ -48,7 +48,7 @@ impl Placed {
     /// All passes, and the check of what they made.
     ///
     /// # Errors
-    /// [`crate::Error::Plan`] when the check finds a fault, which is one of this crate.
+    /// [`crate::Error::Internal`] when the check finds a fault, which is one of this crate.
     pub fn new(program: Program) -> Result<Placed> {
         let program = residency::all_resident(program);
         let live = liveness::liveness(&program);

@@ -66,7 +66,7 @@ impl Recorder {
 
     fn allocate<T>(&mut self, name: &str, len: usize, kind: Kind) -> Result<View<T>> {
         let bytes = len.checked_mul(size_of::<T>());
-        let bytes = bytes.ok_or_else(|| Error::Input(format!("{name}: {len} elements are too many")))?;
+        let bytes = bytes.ok_or_else(|| Error::Internal(format!("{name}: {len} elements are too many")))?;
         self.program.buffers.push(Buffer { name: name.to_string(), bytes, kind });
         self.device.allocate(bytes)?.view(0, len)
     }
@@ -107,7 +107,7 @@ impl Recorder {
             let (buffer, start) = self
                 .tape
                 .allocation_of(span.address)
-                .ok_or_else(|| Error::Plan(format!("a launch touches {span:?}, which is no buffer's")))?;
+                .ok_or_else(|| Error::Internal(format!("a launch touches {span:?}, which is no buffer's")))?;
             Ok(Touch { buffer, start: start as usize, rows: span.rows, mode: span.mode })
         };
         work.spans.iter().map(touch).collect()

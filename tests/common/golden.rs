@@ -2,11 +2,10 @@
 
 #![allow(dead_code)] // every test file uses a part of it
 
-use std::ops::ControlFlow::Continue;
 use std::path::{Path, PathBuf};
 
 use schnell::device::Device;
-use schnell::pipeline::{BindOptions, Model, Noise, Output, Pipeline, Plan, Quantize, Request, Shape};
+use schnell::pipeline::{Model, Noise, Output, Pipeline, Plan, Quantize, Request, Shape};
 use schnell::sampling::{NoiseKind, TimeRounding};
 use schnell::weights::SafeTensors;
 use schnell::weights::generated::Manifest;
@@ -84,25 +83,25 @@ impl Golden {
         let model = Model::open(self.dir()).unwrap();
         let quantize = if case["weights"] == "nf4" { Quantize::Nf4 } else { Quantize::None };
         let plan = Plan::new(model.config(), Self::shape(case), quantize).unwrap();
-        Pipeline::bind(&model, plan, device, BindOptions { dump: true }, &mut |_| Continue(())).unwrap()
+        Pipeline::builder(&model).with_plan(plan).device(device).dumps().load().unwrap()
     }
 
     pub fn request(case: &Value) -> Request {
         let prompt = case["prompt"].as_str().unwrap();
         Request {
             prompt_2: case["prompt_2"].as_str().map(str::to_string),
-            negative_prompt: case["negative_prompt"].as_str().unwrap_or_default().to_string(),
+            negative_prompt: case["negative_prompt"].as_str().map(str::to_string),
             true_cfg_scale: case["true_cfg_scale"].as_f64().unwrap_or(1.0) as f32,
             allow_empty_prompt: prompt.is_empty(),
             noise: Noise::Seeded(NoiseKind::F32),
             timesteps: if case["timesteps"] == "bf16" { TimeRounding::Bf16 } else { TimeRounding::Exact },
             dump: true,
-            ..Request::new(prompt, case["seed"].as_u64().unwrap())
+            ..Request::new(prompt).seed(case["seed"].as_u64().unwrap())
         }
     }
 
     pub fn generate(&self, case: &Value, device: &Device) -> Output {
-        self.bind(case, device).generate(&Self::request(case), &mut |_| Continue(())).unwrap()
+        self.bind(case, device).generate(&Self::request(case)).unwrap()
     }
 }
 

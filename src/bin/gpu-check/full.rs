@@ -1,12 +1,11 @@
 //! The whole pipeline at the size of FLUX.1-schnell, with generated weights: time by stage, memory against the plan.
 
 use std::fmt::Write as _;
-use std::ops::ControlFlow::Continue;
 use std::time::Instant;
 
 use schnell::config::PipelineConfig;
 use schnell::device::Device;
-use schnell::pipeline::{BindOptions, Model, Pipeline, Plan, Quantize, Request, Shape};
+use schnell::pipeline::{Model, Pipeline, Plan, Quantize, Request, Shape};
 use schnell::{Error, Result};
 
 use super::Part;
@@ -32,12 +31,12 @@ fn measure(device: &Device, config: PipelineConfig, side: usize) -> Result<Size>
     let plan_bytes = plan.arena_bytes();
     let (free, allocations) = (device.free_bytes()?, device.num_allocations());
     let started = Instant::now();
-    let mut pipeline = Pipeline::bind(&model, plan, device, BindOptions::default(), &mut |_| Continue(()))?;
+    let mut pipeline = Pipeline::builder(&model).with_plan(plan).device(device).load()?;
     let load_seconds = started.elapsed().as_secs_f64();
-    let request = Request::new("a red circle on a blue background", 1);
+    let request = Request::new("a red circle on a blue background").seed(1);
     let mut pictures = Vec::new();
     for _ in 0..PICTURES {
-        pictures.push(pipeline.generate(&request, &mut |_| Continue(()))?);
+        pictures.push(pipeline.generate(&request)?);
     }
     Ok(Size {
         side,

@@ -1,12 +1,11 @@
 //! The list of what there is to do, and the worker that does it.
 
-use std::ops::ControlFlow::Continue;
 use std::time::Duration;
 
 use schnell::check::bench::{self, flux_shapes, upload_rate};
 use schnell::check::{Case, Fill, cases, compare};
 use schnell::device::{AsyncCopies, Device, EmulatorOptions, Order};
-use schnell::pipeline::{BindOptions, DumpValues, Model, Output, Pipeline, Plan, Quantize, Request, Shape};
+use schnell::pipeline::{DumpValues, Model, Output, Pipeline, Plan, Quantize, Request, Shape};
 use schnell::{Error, Result};
 
 use super::finding::{Finding, Machine, Row, Time};
@@ -184,11 +183,7 @@ fn limits() -> Result<()> {
     let status = std::process::Command::new(&program).status().map_err(Error::io("run", &program))?;
     match status.success() {
         true => Ok(()),
-        false => Err(Error::Device {
-            device: "gpu-check".to_string(),
-            operation: "limits".to_string(),
-            reason: format!("the program ended with {status}"),
-        }),
+        false => Err(Error::Mismatch(format!("the program ended with {status}"))),
     }
 }
 
@@ -208,17 +203,16 @@ fn compare_images(dir: &std::path::Path, under_test: &Device) -> Result<()> {
     let model = Model::open(dir)?;
     let request = Request {
         dump: true,
-        negative_prompt: "a green square".to_string(),
+        negative_prompt: Some("a green square".to_string()),
         true_cfg_scale: 2.0,
-        ..Request::new("a red circle on a blue background", 1)
+        ..Request::new("a red circle on a blue background").seed(1)
     };
     let shape = Shape { width: 128, height: 128, steps: 4, t5_length: 64, true_cfg: true };
     let draw = |device: &Device| -> Result<(Output, Output)> {
         let plan = Plan::new(model.config(), shape, Quantize::Nf4)?;
-        let mut pipeline =
-            Pipeline::bind(&model, plan, device, BindOptions { dump: true }, &mut |_| Continue(()))?;
-        let first = pipeline.generate(&request, &mut |_| Continue(()))?;
-        Ok((first, pipeline.generate(&request, &mut |_| Continue(()))?))
+        let mut pipeline = Pipeline::builder(&model).with_plan(plan).device(device).dumps().load()?;
+        let first = pipeline.generate(&request)?;
+        Ok((first, pipeline.generate(&request)?))
     };
     let (expected, _) = draw(&Device::emulator(EmulatorOptions::default()))?;
     let (got, again) = draw(under_test)?;

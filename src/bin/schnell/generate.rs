@@ -6,16 +6,14 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
-use schnell::config::PipelineConfig;
-use schnell::device::Device;
 use schnell::image::Note;
-use schnell::pipeline::timing::Timings;
-use schnell::pipeline::{BindOptions, Model, Output, Pipeline, Plan, Progress, Request, human_bytes};
-use schnell::sampling::{NoiseKind, TimeRounding};
-use schnell::{Error, Result};
+use schnell::{
+    Device, Error, Model, Noise, NoiseKind, Output, Pipeline, Plan, Progress, Request, Result, TimeRounding,
+    Timings, human_bytes,
+};
 
 use crate::inputs::{self, NoiseSource};
-use crate::options::{DeviceOption, PlanOptions};
+use crate::options::{self, DeviceOption, PlanOptions};
 use crate::outputs::Outputs;
 use crate::terminal::say;
 
@@ -105,6 +103,10 @@ impl std::str::FromStr for Grid {
     }
 }
 
+/// What a user should be told of the bundled model.
+const DEMO_NOTICE: &str = "using the bundled model: it draws one or two colored shapes (try \"a small red star left of \
+                           a big blue ring on a yellow background\")";
+
 pub fn run(args: &Args) -> Result<()> {
     // All that can be refused is refused before any work.
     let prompts = prompts(args)?;
@@ -117,9 +119,6 @@ pub fn run(args: &Args) -> Result<()> {
     let outputs = Outputs::open(&args.output, args.timings.as_deref(), args.dump.as_deref())?;
     // As in diffusers; what it ignores silently is said aloud.
     let true_cfg = args.negative_prompt.is_some() && args.true_cfg_scale > 1.0;
-    if args.negative_prompt.is_some() != (args.true_cfg_scale > 1.0) {
-        say("warning: --negative-prompt and a --true-cfg-scale above 1 take effect only together");
-    }
     if !args.true_cfg_scale.is_finite() || !args.guidance.is_finite() {
         return Err(Error::Input("--true-cfg-scale and --guidance take finite numbers".to_string()));
     }
@@ -132,18 +131,18 @@ pub fn run(args: &Args) -> Result<()> {
     let inputs: Vec<&Path> = args.prompts.as_deref().into_iter().chain(noise.path()).collect();
     outputs.check_inputs(&inputs, None)?;
     if args.plan.is_demo() {
-        say(schnell::demo::NOTICE);
+        say(DEMO_NOTICE);
     }
-    let dir = args.plan.model_dir()?;
-    outputs.check_inputs(&[], Some(dir.path()))?;
+    let folder = args.plan.folder()?;
+    outputs.check_inputs(&[], Some(folder.path()))?;
     // Config files say what cannot be; weights are opened, not yet read, when it can.
-    let config = PipelineConfig::open(dir.path())?;
+    let config = folder.config()?;
     let plan = Plan::new(&config, args.plan.shape(&config, true_cfg), args.plan.quantize())?;
     outputs.check_dump(&plan, &inputs)?;
     drop(inputs);
     let noise = noise.read(&plan)?;
     if let Some(budget) = args.plan.budget {
-        plan.check_budget(budget)?;
+        plan.check_budget(budget).map_err(options::in_flags)?;
     }
     let cells = args.grid.map_or(1, Grid::cells);
     if let Some(grid) = args.grid {
@@ -151,36 +150,37 @@ pub fn run(args: &Args) -> Result<()> {
         schnell::image::sheet_size(grid.columns, grid.cells(), plan.shape().width, plan.shape().height)?;
     }
     let (device, note) = args.device.open(&plan, cells)?;
-    let model = Model::open(dir.path())?;
+    let model = Model::open_folder(&folder)?;
     for warning in model.warnings() {
         say(format!("warning: {warning}"));
     }
-    let request = Request {
-        prompt_2: args.prompt_2.clone(),
-        negative_prompt: args.negative_prompt.clone().unwrap_or_default(),
-        true_cfg_scale: args.true_cfg_scale,
-        allow_empty_prompt: args.allow_empty_prompt,
-        noise,
-        timesteps: match args.timesteps {
-            TimestepsOption::Exact => TimeRounding::Exact,
-            TimestepsOption::Bf16 => TimeRounding::Bf16,
-        },
-        guidance: args.guidance,
-        dump: args.dump.is_some(),
-        ..Request::new("", args.seed)
-    };
+    let request = request(args, noise);
     // Prompt after prompt; when all had their turn, again with the next seed.
     let requests: Vec<Request> = (0..cells)
-        .map(|cell| Request {
-            prompt: prompts[cell % prompts.len()].clone(),
-            seed: args.seed.wrapping_add((cell / prompts.len()) as u64),
-            ..request.clone()
+        .map(|cell| {
+            let mut request = request.clone();
+            request.prompt = prompts[cell % prompts.len()].clone();
+            request.seed(args.seed.wrapping_add((cell / prompts.len()) as u64))
         })
         .collect();
     if let Some(note) = note {
         say(note);
     }
     draw(args, outputs, &model, plan, &device, &requests)
+}
+
+/// What all pictures have in common.
+fn request(args: &Args, noise: Noise) -> Request {
+    let mut request = Request::new("").noise(noise).guidance(args.guidance).timesteps(match args.timesteps {
+        TimestepsOption::Exact => TimeRounding::Exact,
+        TimestepsOption::Bf16 => TimeRounding::Bf16,
+    });
+    request.prompt_2 = args.prompt_2.clone();
+    request.negative_prompt = args.negative_prompt.clone();
+    request.true_cfg_scale = args.true_cfg_scale;
+    request.allow_empty_prompt = args.allow_empty_prompt;
+    request.dump = args.dump.is_some();
+    request
 }
 
 /// The one prompt, or those of the file.
@@ -211,15 +211,18 @@ fn draw(
     let name = files.name().to_path_buf();
     let arena = plan.arena_bytes();
     let bar = Bars::default();
-    let options = BindOptions { dump: args.dump.is_some() };
-    let mut pipeline = Pipeline::bind(model, plan, device, options, &mut |p| bar.show(p, ""))?;
+    let mut builder = Pipeline::builder(model).with_plan(plan).device(device);
+    if args.dump.is_some() {
+        builder = builder.dumps();
+    }
+    let mut pipeline = builder.load_with(&mut |p| bar.show(p, ""))?;
     let mut outputs = Vec::with_capacity(requests.len());
     for (i, request) in requests.iter().enumerate() {
         let which = match requests.len() {
             1 => String::new(),
             all => format!("{} of {all}: ", i + 1),
         };
-        let mut output = pipeline.generate(request, &mut |p| bar.show(p, &which))?;
+        let mut output = pipeline.generate_with(request, &mut |p| bar.show(p, &which))?;
         if args.no_metadata {
             output.notes.clear();
         }
@@ -231,15 +234,8 @@ fn draw(
         Some(grid) => save_sheet(args, files, grid, &outputs)?,
     };
     let mut warned = HashSet::new();
-    for (request, output) in requests.iter().zip(&outputs).filter(|(r, _)| warned.insert(&r.prompt)) {
-        for (encoder, dropped) in [("CLIP", output.clip_tokens_dropped), ("T5", output.t5_tokens_dropped)] {
-            if dropped > 0 {
-                let start: String = request.prompt.chars().take(40).collect();
-                say(format_args!(
-                    "warning: {encoder} did not see the last {dropped} tokens of the prompt `{start}...`"
-                ));
-            }
-        }
+    for warning in outputs.iter().flat_map(|output| &output.warnings).filter(|text| warned.insert(*text)) {
+        say(format_args!("warning: {warning}"));
     }
     say(format_args!("{}: {what}, {} of device memory", name.display(), human_bytes(arena)));
     Ok(())
@@ -332,7 +328,7 @@ impl Bars {
                 self.0.set_style(style("{msg}"));
                 self.0.set_message(format!("{which}decoding"));
             }
-            Progress::Done => {}
+            _ => {}
         }
         ControlFlow::Continue(())
     }

@@ -1,15 +1,7 @@
 //! Flags that several subcommands share, and what they mean in the library's terms.
 
-use std::path::{Path, PathBuf};
-
 use clap::{Args, ValueEnum};
-use schnell::config::PipelineConfig;
-use schnell::device::{Device, EmulatorOptions};
-use schnell::files::Temporary;
-use schnell::pipeline::Quantize;
-use schnell::pipeline::{Plan, Shape};
-use schnell::weights::hub;
-use schnell::{Error, Result};
+use schnell::{Device, Error, ModelFolder, PipelineConfig, Plan, Quantize, Result, Shape};
 
 /// What decides the plan.
 #[derive(Args)]
@@ -52,13 +44,10 @@ impl PlanOptions {
 
     pub fn shape(&self, config: &PipelineConfig, true_cfg: bool) -> Shape {
         let side = if self.is_demo() { 128 } else { 1024 };
-        Shape {
-            width: self.width.unwrap_or(side),
-            height: self.height.unwrap_or(side),
-            steps: self.steps,
-            t5_length: self.t5_length.unwrap_or(config.t5_length),
-            true_cfg,
-        }
+        let shape = Shape::new(self.width.unwrap_or(side), self.height.unwrap_or(side))
+            .steps(self.steps)
+            .t5_length(self.t5_length.unwrap_or(config.t5_length));
+        if true_cfg { shape.true_cfg() } else { shape }
     }
 
     pub fn quantize(&self) -> Quantize {
@@ -68,29 +57,26 @@ impl PlanOptions {
         }
     }
 
-    /// The model's folder; the bundled model is written to a temporary one that lives as long as the guard.
-    pub fn model_dir(&self) -> Result<ModelDir> {
-        if self.is_demo() {
-            return Ok(ModelDir::Demo(Temporary::folder(schnell::demo::write)?));
-        }
-        let folder = PathBuf::from(&self.model);
-        let is_id = self.model.split('/').count() == 2 && !self.model.starts_with(['.', '/']);
-        Ok(ModelDir::Given(if is_id && !folder.exists() { hub::snapshot(&self.model)? } else { folder }))
+    /// The model's folder.
+    pub fn folder(&self) -> Result<ModelFolder> {
+        if self.is_demo() { ModelFolder::demo() } else { ModelFolder::find(&self.model) }
     }
 }
 
-/// See [`PlanOptions::model_dir`].
-pub enum ModelDir {
-    Given(PathBuf),
-    Demo(Temporary),
-}
-
-impl ModelDir {
-    pub fn path(&self) -> &Path {
-        match self {
-            ModelDir::Given(path) => path,
-            ModelDir::Demo(dir) => dir.path(),
-        }
+/// An error of the library, its advice in the command's words.
+pub fn in_flags(error: Error) -> Error {
+    match error {
+        Error::Capacity { what, needed_bytes, available_bytes, advice } => Error::Capacity {
+            advice: match advice.starts_with("allow more") {
+                true => "raise --budget, ask for a smaller image, or keep --quantize nf4; `schnell plan` lists every region"
+                    .to_string(),
+                false => advice,
+            },
+            what,
+            needed_bytes,
+            available_bytes,
+        },
+        other => other,
     }
 }
 
@@ -142,9 +128,6 @@ impl std::str::FromStr for DeviceOption {
     }
 }
 
-/// GFLOP/s per thread that the emulator is assumed to reach when a run's time is estimated; the kernels' benches
-/// measured more.
-const EMULATOR_GFLOPS_PER_THREAD: f64 = 5.0;
 /// A run that would take longer on the emulator is refused.
 const EMULATOR_LIMIT_S: f64 = 20.0 * 60.0;
 
@@ -153,10 +136,9 @@ impl DeviceOption {
     /// about the choice.
     pub fn open(self, plan: &Plan, num_pictures: usize) -> Result<(Device, Option<String>)> {
         let emulator = |why: Option<Error>| {
-            let device = Device::emulator(EmulatorOptions::default());
+            let device = open_emulator()?;
             let threads = device.capability().threads;
-            let seconds = num_pictures as f64 * plan.work().total(plan.shape().steps) as f64
-                / (threads as f64 * EMULATOR_GFLOPS_PER_THREAD * 1e9);
+            let seconds = num_pictures as f64 * plan.emulator_seconds(threads);
             let reason = why.map(|why| format!(" ({why})")).unwrap_or_default();
             if seconds > EMULATOR_LIMIT_S {
                 return Err(Error::Unsupported(format!(
@@ -186,6 +168,16 @@ impl DeviceOption {
             },
         }
     }
+}
+
+#[cfg(feature = "emulator")]
+fn open_emulator() -> Result<Device> {
+    Ok(Device::emulator(Default::default()))
+}
+
+#[cfg(not(feature = "emulator"))]
+fn open_emulator() -> Result<Device> {
+    Err(Error::Unsupported("schnell was built without the feature `emulator`".to_string()))
 }
 
 fn human_time(seconds: f64) -> String {

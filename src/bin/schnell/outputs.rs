@@ -8,8 +8,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use schnell::files::{self, Target};
-use schnell::pipeline::{Dump, Plan, dump_stages};
-use schnell::{Error, Result};
+use schnell::{Dump, Error, Plan, Result};
 
 /// Where everything goes.
 pub struct Outputs {
@@ -76,7 +75,7 @@ impl Outputs {
     /// Tries the dump's files for the stages of `plan`.
     pub fn check_dump(&self, plan: &Plan, inputs: &[&Path]) -> Result<()> {
         let Some(dir) = &self.dump else { return Ok(()) };
-        let names: Vec<String> = dump_stages(plan).iter().map(|stage| Dump::file_name(stage)).collect();
+        let names: Vec<String> = plan.dump_stages().iter().map(|stage| Dump::file_name(stage)).collect();
         let made = make_folder(dir)?;
         let checked = self.check_stages(dir, &names, inputs);
         // Nothing is there before there is something to put into it.

@@ -1,10 +1,8 @@
 //! `schnell plan`: every region, byte by byte, from config files alone.
 
-use schnell::Result;
-use schnell::config::PipelineConfig;
-use schnell::pipeline::Plan;
+use schnell::{Plan, Result};
 
-use crate::options::PlanOptions;
+use crate::options::{self, PlanOptions};
 use crate::terminal;
 
 /// Config files suffice: the weights need not be there.
@@ -21,15 +19,14 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let dir = args.options.model_dir()?;
-    let config = PipelineConfig::open(dir.path())?;
+    let config = args.options.folder()?.config()?;
     let plan = Plan::new(&config, args.options.shape(&config, args.true_cfg), args.options.quantize())?;
     terminal::print(&plan.to_string())?;
     if args.launches {
         terminal::print(&format!("\n{}", plan.launches()))?;
     }
     match args.options.budget {
-        Some(budget) => plan.check_budget(budget),
+        Some(budget) => plan.check_budget(budget).map_err(|error| options::in_flags(error)),
         None => Ok(()),
     }
 }

@@ -174,7 +174,7 @@ pub(super) fn host_memory(device: &str, needed_bytes: u64) -> Error {
     Error::Capacity {
         what: format!("a pinned host buffer for {device}"),
         needed_bytes,
-        available_bytes: crate::device::emulator::host_memory_bytes(),
+        available_bytes: crate::device::memory::free_host_bytes(),
         advice: "choose a smaller image, or free host memory; where that much is free, the driver cannot pin it: raise \
                  the memory limit of the container"
             .to_string(),

@@ -27,6 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use super::memory::free_host_bytes;
 use super::{Capability, EventId, Kernel, Machine, Params, Span, StreamId, TensorTile, Work};
 use crate::abi;
 use crate::{Error, Result};
@@ -143,7 +144,7 @@ impl Emulator {
             // depend on the host, so the emulator poses as one fixed small GPU.
             num_sms: 16,
             smem_per_cta_bytes: if options.arch / 10 == 9 { 227 << 10 } else { 99 << 10 },
-            total_bytes: host_memory_bytes(),
+            total_bytes: free_host_bytes(),
             is_emulator: true,
             threads,
             driver: "none".to_string(),
@@ -304,16 +305,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn layout(bytes: usize) -> Result<Layout> {
     Layout::from_size_align(bytes.max(1), ALIGNMENT)
-        .map_err(|_| Error::Input(format!("an allocation of {bytes} bytes is beyond the address space")))
-}
-
-/// The host's memory, from which the emulator's device memory comes.
-pub(super) fn host_memory_bytes() -> u64 {
-    let kib = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok()
-    });
-    kib.map_or(8 << 30, |k| k << 10)
+        .map_err(|_| Error::Internal(format!("an allocation of {bytes} bytes is beyond the address space")))
 }
 
 impl Machine for Emulator {
@@ -322,7 +314,7 @@ impl Machine for Emulator {
     }
 
     fn free_bytes(&self) -> Result<u64> {
-        Ok(host_memory_bytes())
+        Ok(free_host_bytes())
     }
 
     unsafe fn allocate(&self, bytes: usize) -> Result<u64> {
@@ -333,7 +325,7 @@ impl Machine for Emulator {
             return Err(Error::Capacity {
                 what: "the device allocation".to_string(),
                 needed_bytes: bytes as u64,
-                available_bytes: host_memory_bytes(),
+                available_bytes: free_host_bytes(),
                 advice: "free host memory or use a smaller image or model".to_string(),
             });
         }
@@ -360,7 +352,7 @@ impl Machine for Emulator {
             return Err(Error::Capacity {
                 what: "a host buffer".to_string(),
                 needed_bytes: bytes as u64,
-                available_bytes: host_memory_bytes(),
+                available_bytes: free_host_bytes(),
                 advice: "free host memory".to_string(),
             });
         }

@@ -275,7 +275,7 @@ impl<'c> Steps<'c> {
             velocities.push(velocity);
         }
         let negative = velocities.get(1).zip(self.true_cfg_scale.as_ref());
-        let velocity = velocities.first().ok_or_else(|| Error::Plan("no branch".to_string()))?;
+        let velocity = velocities.first().ok_or_else(|| Error::Internal("no branch".to_string()))?;
         EulerStep {
             latents: &self.latents,
             velocity,

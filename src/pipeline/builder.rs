@@ -1,0 +1,147 @@
+//! From a model to a pipeline, with what the caller wants to say about it.
+
+use std::ops::ControlFlow::Continue;
+
+use crate::device::Device;
+use crate::{Error, Result};
+
+use super::{Model, OnProgress, Pipeline, Plan, Quantize, Shape};
+
+/// How a [`Pipeline`] is loaded: see [`Pipeline::builder`].
+#[derive(Debug)]
+#[must_use = "nothing is loaded before `load`"]
+pub struct PipelineBuilder<'a> {
+    model: &'a Model,
+    plan: Option<Plan>,
+    shapes: Vec<Shape>,
+    quantize: Quantize,
+    budget: Option<u64>,
+    device: Option<Device>,
+    dumps: bool,
+}
+
+impl<'a> PipelineBuilder<'a> {
+    pub(super) fn new(model: &'a Model) -> PipelineBuilder<'a> {
+        PipelineBuilder {
+            model,
+            plan: None,
+            shapes: Vec::new(),
+            quantize: Quantize::Nf4,
+            budget: None,
+            device: None,
+            dumps: false,
+        }
+    }
+
+    /// Bytes of device memory that may be used at most.
+    pub fn budget(self, bytes: u64) -> Self {
+        PipelineBuilder { budget: Some(bytes), ..self }
+    }
+
+    /// Shapes to plan and make ready, so that their first pictures need no preparation. The first is what a request gets that
+    /// says nothing of its size; it is [`Model::shape`] of 1024 x 1024 unless given here.
+    pub fn warm_up(mut self, shapes: impl IntoIterator<Item = Shape>) -> Self {
+        self.shapes.extend(shapes);
+        self
+    }
+
+    /// How Linear layers of the transformer and T5 are kept; NF4 unless told otherwise.
+    pub fn quantize(self, quantize: Quantize) -> Self {
+        PipelineBuilder { quantize, ..self }
+    }
+
+    /// The machine; the first GPU unless told otherwise, or the emulator where there is none.
+    pub fn device(self, device: &Device) -> Self {
+        PipelineBuilder { device: Some(device.clone()), ..self }
+    }
+
+    /// Makes room for the stages' tensors that [`Request::dump`](super::Request::dump) asks for: one more pinned buffer.
+    pub fn dumps(self) -> Self {
+        PipelineBuilder { dumps: true, ..self }
+    }
+
+    /// A plan made before, in place of one made of `warm_up` and `quantize`.
+    pub fn with_plan(self, plan: Plan) -> Self {
+        PipelineBuilder { plan: Some(plan), ..self }
+    }
+
+    /// What loading would take; nothing is loaded.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a shape that cannot be, [`Error::Unsupported`] for a model that the kernels cannot run,
+    /// [`Error::Capacity`] when it exceeds the budget.
+    pub fn plan(&self) -> Result<Plan> {
+        let plan = match &self.plan {
+            Some(plan) => plan.clone(),
+            None => {
+                let first = self.shapes.first().copied().unwrap_or(self.model.shape(1024, 1024));
+                let mut plan = Plan::new(self.model.config(), first, self.quantize)?;
+                for shape in self.shapes.iter().skip(1) {
+                    plan = plan.with_shape(*shape)?;
+                }
+                plan
+            }
+        };
+        if let Some(budget) = self.budget {
+            plan.check_budget(budget)?;
+        }
+        Ok(plan)
+    }
+
+    /// Makes the one allocation, readies the kernels that the plan uses and loads the weights.
+    ///
+    /// # Errors
+    /// Those of [`PipelineBuilder::plan`]; [`Error::Capacity`] when the device has too little memory, [`Error::Weights`] and
+    /// [`Error::Io`] from the files, [`Error::Device`] from the machine, [`Error::Unsupported`] without one that would do.
+    pub fn load(self) -> Result<Pipeline> {
+        self.load_with(&mut |_| Continue(()))
+    }
+
+    /// As [`PipelineBuilder::load`], telling how far it has come.
+    ///
+    /// # Errors
+    /// Its own, and [`Error::Stopped`] when `progress` says so.
+    pub fn load_with(self, progress: &mut OnProgress<'_>) -> Result<Pipeline> {
+        let plan = self.plan()?;
+        if self.model.config() != plan.config() {
+            return Err(Error::Input("the plan was made for another model".to_string()));
+        }
+        let device = match &self.device {
+            Some(device) => device.clone(),
+            None => first_device(&plan)?,
+        };
+        Pipeline::bind(self.model, plan, &device, self.dumps, progress)
+    }
+}
+
+/// The first GPU, or the emulator where there is none and it would finish within [`EMULATOR_LIMIT_S`].
+fn first_device(plan: &Plan) -> Result<Device> {
+    match Device::cuda(0) {
+        Err(why @ Error::Unsupported(_)) => on_the_emulator(plan, why.to_string()),
+        opened => opened,
+    }
+}
+
+/// A plan that would take longer on the emulator needs to be asked for by name.
+#[cfg(feature = "emulator")]
+const EMULATOR_LIMIT_S: f64 = 20.0 * 60.0;
+
+#[cfg(feature = "emulator")]
+fn on_the_emulator(plan: &Plan, why: String) -> Result<Device> {
+    let device = Device::emulator(Default::default());
+    let seconds = plan.emulator_seconds(device.capability().threads);
+    if seconds > EMULATOR_LIMIT_S {
+        return Err(Error::Unsupported(format!(
+            "no GPU ({why}), and a picture would take about {:.0} minutes on the emulator; choose the emulator as device, a \
+             smaller image or a smaller model",
+            seconds / 60.0
+        )));
+    }
+    tracing::warn!("no GPU ({why}): running on the emulator, about {seconds:.0} s a picture");
+    Ok(device)
+}
+
+#[cfg(not(feature = "emulator"))]
+fn on_the_emulator(_: &Plan, why: String) -> Result<Device> {
+    Err(Error::Unsupported(format!("no GPU ({why})")))
+}

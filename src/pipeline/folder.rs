@@ -1,0 +1,83 @@
+//! Where a model's files lie.
+
+use std::path::{Path, PathBuf};
+
+#[cfg(feature = "demo")]
+use std::sync::Arc;
+
+use crate::Result;
+use crate::config::PipelineConfig;
+#[cfg(feature = "demo")]
+use crate::files::Temporary;
+#[cfg(feature = "hub")]
+use crate::weights::hub;
+
+/// A model's folder in the diffusers layout. Its config files suffice for a [`Plan`](super::Plan).
+#[derive(Clone, Debug)]
+pub struct ModelFolder {
+    path: PathBuf,
+    /// Goes with the last who uses it.
+    #[cfg(feature = "demo")]
+    _written: Option<Arc<Temporary>>,
+}
+
+impl ModelFolder {
+    /// A folder by its path, or (feature `hub`) by the `org/name` of one that the Hugging Face tools have downloaded. Nothing is
+    /// read yet.
+    ///
+    /// # Errors
+    /// [`Error::Input`](crate::Error::Input) for an `org/name` that is not there, saying how to get it.
+    pub fn find(model: impl AsRef<Path>) -> Result<ModelFolder> {
+        let path = model.as_ref();
+        #[cfg(feature = "hub")]
+        if let Some(id) = path.to_str()
+            && id.split('/').count() == 2
+            && !id.starts_with(['.', '/'])
+            && !path.exists()
+        {
+            return Ok(ModelFolder::at(hub::snapshot(id)?));
+        }
+        Ok(ModelFolder::at(path.to_path_buf()))
+    }
+
+    fn at(path: PathBuf) -> ModelFolder {
+        ModelFolder {
+            path,
+            #[cfg(feature = "demo")]
+            _written: None,
+        }
+    }
+
+    /// The bundled model, written to a temporary folder that goes with the last clone of this.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io) when it cannot be written.
+    #[cfg(feature = "demo")]
+    pub fn demo() -> Result<ModelFolder> {
+        let written = Arc::new(Temporary::folder(crate::demo::write)?);
+        Ok(ModelFolder { path: written.path().to_path_buf(), _written: Some(written) })
+    }
+
+    /// The bundled model, which this build has not: it lacks the feature `demo`.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`](crate::Error::Unsupported), always.
+    #[cfg(not(feature = "demo"))]
+    pub fn demo() -> Result<ModelFolder> {
+        let text = "schnell was built without the bundled model (feature `demo`): name a model";
+        Err(crate::Error::Unsupported(text.to_string()))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the config files say.
+    ///
+    /// # Errors
+    /// Those of [`PipelineConfig::open`].
+    pub fn config(&self) -> Result<PipelineConfig> {
+        PipelineConfig::open(&self.path)
+    }
+}
