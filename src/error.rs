@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 /// What every fallible function of this crate returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// What a library said that this crate uses.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
 /// Everything that can go wrong. The variants say who can mend it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -25,6 +28,8 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it: tensor, expected, got.
         what: String,
+        /// The reason of whoever read it, where there is one; `what` has its words.
+        source: Option<Cause>,
     },
 
     /// More memory is needed than there is or than the budget allows.
@@ -126,11 +131,21 @@ fn lack(needed_bytes: u64, available_bytes: u64) -> String {
 
 impl Error {
     /// An [`Error::Weights`] about `path`.
+    #[doc(hidden)]
     pub fn weights(path: impl AsRef<Path>, what: impl Into<String>) -> Self {
-        Error::Weights { path: path.as_ref().to_path_buf(), what: what.into() }
+        Error::Weights { path: path.as_ref().to_path_buf(), what: what.into(), source: None }
+    }
+
+    /// Keeps the `cause` of an [`Error::Weights`], whose text it is in.
+    pub(crate) fn because(mut self, cause: impl Into<Cause>) -> Self {
+        if let Error::Weights { source, .. } = &mut self {
+            *source = Some(cause.into());
+        }
+        self
     }
 
     /// An [`Error::Io`]: `Error::io("read", &path)` is meant for `map_err`.
+    #[doc(hidden)]
     pub fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
         move |source| Error::Io { action, path, source }
@@ -168,6 +183,21 @@ mod tests {
         );
         assert!(Error::Input("\u{7}".to_string()).to_string() == "\\u{7}");
         assert!(Error::Unsupported("\u{7}".to_string()).to_string() == "\\u{7}");
+    }
+
+    #[test]
+    fn the_reason_of_another_library_is_kept() {
+        use std::error::Error as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        std::fs::write(&path, "{").unwrap();
+        let read = crate::files::read_json::<serde_json::Value>(&path, crate::files::Kind::Config);
+        let error = read.unwrap_err();
+        let source = error.source().unwrap();
+        assert!(source.downcast_ref::<serde_json::Error>().is_some(), "{source}");
+        assert!(error.to_string().contains(&source.to_string()), "{error}");
+        let missing = crate::files::read(&dir.path().join("none"), crate::files::Kind::Config).unwrap_err();
+        assert!(missing.source().unwrap().downcast_ref::<std::io::Error>().is_some());
     }
 
     #[test]

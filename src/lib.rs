@@ -87,12 +87,13 @@ mod weights;
 
 pub use config::PipelineConfig;
 #[cfg(feature = "emulator")]
-pub use device::{AsyncCopies, EmulatorOptions, Order};
+pub use device::EmulatorOptions;
 pub use device::{Capability, Device};
 pub use error::{Error, Result};
+pub use models::layers::Quantize;
 pub use pipeline::timing::{StageTime, Timings};
 pub use pipeline::{
     Dump, DumpValues, Model, ModelFolder, Noise, NoiseFile, OnProgress, Output, Pipeline, PipelineBuilder,
-    Plan, Progress, Quantize, Region, Request, Shape, Work, gib, human_bytes,
+    Plan, Progress, Region, Request, Shape, Work, gib, human_bytes,
 };
 pub use sampling::{NoiseKind, TimeRounding};

@@ -16,8 +16,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use command::*;
-use schnell::{Plan, Shape};
 use schnell::weights::Dtype;
+use schnell::{Plan, Shape};
 
 const PNG: &[u8] = b"\x89PNG";
 

@@ -41,16 +41,22 @@ use t5::{SCHNELL_T5_TOKENS, t5_length};
 
 /// Everything that the config files of a FLUX.1 folder decide.
 #[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(not(feature = "check"), non_exhaustive)]
 pub struct PipelineConfig {
     /// `transformer/config.json`
+    #[doc(hidden)]
     pub flux: FluxConfig,
     /// `text_encoder_2/config.json`
+    #[doc(hidden)]
     pub t5: T5Config,
     /// `text_encoder/config.json`
+    #[doc(hidden)]
     pub clip: ClipConfig,
     /// `vae/config.json`
+    #[doc(hidden)]
     pub vae: VaeConfig,
     /// `scheduler/scheduler_config.json`
+    #[doc(hidden)]
     pub scheduler: SchedulerConfig,
     /// The T5 length to use unless told otherwise, padding included: 256 for schnell, less where
     /// `tokenizer_2/tokenizer_config.json` allows less (`model_max_length`).
@@ -63,7 +69,8 @@ impl PipelineConfig {
     /// # Errors
     /// [`Error::Io`] when a file is missing or unreadable, [`Error::Weights`] when one is malformed or they
     /// contradict each other, [`Error::Unsupported`] when they describe a model or option with no code here.
-    pub fn open(dir: &Path) -> Result<Self> {
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
         check_model_index(dir)?;
         let config = PipelineConfig {
             flux: FluxConfig::read(&dir.join("transformer/config.json"))?,

@@ -43,6 +43,7 @@ pub(crate) use tape::{Tape, TapedLaunch};
 
 /// What a machine is. `select` functions may look at `arch`, `num_sms` and `smem_per_cta_bytes`, never at memory.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Capability {
     /// The driver's name of the GPU, or `emulator`.
     pub name: String,
@@ -356,6 +357,18 @@ impl Device {
         self.machine().capability()
     }
 
+    /// Device memory that is free now.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the driver refuses.
+    pub fn free_bytes(&self) -> Result<u64> {
+        self.machine().free_bytes()
+    }
+}
+
+/// What the crate itself, its tests and `gpu-check` ask of it.
+#[doc(hidden)]
+impl Device {
     /// Makes the device's context this thread's current one until the returned value is dropped: calls in between need
     /// not switch to it and back. Does nothing on the emulator.
     ///
@@ -365,14 +378,6 @@ impl Device {
     /// [`Error::Device`] when the driver refuses.
     pub fn enter(&self) -> Result<Entered> {
         Ok(Entered { pushed: self.machine().enter()?, device: self.clone(), thread: PhantomData })
-    }
-
-    /// Device memory that is free now.
-    ///
-    /// # Errors
-    /// [`Error::Device`] when the driver refuses.
-    pub fn free_bytes(&self) -> Result<u64> {
-        self.machine().free_bytes()
     }
 
     /// How many device allocations were ever made here; a pipeline makes one.

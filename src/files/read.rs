@@ -115,7 +115,7 @@ pub fn read(path: &Path, kind: Kind) -> Result<Vec<u8>> {
 /// Those of [`read`], and [`Error::Weights`] for what is not the JSON that is expected.
 pub fn read_json<T: DeserializeOwned>(path: &Path, kind: Kind) -> Result<T> {
     let bytes = read(path, kind)?;
-    let malformed = |e| Error::weights(path, format!("malformed JSON: {e}"));
+    let malformed = |e| Error::weights(path, format!("malformed JSON: {e}")).because(e);
     json::check(&bytes, &json::CONFIG).map_err(malformed)?;
     serde_json::from_slice(&bytes).map_err(malformed)
 }

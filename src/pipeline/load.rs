@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
+use crate::Result;
 use crate::device::Device;
 use crate::memory::arena::Arena;
 use crate::models::flux::{clip, t5};
 use crate::text::tokenizer::{ClipTokenizer, T5Tokenizer, Tokens};
 use crate::weights::Part;
 use crate::weights::upload::{EmbeddingTable, upload};
-use crate::Result;
 
 use super::run::Bound;
 use super::{Model, ModelFolder, OnProgress, Pipeline, Plan, Progress, Shape};

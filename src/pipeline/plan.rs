@@ -81,6 +81,7 @@ impl Shape {
     ///
     /// # Errors
     /// [`Error::Input`] naming the number and its range.
+    #[doc(hidden)]
     pub fn check(&self, config: &PipelineConfig) -> Result<()> {
         let multiple = 2 * config.vae.pixels_per_latent();
         for (what, side) in [("width", self.width), ("height", self.height)] {
@@ -106,11 +107,13 @@ impl Shape {
     }
 
     /// Passes: 1, or 2 with a negative prompt.
+    #[doc(hidden)]
     pub fn branches(&self) -> usize {
         1 + self.true_cfg as usize
     }
 
     /// Height and width in image tokens.
+    #[doc(hidden)]
     pub fn token_grid(&self, config: &PipelineConfig) -> (usize, usize) {
         let pixels = 2 * config.vae.pixels_per_latent();
         (self.height / pixels, self.width / pixels)
@@ -181,6 +184,7 @@ impl ShapePlan {
 
 /// Multiply-adds times two of one generation, by stage, as the recorded operations say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(not(feature = "check"), non_exhaustive)]
 pub struct Work {
     /// CLIP.
     pub clip: u64,
@@ -213,6 +217,7 @@ pub struct Plan {
 
 /// A named piece of the arena, for people: see [`Plan::regions`].
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "check"), non_exhaustive)]
 pub struct Region {
     /// `transformer.double.3`, `vae.map`, ...
     pub name: String,

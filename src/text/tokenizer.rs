@@ -171,8 +171,9 @@ impl Ready {
     fn raw(&self, text: &str) -> Result<Vec<u32>> {
         let Some(tokenizer) = &self.tokenizer else { return Ok(Vec::new()) };
         let encoding = guarded(&self.path, || tokenizer.encode_fast(text, false))?;
-        let encoding = encoding
-            .map_err(|e| Error::weights(&self.path, format!("cannot tokenize {:?}: {e}", short(text))))?;
+        let encoding = encoding.map_err(|e| {
+            Error::weights(&self.path, format!("cannot tokenize {:?}: {e}", short(text))).because(e)
+        })?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -236,7 +237,7 @@ fn clip(dir: &Path) -> Result<Ready> {
             ));
         };
         let vocab: Ids = serde_json::from_slice(&vocab)
-            .map_err(|e| Error::weights(&path, format!("malformed vocabulary: {e}")))?;
+            .map_err(|e| Error::weights(&path, format!("malformed vocabulary: {e}")).because(e))?;
         let merges = read_merges(&merges, &pairs)?;
         let unk = special("unk_token", &eos)?;
         let parts = Bpe { vocab, merges, unk: Some(unk.clone()), split: CLIP_SPLIT.to_string() };
@@ -255,7 +256,7 @@ fn clip(dir: &Path) -> Result<Ready> {
 /// A pair of tokens a line, the best first; beginning with a comment.
 fn read_merges(path: &Path, bytes: &[u8]) -> Result<Vec<(String, String)>> {
     let text = std::str::from_utf8(bytes)
-        .map_err(|e| Error::weights(path, format!("malformed merges beside vocab.json: {e}")))?;
+        .map_err(|e| Error::weights(path, format!("malformed merges beside vocab.json: {e}")).because(e))?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.starts_with("#version"));
     lines
         .map(|(at, line)| {

@@ -87,7 +87,7 @@ pub fn open(component: &Component, info: &TensorInfo) -> Result<Option<TensorInf
     };
     let state = needed("quant_state.bitsandbytes__nf4", &[Dtype::U8])?;
     let state = quant_state(&state)
-        .and_then(|json| json.map_err(|e| wrong(format!("malformed quant_state: {e}"))))?;
+        .and_then(|json| json.map_err(|e| wrong(format!("malformed quant_state: {e}")).because(e)))?;
     if state.blocksize != BLOCK {
         return Err(unsupported(format!(
             "quantized in blocks of {}: only {BLOCK} is supported",

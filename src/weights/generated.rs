@@ -142,11 +142,11 @@ impl Manifest {
             let path = dir.join(file);
             let views = tensors.iter().map(|(tensor, dtype, bytes)| {
                 let view = safetensors::tensor::TensorView::new(*dtype, tensor.shape.clone(), bytes);
-                Ok((tensor.name.as_str(), view.map_err(|e| Error::weights(&path, e.to_string()))?))
+                Ok((tensor.name.as_str(), view.map_err(|e| Error::weights(&path, e.to_string()).because(e))?))
             });
             let views = views.collect::<Result<Vec<_>>>()?;
-            let bytes =
-                safetensors::serialize(views, None).map_err(|e| Error::weights(&path, e.to_string()))?;
+            let bytes = safetensors::serialize(views, None)
+                .map_err(|e| Error::weights(&path, e.to_string()).because(e))?;
             if let Some(folder) = path.parent() {
                 std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
             }

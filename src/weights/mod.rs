@@ -343,7 +343,7 @@ fn first_of(problems: Vec<Error>) -> Option<Error> {
     }
     let suffix = format!(" (and {more} more such problem{})", if more == 1 { "" } else { "s" });
     Some(match first {
-        Error::Weights { path, what } => Error::Weights { path, what: what + &suffix },
+        Error::Weights { path, what, source } => Error::Weights { path, what: what + &suffix, source },
         Error::Unsupported(what) => Error::Unsupported(what + &suffix),
         other => other,
     })

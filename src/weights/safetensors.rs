@@ -200,7 +200,7 @@ impl SafeTensors {
         file.read_exact_at(&mut header, 8).map_err(Error::io("read", path))?;
         // Deserializing also checks that the tensors follow each other without overlap or hole and that each
         // is as long as its shape and dtype say.
-        let malformed = |e| wrong(format!("malformed safetensors header: {e}"));
+        let malformed = |e| wrong(format!("malformed safetensors header: {e}")).because(e);
         json::check(&header, &HEADER).map_err(malformed)?;
         let metadata: ::safetensors::tensor::Metadata = serde_json::from_slice(&header).map_err(malformed)?;
         let expected_bytes = 8 + header_bytes + metadata.data_len() as u64;

@@ -26,7 +26,7 @@ pub fn run(args: &Args) -> Result<()> {
         terminal::print(&format!("\n{}", plan.launches()))?;
     }
     match args.options.budget {
-        Some(budget) => plan.check_budget(budget).map_err(|error| options::in_flags(error)),
+        Some(budget) => plan.check_budget(budget).map_err(options::in_flags),
         None => Ok(()),
     }
 }

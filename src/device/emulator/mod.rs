@@ -60,25 +60,33 @@ pub enum AsyncCopies {
 
 /// How an emulator behaves; results must not depend on any of it.
 #[derive(Clone, Copy, Debug, Default)]
+#[cfg_attr(not(feature = "check"), non_exhaustive)]
 pub struct EmulatorOptions {
     /// OS threads that run CTAs; 0 means one per core.
     pub threads: usize,
     /// Turn-taking.
+    #[doc(hidden)]
     pub order: Order,
     /// Completion of asynchronous copies.
+    #[doc(hidden)]
     pub async_copies: AsyncCopies,
     /// Decides everything random above.
+    #[doc(hidden)]
     pub seed: u64,
     /// Seconds after which a CUDA thread that reaches no barrier is said to hang; 0 means 20.
     pub hang_seconds: u32,
     /// The compute capability to pose as, which decides what kernels are chosen; 0 means 80. All of them run.
+    #[doc(hidden)]
     pub arch: u32,
     /// Counts bank conflicts and sectors for [`super::Device::access_counts`]. Slow, and needs instrumented kernels:
     /// [`accesses::RECORDS_ACCESSES`].
+    #[doc(hidden)]
     pub count_accesses: bool,
     /// Counts launches instead of carrying them out ([`super::Device::num_skipped_launches`]): what enqueueing costs.
+    #[doc(hidden)]
     pub launches_nothing: bool,
     /// Keeps who wrote what for [`super::Device::last_writer`]. As above.
+    #[doc(hidden)]
     pub track_writers: bool,
     /// Leaves the process's signal handlers alone, which see [`super::Device::emulator`]: a kernel that crashes then ends
     /// the process, and one that hangs does so for ever. No kernel of this crate is known to do either.

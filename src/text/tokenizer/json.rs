@@ -174,7 +174,8 @@ fn read<M: DeserializeOwned>(path: &Path, bytes: &[u8], expected: &str) -> Resul
         #[serde(rename = "type")]
         name: Option<String>,
     }
-    let malformed = |e: serde_json::Error| Error::weights(path, format!("malformed tokenizer: {e}"));
+    let malformed =
+        |e: serde_json::Error| Error::weights(path, format!("malformed tokenizer: {e}")).because(e);
     let kind = serde_json::from_slice::<OfSomeKind>(bytes).map_err(malformed)?.model.name;
     // Old files do not name it.
     match kind {

@@ -87,7 +87,7 @@ impl<'de> Deserialize<'de> for Ids {
 
 /// Source: transformers `CLIPConverter`.
 pub(super) fn clip(path: &Path, parts: Bpe) -> Result<Tokenizer> {
-    let wrong = |e: tokenizers::Error| Error::weights(path, e.to_string());
+    let wrong = |e: tokenizers::Error| Error::weights(path, e.to_string()).because(e);
     let Bpe { vocab: Ids(vocab), merges, unk, split } = parts;
     check_pieces(path, vocab.keys().map(String::as_str))?;
     let mut model = BPE::builder().end_of_word_suffix(CLIP_WORD_END.to_string());
@@ -115,7 +115,7 @@ pub(super) fn clip(path: &Path, parts: Bpe) -> Result<Tokenizer> {
 
 /// Source: transformers 4 `SpmConverter` and `T5Converter`, which made the published tokenizer.json.
 pub(super) fn t5(path: &Path, parts: Unigram) -> Result<Tokenizer> {
-    let wrong = |e: tokenizers::Error| Error::weights(path, e.to_string());
+    let wrong = |e: tokenizers::Error| Error::weights(path, e.to_string()).because(e);
     check_pieces(path, parts.pieces.iter().map(|(piece, _)| piece.as_str()))?;
     if let Some((piece, score)) = parts.pieces.iter().find(|(_, score)| !(*score as f32).is_finite()) {
         let text = format!("piece {piece:?} has score {score}: expected a finite number");
