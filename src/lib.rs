@@ -1,11 +1,21 @@
 //! Text to image with FLUX.1-schnell on CUDA kernels of our own: planned memory, exact timings, the same bytes for the
 //! same seed, and an emulator that runs the same kernels where there is no GPU.
 //!
-//! Start at [`pipeline`], which has an example. The way of a prompt: [`text::tokenizer`] makes ids, the networks of [`models`]
-//! record what turns them into vectors, noise into latents and latents into pixels; the private module `program` makes a plan of
-//! that, every byte's place included, before anything is loaded; all of it is launches of [`kernels`] on a [`device`].
+//! ```no_run
+//! use schnell::{Model, Pipeline, Request, Shape, gib};
+//! # fn main() -> schnell::Result<()> {
+//! let model = Model::open("FLUX.1-schnell")?;
+//! let mut pipeline = Pipeline::builder(&model).budget(gib(6.0)).warm_up([Shape::square(512)]).load()?;
+//! let image = pipeline.generate(&Request::new("a cat holding a sign").seed(42))?;
+//! image.save("cat.png")?;
+//! # Ok(()) }
+//! ```
 //!
-//! The modules, in the order to read them:
+//! The way of a prompt, for readers of the source: tokenizers (`text`) make ids; the networks (`models`) record what turns them
+//! into vectors, noise into latents and latents into pixels; `program` makes a plan of that, every byte's place included, before
+//! anything is loaded; all of it is launches of `kernels` on a `device`. `pipeline` is what callers see of that.
+//!
+//! The feature `check` makes the modules public, for this crate's own tests; it promises nothing.
 
 #![cfg_attr(
     not(feature = "check"),
@@ -97,3 +107,8 @@ pub use pipeline::{
     Plan, Progress, Region, Request, Shape, Work, gib, human_bytes,
 };
 pub use sampling::{NoiseKind, TimeRounding};
+
+/// The examples of README.md.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

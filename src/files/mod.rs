@@ -9,7 +9,7 @@
 //! old content); what is no regular file is written through. Temporary files and folders go when they are dropped, and with
 //! [`remove_temporaries`], which is for a program's handler of signals.
 //!
-//! Left out: the tensors of weight files, which are read piece by piece ([`crate::weights`]).
+//! Left out: the tensors of weight files, which are read piece by piece (`src/weights`).
 
 mod read;
 mod temporary;

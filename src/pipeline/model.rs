@@ -94,12 +94,13 @@ impl Model {
         &self.config
     }
 
-    /// What a person should know of its files: see [`Source::warnings`].
+    /// What a person should know of its files: weights that nothing uses, and
+    /// which of two sets was taken.
     pub fn warnings(&self) -> &[String] {
         self.source.warnings()
     }
 
-    /// Tells models apart: see [`Source::digest`].
+    /// Tells models apart: the first 64 bits, in hex, of a SHA-256 over every tensor's name, shape and first 4096 bytes.
     ///
     /// # Errors
     /// [`Error::Io`] when a weight file cannot be read.

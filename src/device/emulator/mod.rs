@@ -79,7 +79,7 @@ pub struct EmulatorOptions {
     #[doc(hidden)]
     pub arch: u32,
     /// Counts bank conflicts and sectors for [`super::Device::access_counts`]. Slow, and needs instrumented kernels:
-    /// [`accesses::RECORDS_ACCESSES`].
+    /// `accesses::RECORDS_ACCESSES`.
     #[doc(hidden)]
     pub count_accesses: bool,
     /// Counts launches instead of carrying them out ([`super::Device::num_skipped_launches`]): what enqueueing costs.
