@@ -259,7 +259,7 @@ impl<'c> Transformer<'c> {
         let views: Vec<View<f32>> = (0..N)
             .map(|i| self.modulation.slice(at.column + i * at.width, at.width))
             .collect::<Result<_>>()?;
-        views.try_into().map_err(|_| Error::Input("a modulation of another width".to_string()))
+        views.try_into().map_err(|_| Error::Internal("a modulation of another width".to_string()))
     }
 
     /// `out = (1 + scale) * LayerNorm(x) + shift`
