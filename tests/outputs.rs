@@ -208,12 +208,25 @@ fn a_dump_is_of_one_run() {
 
 // ---- what is left -----------------------------------------------------------------------------------------
 
+/// The same command where the parent, as `nohup` does, has told to ignore signals.
+fn hearing_signals(command: Command) -> Command {
+    let mut env = Command::new("env");
+    env.arg("--default-signal=TERM,INT,HUP").arg(command.get_program()).args(command.get_args());
+    env.current_dir(command.get_current_dir().unwrap());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => env.env(name, value),
+            None => env.env_remove(name),
+        };
+    }
+    env
+}
+
 #[test]
 fn nothing_is_left_of_a_run_that_is_stopped() {
     for signal in ["TERM", "INT", "HUP"] {
         let (sandbox, temporary) = (Sandbox::new(), tempfile::tempdir().unwrap());
-        let mut run = sandbox
-            .command(quick(&["--steps", "1000"]))
+        let mut run = hearing_signals(sandbox.command(quick(&["--steps", "1000"])))
             .env("TMPDIR", temporary.path())
             .stderr(Stdio::piped())
             .spawn()
