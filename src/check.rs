@@ -287,7 +287,7 @@ fn ordered(f: f32) -> i32 {
 }
 
 /// Builds inputs, launches, returns outputs.
-type Run = Box<dyn Fn(&Lab) -> Result<Vec<Output>>>;
+type Compute = Box<dyn Fn(&Lab) -> Result<Vec<Output>>>;
 
 /// One computation.
 pub struct Case {
@@ -297,7 +297,7 @@ pub struct Case {
     pub name: String,
     /// Made to be run hundreds of times, or under a tool that slows it down a hundredfold.
     pub small: bool,
-    run: Run,
+    run: Compute,
     /// Whether it needs the instructions of compute capability 9.0.
     hopper: bool,
 }

@@ -4,7 +4,7 @@ mod common;
 use common::*;
 use half::bf16;
 use schnell::device::{AsyncCopies, Device, EmulatorOptions, Order};
-use schnell::kernels::probe::Part;
+use schnell::kernels::probe::Primitive;
 
 /// Every way to run the emulator must give the same words.
 fn machines() -> Vec<Device> {
@@ -26,23 +26,23 @@ fn machines() -> Vec<Device> {
 }
 
 #[track_caller]
-fn check(part: Part, input: &[u32], want: &[u32]) {
+fn check(primitive: Primitive, input: &[u32], want: &[u32]) {
     for device in machines() {
-        assert_same(&format!("{part:?}"), &run(device, part, input), want);
+        assert_same(&format!("{primitive:?}"), &run(device, primitive, input), want);
     }
 }
 
-fn run(device: Device, part: Part, input: &[u32]) -> Vec<u32> {
+fn run(device: Device, primitive: Primitive, input: &[u32]) -> Vec<u32> {
     let bench = Bench::with_bytes(device, 4 << 20);
     let view = bench.upload(input);
-    let output = bench.alloc::<u32>(part.num_outputs(input.len()));
-    part.launch(&bench.device, COMPUTE, &view, &output).unwrap();
+    let output = bench.alloc::<u32>(primitive.num_outputs(input.len()));
+    primitive.launch(&bench.device, COMPUTE, &view, &output).unwrap();
     bench.download(&output)
 }
 
-fn random_words(part: Part, seed: u64) -> Vec<u32> {
+fn random_words(primitive: Primitive, seed: u64) -> Vec<u32> {
     let mut rng = Rng(seed);
-    (0..part.num_inputs().unwrap()).map(|_| rng.bits() as u32).collect()
+    (0..primitive.num_inputs().unwrap()).map(|_| rng.bits() as u32).collect()
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn params_arrive_field_by_field() {
         0xfebf_3f81, // i16 -321 above bf16 0x3f81
         0xabcd_9d9c, // u16, i8 -99, u8
     ];
-    check(Part::Echo, &[], &want);
+    check(Primitive::Echo, &[], &want);
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn indices_barriers_and_atomics() {
             }
         }
     }
-    check(Part::Index, &[], &want);
+    check(Primitive::Index, &[], &want);
 }
 
 #[test]
@@ -110,12 +110,12 @@ fn shuffles_and_warp_reductions() {
         }
         want.push(words[t / 32 * 32 + 31 - t % 32]);
     }
-    check(Part::Warp, &input, &want);
+    check(Primitive::Warp, &input, &want);
 }
 
 #[test]
 fn async_copies_fill_the_rest_of_their_bytes_with_zeros_and_touch_no_more() {
-    let input = random_words(Part::CpAsync, 4);
+    let input = random_words(Primitive::CpAsync, 4);
     let source: &[u8] = bytemuck::cast_slice(&input);
     let cases = [4usize, 8, 16].into_iter().flat_map(|bytes| (0..=bytes).map(move |valid| (bytes, valid)));
     let cases = cases.chain([(16, 0), (16, 16)]);
@@ -129,12 +129,12 @@ fn async_copies_fill_the_rest_of_their_bytes_with_zeros_and_touch_no_more() {
             want.extend(bytemuck::cast::<[u8; 16], [u32; 4]>(slot));
         }
     }
-    check(Part::CpAsync, &input, &want);
+    check(Primitive::CpAsync, &input, &want);
 }
 
 #[test]
 fn rings_of_async_copies_deliver_each_group_in_time() {
-    let input = random_words(Part::Pipeline, 5);
+    let input = random_words(Primitive::Pipeline, 5);
     let mut want = Vec::new();
     for _ring in 0..4 {
         for group in 0..10 {
@@ -144,14 +144,14 @@ fn rings_of_async_copies_deliver_each_group_in_time() {
             }
         }
     }
-    check(Part::Pipeline, &input, &want);
+    check(Primitive::Pipeline, &input, &want);
 }
 
 /// PTX ISA, ldmatrix: thread 8 i + r gives row r of matrix i; thread T receives of each matrix the elements at row
 /// T / 4, columns 2 (T % 4) and the next; with .trans, of the transposed matrix.
 #[test]
 fn ldmatrix_distributes_rows() {
-    let input = random_words(Part::LdMatrix, 6);
+    let input = random_words(Primitive::LdMatrix, 6);
     let halves: &[u16] = bytemuck::cast_slice(&input);
     let element = |tile: usize, matrix: usize, row: usize, column: usize| {
         let stored = tile * 32 + (5 * (8 * matrix + row) + tile) % 32;
@@ -168,7 +168,7 @@ fn ldmatrix_distributes_rows() {
             }
         }
     }
-    check(Part::LdMatrix, &input, &want);
+    check(Primitive::LdMatrix, &input, &want);
 }
 
 /// PTX ISA, fragments of mma.m16n8k16 with bf16: (row, k) of element `i` of A, (k, column) of B, (row, column) of C.
@@ -190,7 +190,7 @@ fn c_place(lane: usize, i: usize) -> (usize, usize) {
 #[test]
 fn mma_multiplies_what_the_fragments_say() {
     for (mt, nt) in [(1, 1), (1, 3), (2, 4), (4, 8)] {
-        let part = Part::Mma(mt, nt);
+        let primitive = Primitive::Mma(mt, nt);
         let mut rng = Rng(7);
         // Whole numbers that bf16 holds: products and sums are exact, whatever order a machine adds them in.
         let mut integer = |limit: i64| (rng.bits() % (2 * limit as u64 + 1)) as i64 - limit;
@@ -235,8 +235,8 @@ fn mma_multiplies_what_the_fragments_say() {
                 want.push((sum as f32).to_bits());
             }
         }
-        assert_eq!(Some(input.len()), part.num_inputs());
-        check(part, &input, &want);
+        assert_eq!(Some(input.len()), primitive.num_inputs());
+        check(primitive, &input, &want);
     }
 }
 
@@ -267,7 +267,7 @@ fn arithmetic_is_ieee_where_it_says_exact() {
     let y: Vec<f32> = x.iter().cycle().skip(7).take(n).copied().collect();
     let z: Vec<f32> = x.iter().cycle().skip(19).take(n).copied().collect();
     let input: Vec<u32> = [&x, &y, &z].into_iter().flatten().map(|f| f.to_bits()).collect();
-    let got = run(emulator(), Part::Math, &input);
+    let got = run(emulator(), Primitive::Math, &input);
     // A NaN is a NaN: its payload is the machine's own.
     let same = |got: u32, want: f32| {
         f32::from_bits(got).to_bits() == want.to_bits() || (f32::from_bits(got).is_nan() && want.is_nan())

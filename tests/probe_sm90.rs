@@ -5,7 +5,7 @@ use common::*;
 use half::bf16;
 use schnell::Error;
 use schnell::device::{AsyncCopies, Device, EmulatorOptions, Order};
-use schnell::kernels::probe_sm90::Part;
+use schnell::kernels::probe_sm90::Primitive;
 
 /// Every way to run the emulator must give the same words.
 fn machines() -> impl Iterator<Item = Device> {
@@ -15,17 +15,17 @@ fn machines() -> impl Iterator<Item = Device> {
 }
 
 #[track_caller]
-fn check(part: Part, input: &[u32], want: &[u32]) {
+fn check(primitive: Primitive, input: &[u32], want: &[u32]) {
     for device in machines() {
-        assert_same(&format!("{part:?}"), &run(device, part, input), want);
+        assert_same(&format!("{primitive:?}"), &run(device, primitive, input), want);
     }
 }
 
-fn run(device: Device, part: Part, input: &[u32]) -> Vec<u32> {
+fn run(device: Device, primitive: Primitive, input: &[u32]) -> Vec<u32> {
     let bench = Bench::with_bytes(device, 2 << 20);
     let view = bench.upload(input);
-    let output = bench.alloc::<u32>(part.num_outputs());
-    part.launch(&bench.device, COMPUTE, &view, &output).unwrap();
+    let output = bench.alloc::<u32>(primitive.num_outputs());
+    primitive.launch(&bench.device, COMPUTE, &view, &output).unwrap();
     bench.download(&output)
 }
 
@@ -36,9 +36,9 @@ fn words_of<T: bytemuck::NoUninit>(values: &[T]) -> Vec<u32> {
 
 #[test]
 fn barriers_hold_phase_after_phase() {
-    let part = Part::Barriers;
+    let primitive = Primitive::Barriers;
     let mut rng = Rng(1);
-    let input: Vec<u32> = (0..part.num_inputs()).map(|_| rng.bits() as u32).collect();
+    let input: Vec<u32> = (0..primitive.num_inputs()).map(|_| rng.bits() as u32).collect();
     let mut want = Vec::new();
     for round in 0..5 {
         for t in 0..384 {
@@ -46,7 +46,7 @@ fn barriers_hold_phase_after_phase() {
             want.push(input[31 - t % 32].wrapping_mul(round + 3));
         }
     }
-    check(part, &input, &want);
+    check(primitive, &input, &want);
 }
 
 /// PTX ISA, "Tensors": what is outside is zero; "Swizzling Modes": with 128 bytes, the 16-byte chunk of a row of 128 bytes
@@ -85,7 +85,7 @@ fn copies_fill_with_zeros_and_swizzle() {
         target[16 * range..16 * range + bytes].copy_from_slice(&matrix[32 * range..32 * range + bytes]);
         want.extend(words_of(&target));
     }
-    check(Part::Copies, &input, &want);
+    check(Primitive::Copies, &input, &want);
 }
 
 /// PTX ISA, "Register Fragments for wgmma.mma_async.m64nNk16", accumulators: row and column of register `i` of thread `t`.
@@ -132,7 +132,7 @@ impl Matrices {
     }
 }
 
-/// The words of a part: the second consumer's accumulators begin as register plus thread.
+/// The words of a primitive: the second consumer's accumulators begin as register plus thread.
 fn products(n: usize, value: impl Fn(usize, usize) -> i32) -> Vec<u32> {
     let mut want = Vec::new();
     for consumer in 0..2 {
@@ -154,7 +154,7 @@ fn products_of_copied_operands() {
     for n in [64, 128, 256] {
         let matrices = Matrices::new(n as u64, n, 384);
         let want = products(n, |row, column| matrices.product(row, column));
-        check(Part::Shared(n), &matrices.words, &want);
+        check(Primitive::Shared(n), &matrices.words, &want);
     }
 }
 
@@ -163,7 +163,7 @@ fn products_of_operands_in_registers() {
     for n in [64, 128, 256] {
         let matrices = Matrices::new(n as u64 + 1, n, 384);
         let want = products(n, |row, column| matrices.product(row, column));
-        check(Part::Registers(n), &matrices.words, &want);
+        check(Primitive::Registers(n), &matrices.words, &want);
     }
 }
 
@@ -172,18 +172,19 @@ fn products_of_operands_that_threads_have_stored() {
     let rounds = [3, 4].map(|seed| Matrices::new(seed, 64, 64));
     let words: Vec<u32> = rounds.iter().flat_map(|round| round.words.clone()).collect();
     let want = products(64, |row, column| rounds.iter().map(|round| round.product(row, column)).sum());
-    check(Part::Stored, &words, &want);
+    check(Primitive::Stored, &words, &want);
 }
 
 /// More seeds for the shape that has the most schedules: a ring, two consumers, registers in flight.
 #[test]
 fn a_pipeline_gives_the_same_under_many_schedules() {
     let matrices = Matrices::new(5, 64, 384);
-    for part in [Part::Shared(64), Part::Registers(64)] {
+    for primitive in [Primitive::Shared(64), Primitive::Registers(64)] {
         let want = products(64, |row, column| matrices.product(row, column));
         for seed in 10..60 {
-            let got = run(hopper_emulator(Order::Random, AsyncCopies::Random, seed), part, &matrices.words);
-            assert!(got == want, "{part:?}, seed {seed}");
+            let got =
+                run(hopper_emulator(Order::Random, AsyncCopies::Random, seed), primitive, &matrices.words);
+            assert!(got == want, "{primitive:?}, seed {seed}");
         }
     }
 }
@@ -192,9 +193,9 @@ fn a_pipeline_gives_the_same_under_many_schedules() {
 fn machines_without_these_instructions_are_refused() {
     let bench = Bench::with_bytes(Device::emulator(EmulatorOptions::default()), 2 << 20);
     let view = bench.alloc::<u32>(1 << 17);
-    for part in Part::ALL {
-        let error = part.launch(&bench.device, COMPUTE, &view, &view).unwrap_err();
+    for primitive in Primitive::ALL {
+        let error = primitive.launch(&bench.device, COMPUTE, &view, &view).unwrap_err();
         assert!(matches!(&error, Error::Unsupported(text) if text.contains("9.0")), "{error:?}");
     }
-    assert!(Part::Shared(96).kernel().is_err());
+    assert!(Primitive::Shared(96).kernel().is_err());
 }

@@ -114,7 +114,7 @@ fn every_entry_point_has_a_small_case_and_every_case_a_test() {
     let all = kernels::all().iter().map(|kernel| kernel.name()).collect();
     assert_eq!(launched, all);
     // A pipeline readies all of its kernels on any GPU.
-    for kernel in kernels::product() {
+    for kernel in kernels::of_pipelines() {
         assert!(
             ampere.launched().contains(&kernel.name()),
             "{kernel:?} needs more than compute capability 8.0"

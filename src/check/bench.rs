@@ -22,7 +22,7 @@ const WARM_UP: Duration = Duration::from_millis(300);
 
 /// One kernel at one shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Work {
+pub enum Subject {
     /// `out[m, n] = x[m, k] . w[n, k]^T + bias` with NF4 weights, bf16 in and out.
     Nf4Gemm {
         /// Tokens.
@@ -85,33 +85,33 @@ pub enum Work {
 }
 
 /// The launches of a 512x512 and of a 1024x1024 picture where its time goes, with 256 text tokens.
-pub fn flux_shapes() -> Vec<Work> {
+pub fn flux_shapes() -> Vec<Subject> {
     let mut shapes = Vec::new();
     for image in [1024, 4096] {
         let (d, joint) = (3072, image + 256);
         // Double block: qkv, out, mlp up and down of the image stream. Single block: both linears.
         shapes.extend([
-            Work::Nf4Gemm { m: image, n: 3 * d, k: d },
-            Work::Nf4Gemm { m: image, n: d, k: d },
-            Work::Nf4Gemm { m: image, n: 4 * d, k: d },
-            Work::Nf4Gemm { m: image, n: d, k: 4 * d },
-            Work::Nf4Gemm { m: joint, n: 7 * d, k: d },
-            Work::Nf4Gemm { m: joint, n: d, k: 5 * d },
-            Work::Attention { heads: 24, tokens: joint, head_dim: 128 },
-            Work::LayerNormMod { rows: joint, width: d },
+            Subject::Nf4Gemm { m: image, n: 3 * d, k: d },
+            Subject::Nf4Gemm { m: image, n: d, k: d },
+            Subject::Nf4Gemm { m: image, n: 4 * d, k: d },
+            Subject::Nf4Gemm { m: image, n: d, k: 4 * d },
+            Subject::Nf4Gemm { m: joint, n: 7 * d, k: d },
+            Subject::Nf4Gemm { m: joint, n: d, k: 5 * d },
+            Subject::Attention { heads: 24, tokens: joint, head_dim: 128 },
+            Subject::LayerNormMod { rows: joint, width: d },
         ]);
     }
     // The text stream's qkv, modulation of a block for four steps, T5's widest product.
     shapes.extend([
-        Work::Nf4Gemm { m: 256, n: 9216, k: 3072 },
-        Work::Nf4Gemv { m: 4, n: 18432, k: 3072 },
-        Work::Bf16Gemm { m: 256, n: 10240, k: 4096 },
+        Subject::Nf4Gemm { m: 256, n: 9216, k: 3072 },
+        Subject::Nf4Gemv { m: 4, n: 18432, k: 3072 },
+        Subject::Bf16Gemm { m: 256, n: 10240, k: 4096 },
     ]);
     for (side, channels) in [(64, 512), (128, 512), (256, 512), (512, 256), (1024, 128)] {
-        shapes.push(Work::Conv2d { side, channels, upsample: false });
-        shapes.push(Work::GroupNormSilu { side, channels });
+        shapes.push(Subject::Conv2d { side, channels, upsample: false });
+        shapes.push(Subject::GroupNormSilu { side, channels });
     }
-    shapes.push(Work::Conv2d { side: 256, channels: 512, upsample: true });
+    shapes.push(Subject::Conv2d { side: 256, channels: 512, upsample: true });
     shapes
 }
 
@@ -119,7 +119,7 @@ pub fn flux_shapes() -> Vec<Work> {
 #[derive(Clone, Debug)]
 pub struct Measured {
     /// The shape.
-    pub work: Work,
+    pub subject: Subject,
     /// Milliseconds of every repetition, ascending.
     pub ms: Vec<f64>,
 }
@@ -131,51 +131,57 @@ impl Measured {
     }
 }
 
-impl std::fmt::Display for Work {
+impl std::fmt::Display for Subject {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match *self {
-            Work::Nf4Gemm { m, n, k } => write!(f, "nf4_gemm {m}x{n}x{k}"),
-            Work::Bf16Gemm { m, n, k } => write!(f, "bf16_gemm {m}x{n}x{k}"),
-            Work::Attention { heads, tokens, head_dim } => write!(f, "attention {heads}x{tokens}x{head_dim}"),
-            Work::Conv2d { side, channels, upsample } => {
+            Subject::Nf4Gemm { m, n, k } => write!(f, "nf4_gemm {m}x{n}x{k}"),
+            Subject::Bf16Gemm { m, n, k } => write!(f, "bf16_gemm {m}x{n}x{k}"),
+            Subject::Attention { heads, tokens, head_dim } => {
+                write!(f, "attention {heads}x{tokens}x{head_dim}")
+            }
+            Subject::Conv2d { side, channels, upsample } => {
                 write!(f, "conv2d {side}x{side}x{channels}{}", if upsample { " upsample" } else { "" })
             }
-            Work::Nf4Gemv { m, n, k } => write!(f, "nf4_gemv {m}x{n}x{k}"),
-            Work::LayerNormMod { rows, width } => write!(f, "layer_norm_mod {rows}x{width}"),
-            Work::GroupNormSilu { side, channels } => write!(f, "group_norm_silu {side}x{side}x{channels}"),
+            Subject::Nf4Gemv { m, n, k } => write!(f, "nf4_gemv {m}x{n}x{k}"),
+            Subject::LayerNormMod { rows, width } => write!(f, "layer_norm_mod {rows}x{width}"),
+            Subject::GroupNormSilu { side, channels } => {
+                write!(f, "group_norm_silu {side}x{side}x{channels}")
+            }
         }
     }
 }
 
-impl Work {
+impl Subject {
     /// Multiply-adds times two; of the norms none are counted.
     pub fn flops(&self) -> f64 {
         match *self {
-            Work::Nf4Gemm { m, n, k } | Work::Bf16Gemm { m, n, k } | Work::Nf4Gemv { m, n, k } => {
+            Subject::Nf4Gemm { m, n, k } | Subject::Bf16Gemm { m, n, k } | Subject::Nf4Gemv { m, n, k } => {
                 2.0 * (m * n * k) as f64
             }
-            Work::Attention { heads, tokens, head_dim } => 4.0 * (heads * tokens * tokens * head_dim) as f64,
-            Work::Conv2d { side, channels, upsample } => {
+            Subject::Attention { heads, tokens, head_dim } => {
+                4.0 * (heads * tokens * tokens * head_dim) as f64
+            }
+            Subject::Conv2d { side, channels, upsample } => {
                 let pixels = side * side * if upsample { 4 } else { 1 };
                 2.0 * (pixels * channels * channels * 9) as f64
             }
-            Work::LayerNormMod { .. } | Work::GroupNormSilu { .. } => 0.0,
+            Subject::LayerNormMod { .. } | Subject::GroupNormSilu { .. } => 0.0,
         }
     }
 
     /// Bytes that must cross the device's memory bus at least: every operand once.
     pub fn bytes(&self) -> usize {
         match *self {
-            Work::Nf4Gemm { m, n, k } => 2 * m * (n + k) + n * k / 2 + n * k / 16,
-            Work::Bf16Gemm { m, n, k } => 2 * (m * (n + k) + n * k),
-            Work::Nf4Gemv { m, n, k } => 4 * m * (n + k) + n * k / 2 + n * k / 16,
-            Work::Attention { heads, tokens, head_dim } => 2 * 4 * heads * tokens * head_dim,
-            Work::Conv2d { side, channels, upsample } => {
+            Subject::Nf4Gemm { m, n, k } => 2 * m * (n + k) + n * k / 2 + n * k / 16,
+            Subject::Bf16Gemm { m, n, k } => 2 * (m * (n + k) + n * k),
+            Subject::Nf4Gemv { m, n, k } => 4 * m * (n + k) + n * k / 2 + n * k / 16,
+            Subject::Attention { heads, tokens, head_dim } => 2 * 4 * heads * tokens * head_dim,
+            Subject::Conv2d { side, channels, upsample } => {
                 2 * channels * (side * side * if upsample { 5 } else { 2 } + 9 * channels)
             }
-            Work::LayerNormMod { rows, width } => 6 * rows * width,
+            Subject::LayerNormMod { rows, width } => 6 * rows * width,
             // Read for the statistics, read again, written.
-            Work::GroupNormSilu { side, channels } => 6 * side * side * channels,
+            Subject::GroupNormSilu { side, channels } => 6 * side * side * channels,
         }
     }
 
@@ -218,19 +224,21 @@ impl Work {
         if ms.is_empty() {
             return Err(Error::Input("a bench without repetitions".to_string()));
         }
-        Ok(Measured { work: *self, ms })
+        Ok(Measured { subject: *self, ms })
     }
 
     /// One set of buffers, and the launch on them.
     fn prepare(&self, lab: &Lab) -> Result<launches::Launch> {
         match *self {
-            Work::Nf4Gemm { m, n, k } => launches::nf4_gemm(lab, m, n, k),
-            Work::Bf16Gemm { m, n, k } => launches::bf16_gemm(lab, m, n, k),
-            Work::Attention { heads, tokens, head_dim } => launches::attention(lab, heads, tokens, head_dim),
-            Work::Conv2d { side, channels, upsample } => launches::conv(lab, side, channels, upsample),
-            Work::Nf4Gemv { m, n, k } => launches::nf4_gemv(lab, m, n, k),
-            Work::LayerNormMod { rows, width } => launches::layer_norm_mod(lab, rows, width),
-            Work::GroupNormSilu { side, channels } => launches::group_norm_silu(lab, side, channels),
+            Subject::Nf4Gemm { m, n, k } => launches::nf4_gemm(lab, m, n, k),
+            Subject::Bf16Gemm { m, n, k } => launches::bf16_gemm(lab, m, n, k),
+            Subject::Attention { heads, tokens, head_dim } => {
+                launches::attention(lab, heads, tokens, head_dim)
+            }
+            Subject::Conv2d { side, channels, upsample } => launches::conv(lab, side, channels, upsample),
+            Subject::Nf4Gemv { m, n, k } => launches::nf4_gemv(lab, m, n, k),
+            Subject::LayerNormMod { rows, width } => launches::layer_norm_mod(lab, rows, width),
+            Subject::GroupNormSilu { side, channels } => launches::group_norm_silu(lab, side, channels),
         }
     }
 }
@@ -263,31 +271,31 @@ mod tests {
     fn every_kind_of_work_can_be_timed() {
         let device = Device::emulator(crate::device::EmulatorOptions::default());
         let small = [
-            Work::Nf4Gemm { m: 16, n: 128, k: 64 },
-            Work::Bf16Gemm { m: 16, n: 128, k: 64 },
-            Work::Attention { heads: 1, tokens: 32, head_dim: 64 },
-            Work::Conv2d { side: 4, channels: 32, upsample: true },
-            Work::Nf4Gemv { m: 1, n: 64, k: 64 },
-            Work::LayerNormMod { rows: 4, width: 64 },
-            Work::GroupNormSilu { side: 4, channels: 64 },
+            Subject::Nf4Gemm { m: 16, n: 128, k: 64 },
+            Subject::Bf16Gemm { m: 16, n: 128, k: 64 },
+            Subject::Attention { heads: 1, tokens: 32, head_dim: 64 },
+            Subject::Conv2d { side: 4, channels: 32, upsample: true },
+            Subject::Nf4Gemv { m: 1, n: 64, k: 64 },
+            Subject::LayerNormMod { rows: 4, width: 64 },
+            Subject::GroupNormSilu { side: 4, channels: 64 },
         ];
-        let kind = std::mem::discriminant::<Work>;
-        for work in flux_shapes() {
-            assert!(small.iter().any(|s| kind(s) == kind(&work)), "{work} is not tried here");
+        let kind = std::mem::discriminant::<Subject>;
+        for subject in flux_shapes() {
+            assert!(small.iter().any(|s| kind(s) == kind(&subject)), "{subject} is not tried here");
         }
-        for work in small {
-            let measured = work.measure(&device, 3).unwrap();
-            assert_eq!(measured.ms.len(), 3, "{work}");
-            assert!(measured.median_ms() > 0.0 && measured.ms[0] <= measured.median_ms(), "{work}");
-            assert!(work.bytes() > 0);
+        for subject in small {
+            let measured = subject.measure(&device, 3).unwrap();
+            assert_eq!(measured.ms.len(), 3, "{subject}");
+            assert!(measured.median_ms() > 0.0 && measured.ms[0] <= measured.median_ms(), "{subject}");
+            assert!(subject.bytes() > 0);
         }
         assert!(upload_rate(&device, 1 << 20, 2).unwrap() > 0.0);
     }
 
     #[test]
     fn work_is_counted_as_the_literature_does() {
-        assert_eq!(Work::Nf4Gemm { m: 4096, n: 9216, k: 3072 }.flops(), 231_928_233_984.0);
-        assert_eq!(Work::Attention { heads: 24, tokens: 4608, head_dim: 128 }.flops(), 260_919_263_232.0);
-        assert_eq!(Work::Nf4Gemv { m: 1, n: 64, k: 64 }.bytes(), 4 * 128 + 2048 + 256);
+        assert_eq!(Subject::Nf4Gemm { m: 4096, n: 9216, k: 3072 }.flops(), 231_928_233_984.0);
+        assert_eq!(Subject::Attention { heads: 24, tokens: 4608, head_dim: 128 }.flops(), 260_919_263_232.0);
+        assert_eq!(Subject::Nf4Gemv { m: 1, n: 64, k: 64 }.bytes(), 4 * 128 + 2048 + 256);
     }
 }

@@ -6,76 +6,78 @@ use super::{Case, Lab, Output, Values, case, random_bits, random_f32s};
 use crate::Result;
 use crate::abi;
 use crate::device::{StreamId, View};
-use crate::kernels::probe::Part;
+use crate::kernels::probe::Primitive;
 
 pub(super) fn cases() -> Vec<Case> {
-    let name = |part: Part| part.kernel().map_or("probe", |kernel| kernel.name);
-    let plain = Part::ALL.into_iter().map(|part| case("probe", name(part), move |lab| probe(lab, part)));
-    let products = Part::ALL.into_iter().filter(|part| matches!(part, Part::Mma(..)));
-    let rounding = products.map(|part| {
-        case("probe", format!("{}_rounding", name(part)), move |lab| probe_mma_rounding(lab, part))
+    let name = |primitive: Primitive| primitive.kernel().map_or("probe", |kernel| kernel.name);
+    let plain = Primitive::ALL
+        .into_iter()
+        .map(|primitive| case("probe", name(primitive), move |lab| probe(lab, primitive)));
+    let products = Primitive::ALL.into_iter().filter(|primitive| matches!(primitive, Primitive::Mma(..)));
+    let rounding = products.map(|primitive| {
+        case("probe", format!("{}_rounding", name(primitive)), move |lab| probe_mma_rounding(lab, primitive))
     });
     // Rounding differs from the plain products in values alone: no schedule or sanitizer sees anything new.
     plain.map(|case| Case { small: true, ..case }).chain(rounding).collect()
 }
 
-/// Runs a part on these words; returns its words.
-fn run_probe(lab: &Lab, part: Part, input: &[u32]) -> Result<View<u32>> {
+/// Runs a primitive on these words; returns its words.
+fn run_probe(lab: &Lab, primitive: Primitive, input: &[u32]) -> Result<View<u32>> {
     let input = lab.upload(input)?;
-    let output = lab.alloc::<u32>(part.num_outputs(input.len()))?;
-    if part == Part::Index {
+    let output = lab.alloc::<u32>(primitive.num_outputs(input.len()))?;
+    if primitive == Primitive::Index {
         // Its first word is added to.
         lab.device().fill(StreamId::Compute, &output.cast::<u8>()?, 0)?;
     }
-    part.launch(lab.device(), StreamId::Compute, &input, &output)?;
+    primitive.launch(lab.device(), StreamId::Compute, &input, &output)?;
     Ok(output)
 }
 
-fn probe(lab: &Lab, part: Part) -> Result<Vec<Output>> {
-    match part {
-        Part::Math => probe_math(lab),
-        Part::Mma(..) => {
+fn probe(lab: &Lab, primitive: Primitive) -> Result<Vec<Output>> {
+    match primitive {
+        Primitive::Math => probe_math(lab),
+        Primitive::Mma(..) => {
             // Whole numbers up to 255: sums are exact, so every machine must agree, in whatever order it adds.
             let small = |word: u32| {
                 let value = |bits: u32| bf16::from_f32(bits as f32 - 127.0).to_bits() as u32;
                 value(word & 0xff) | value(word >> 8 & 0xff) << 16
             };
-            let words = mma_words(part, small, |word| ((word >> 20) as f32).to_bits());
-            Ok(vec![lab.bits("acc", &run_probe(lab, part, &words)?)?])
+            let words = mma_words(primitive, small, |word| ((word >> 20) as f32).to_bits());
+            Ok(vec![lab.bits("acc", &run_probe(lab, primitive, &words)?)?])
         }
-        Part::Warp => {
+        Primitive::Warp => {
             // Integers, then floats of one size, whose sums have one fixed tree.
             let mut words = random_bits(5, 64);
             words.extend(random_f32s(6, 64, 100.0).into_iter().map(f32::to_bits));
-            Ok(vec![lab.bits("words", &run_probe(lab, part, &words)?)?])
+            Ok(vec![lab.bits("words", &run_probe(lab, primitive, &words)?)?])
         }
         _ => {
-            let words = random_bits(7, part.num_inputs().unwrap_or(0));
-            Ok(vec![lab.bits("words", &run_probe(lab, part, &words)?)?])
+            let words = random_bits(7, primitive.num_inputs().unwrap_or(0));
+            Ok(vec![lab.bits("words", &run_probe(lab, primitive, &words)?)?])
         }
     }
 }
 
 /// The words of an mma probe: per warp two kinds, bf16 pairs and then f32 accumulators.
-fn mma_words(part: Part, pair: impl Fn(u32) -> u32, acc: impl Fn(u32) -> u32) -> Vec<u32> {
-    let Part::Mma(mt, nt) = part else { return Vec::new() };
+fn mma_words(primitive: Primitive, pair: impl Fn(u32) -> u32, acc: impl Fn(u32) -> u32) -> Vec<u32> {
+    let Primitive::Mma(mt, nt) = primitive else { return Vec::new() };
     let num_pairs = abi::PROBE_MMA_STEPS as usize * (4 * mt + 2 * nt) * 32;
     let per_warp = num_pairs + 4 * mt * nt * 32;
-    let random = random_bits(8, part.num_inputs().unwrap_or(0));
+    let random = random_bits(8, primitive.num_inputs().unwrap_or(0));
     let words = random.iter().enumerate();
     words.map(|(i, &word)| if i % per_warp < num_pairs { pair(word) } else { acc(word) }).collect()
 }
 
 /// Fractions: tensor cores add a k-step's products in an order of their own, and truncate where the emulator rounds.
 /// Allowed is 2^-18: 32 truncations of f32, one per product.
-fn probe_mma_rounding(lab: &Lab, part: Part) -> Result<Vec<Output>> {
+fn probe_mma_rounding(lab: &Lab, primitive: Primitive) -> Result<Vec<Output>> {
     let fraction = |bits: u32| (bits & 0xffff) as f32 / 32768.0 - 1.0;
     let pair = |word: u32| {
         let value = |bits: u32| bf16::from_f32(fraction(bits)).to_bits() as u32;
         value(word) | value(word >> 16) << 16
     };
-    let words = mma_words(part, pair, |word| fraction(word).to_bits());
-    let acc = run_probe(lab, part, &words)?.cast::<f32>()?;
+    let words = mma_words(primitive, pair, |word| fraction(word).to_bits());
+    let acc = run_probe(lab, primitive, &words)?.cast::<f32>()?;
     Ok(vec![lab.close("acc", &acc, 4e-6, 4e-6)?])
 }
 
@@ -125,7 +127,7 @@ fn probe_math(lab: &Lab) -> Result<Vec<Output>> {
     let n = x.len();
     let rotated = |by: usize| x.iter().cycle().skip(by).take(n).copied();
     let input: Vec<u32> = x.iter().copied().chain(rotated(7)).chain(rotated(19)).collect();
-    let words = lab.download(&run_probe(lab, Part::Math, &input)?)?;
+    let words = lab.download(&run_probe(lab, Primitive::Math, &input)?)?;
     let column = |k: usize| words.iter().skip(k).step_by(NAMES.len());
     let outputs = NAMES.iter().enumerate().map(|(k, name)| {
         let floats =
@@ -134,7 +136,7 @@ fn probe_math(lab: &Lab) -> Result<Vec<Output>> {
             "pack_bf16x2" | "float_to_bf16" => {
                 Values::Bytes(column(k).flat_map(|w| w.to_le_bytes()).collect())
             }
-            _ if k < Part::EXACT_MATH_WORDS => Values::Ulps { values: floats(n), ulps: 0, floor: 0.0 },
+            _ if k < Primitive::EXACT_MATH_WORDS => Values::Ulps { values: floats(n), ulps: 0, floor: 0.0 },
             // ex2.approx flushes denormals.
             "exp2" => Values::Ulps { values: floats(n), ulps: 4, floor: f32::MIN_POSITIVE },
             "exp" | "tanh" | "erf" => Values::Ulps { values: floats(n), ulps: 6, floor: f32::MIN_POSITIVE },

@@ -6,28 +6,31 @@ use super::{Case, Lab, Output, case, random_bits};
 use crate::Result;
 use crate::abi;
 use crate::device::{StreamId, View};
-use crate::kernels::probe_sm90::Part;
+use crate::kernels::probe_sm90::Primitive;
 
 pub(super) fn cases() -> Vec<Case> {
-    let name = |part: Part| part.kernel().map_or("probe_sm90", |kernel| kernel.name);
-    let exact = Part::ALL.into_iter().map(|part| case("probe", name(part), move |lab| probe(lab, part)));
-    let products = Part::ALL.into_iter().filter(|part| part.num_columns() > 0);
-    let rounding = products
-        .map(|part| case("probe", format!("{}_rounding", name(part)), move |lab| probe_rounding(lab, part)));
+    let name = |primitive: Primitive| primitive.kernel().map_or("probe_sm90", |kernel| kernel.name);
+    let exact = Primitive::ALL
+        .into_iter()
+        .map(|primitive| case("probe", name(primitive), move |lab| probe(lab, primitive)));
+    let products = Primitive::ALL.into_iter().filter(|primitive| primitive.num_columns() > 0);
+    let rounding = products.map(|primitive| {
+        case("probe", format!("{}_rounding", name(primitive)), move |lab| probe_rounding(lab, primitive))
+    });
     let exact = exact.map(|case| Case { small: true, ..case });
     exact.chain(rounding).map(|case| Case { hopper: true, ..case }).collect()
 }
 
-fn run(lab: &Lab, part: Part, input: &[u32]) -> Result<View<u32>> {
+fn run(lab: &Lab, primitive: Primitive, input: &[u32]) -> Result<View<u32>> {
     let input = lab.upload(input)?;
-    let output = lab.alloc::<u32>(part.num_outputs())?;
-    part.launch(lab.device(), StreamId::Compute, &input, &output)?;
+    let output = lab.alloc::<u32>(primitive.num_outputs())?;
+    primitive.launch(lab.device(), StreamId::Compute, &input, &output)?;
     Ok(output)
 }
 
-fn probe(lab: &Lab, part: Part) -> Result<Vec<Output>> {
-    let mut words = random_bits(11, part.num_inputs());
-    if part == Part::Copies {
+fn probe(lab: &Lab, primitive: Primitive) -> Result<Vec<Output>> {
+    let mut words = random_bits(11, primitive.num_inputs());
+    if primitive == Primitive::Copies {
         // Inside, across each edge and corner, and above.
         let places: [[i32; 2]; abi::PROBE_SM90_BOXES as usize] =
             [[0, 0], [32, 16], [-16, -3], [96, 33], [16, -16], [-48, 5]];
@@ -35,19 +38,19 @@ fn probe(lab: &Lab, part: Part) -> Result<Vec<Output>> {
         for (word, place) in words[first..].iter_mut().zip(places.concat()) {
             *word = place as u32;
         }
-    } else if part.num_columns() > 0 {
+    } else if primitive.num_columns() > 0 {
         // Whole numbers up to 127: sums are exact, in whatever order a machine adds.
         words = words.into_iter().map(|word| pair(word, |bits| (bits & 0xff) as f32 - 127.0)).collect();
     }
-    Ok(vec![lab.bits("words", &run(lab, part, &words)?)?])
+    Ok(vec![lab.bits("words", &run(lab, primitive, &words)?)?])
 }
 
 /// As the rounding cases of `mma` in `probe.rs`; the accumulators of the second consumer begin at up to 255.
-fn probe_rounding(lab: &Lab, part: Part) -> Result<Vec<Output>> {
-    let words = random_bits(12, part.num_inputs());
+fn probe_rounding(lab: &Lab, primitive: Primitive) -> Result<Vec<Output>> {
+    let words = random_bits(12, primitive.num_inputs());
     let words: Vec<u32> =
         words.into_iter().map(|word| pair(word, |bits| (bits & 0xffff) as f32 / 32768.0 - 1.0)).collect();
-    let acc = run(lab, part, &words)?.cast::<f32>()?;
+    let acc = run(lab, primitive, &words)?.cast::<f32>()?;
     Ok(vec![lab.close("acc", &acc, 4e-6, 4e-6)?])
 }
 

@@ -39,7 +39,7 @@ use crate::{Error, Result};
 
 #[cfg(feature = "check")]
 /// Those that a pipeline may launch: not the probes, of which some have code for Hopper alone.
-pub fn product() -> impl Iterator<Item = &'static Kernel> {
+pub fn of_pipelines() -> impl Iterator<Item = &'static Kernel> {
     all().iter().copied().filter(|kernel| !kernel.stem.starts_with("probe"))
 }
 

@@ -1,6 +1,6 @@
 //! What every primitive of `kernels/gpu.cuh` does, as words in memory: the net under the emulator.
 //!
-//! A [`Part`] is one family of primitives with its inputs. `tests/probe.rs` compares the emulator's words with what the
+//! A [`Primitive`] is one of them, or some of a kind, with its inputs. `tests/probe.rs` compares the emulator's words with what the
 //! PTX ISA says; `gpu-check probe` compares a GPU's with the emulator's. A [`Fault`] is what a kernel must not do.
 
 use super::{check_len, kernel, to_i32};
@@ -14,7 +14,7 @@ const GRID: [u32; 3] = [3, 2, 2];
 macro_rules! probe {
     ($($name:ident = $entry:ident),* $(,)?) => {
         $(kernel!(
-            /// See [`Part`] or [`Fault`].
+            /// See [`Primitive`] or [`Fault`].
             $name, "probe", $entry, abi::PROBE_THREADS, abi::PROBE_SMEM_BYTES
         );)*
     };
@@ -50,7 +50,7 @@ probe!(
 
 /// One family of primitives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum Primitive {
     /// Each field of a params struct, as the kernel received it.
     Echo,
     /// Thread, lane, warp and CTA indices over a grid in three dimensions; `sync_cta`; `atomic_add`.
@@ -65,94 +65,96 @@ pub enum Part {
     LdMatrix,
     /// `mma_tile` of so many fragments of 16 rows and of 8 columns.
     Mma(usize, usize),
-    /// Arithmetic: the first [`Part::EXACT_MATH_WORDS`] words of an element are exact, the others approximate.
+    /// Arithmetic: the first [`Primitive::EXACT_MATH_WORDS`] words of an element are exact, the others approximate.
     Math,
 }
 
-impl Part {
+impl Primitive {
     /// All of them.
-    pub const ALL: [Part; 11] = [
-        Part::Echo,
-        Part::Index,
-        Part::Warp,
-        Part::CpAsync,
-        Part::Pipeline,
-        Part::LdMatrix,
-        Part::Mma(1, 1),
-        Part::Mma(1, 3),
-        Part::Mma(2, 4),
-        Part::Mma(4, 8),
-        Part::Math,
+    pub const ALL: [Primitive; 11] = [
+        Primitive::Echo,
+        Primitive::Index,
+        Primitive::Warp,
+        Primitive::CpAsync,
+        Primitive::Pipeline,
+        Primitive::LdMatrix,
+        Primitive::Mma(1, 1),
+        Primitive::Mma(1, 3),
+        Primitive::Mma(2, 4),
+        Primitive::Mma(4, 8),
+        Primitive::Math,
     ];
 
     /// How many of an element's `PROBE_MATH_WORDS` words are the same bits on every machine.
     pub const EXACT_MATH_WORDS: usize = 12;
 
-    /// The entry point, which is the part's name, too.
+    /// The entry point, which is the primitive's name, too.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for a size of `mma_tile` that has no entry.
     pub fn kernel(self) -> Result<&'static Kernel> {
         Ok(match self {
-            Part::Echo => &ECHO,
-            Part::Index => &INDEX,
-            Part::Warp => &WARP,
-            Part::CpAsync => &CP_ASYNC,
-            Part::Pipeline => &PIPELINE,
-            Part::LdMatrix => &LDMATRIX,
-            Part::Mma(1, 1) => &MMA_1X1,
-            Part::Mma(1, 3) => &MMA_1X3,
-            Part::Mma(2, 4) => &MMA_2X4,
-            Part::Mma(4, 8) => &MMA_4X8,
-            Part::Mma(mt, nt) => {
+            Primitive::Echo => &ECHO,
+            Primitive::Index => &INDEX,
+            Primitive::Warp => &WARP,
+            Primitive::CpAsync => &CP_ASYNC,
+            Primitive::Pipeline => &PIPELINE,
+            Primitive::LdMatrix => &LDMATRIX,
+            Primitive::Mma(1, 1) => &MMA_1X1,
+            Primitive::Mma(1, 3) => &MMA_1X3,
+            Primitive::Mma(2, 4) => &MMA_2X4,
+            Primitive::Mma(4, 8) => &MMA_4X8,
+            Primitive::Mma(mt, nt) => {
                 return Err(Error::Unsupported(format!("probe: no entry for mma {mt} x {nt}")));
             }
-            Part::Math => &MATH,
+            Primitive::Math => &MATH,
         })
     }
 
-    /// The size of the grid that [`Part::launch`] uses; `num_inputs` words are given.
+    /// The size of the grid that [`Primitive::launch`] uses; `num_inputs` words are given.
     pub fn grid(self, num_inputs: usize) -> [u32; 3] {
         match self {
-            Part::Index => GRID,
-            Part::Math => [(num_inputs / 3).div_ceil(THREADS) as u32, 1, 1],
+            Primitive::Index => GRID,
+            Primitive::Math => [(num_inputs / 3).div_ceil(THREADS) as u32, 1, 1],
             _ => [1, 1, 1],
         }
     }
 
-    /// How many words the part reads; `Math` reads any number of threes.
+    /// How many words the primitive reads; `Math` reads any number of threes.
     pub fn num_inputs(self) -> Option<usize> {
         match self {
-            Part::Echo | Part::Index => Some(0),
-            Part::Warp => Some(2 * THREADS),
-            Part::CpAsync => Some(abi::PROBE_COPY_CASES as usize * THREADS * 4),
-            Part::Pipeline => Some(abi::PROBE_PIPELINE_GROUPS as usize * THREADS * 4),
-            Part::LdMatrix => Some(abi::PROBE_LDMATRIX_TILES as usize * 32 * 4),
-            Part::Mma(mt, nt) => {
+            Primitive::Echo | Primitive::Index => Some(0),
+            Primitive::Warp => Some(2 * THREADS),
+            Primitive::CpAsync => Some(abi::PROBE_COPY_CASES as usize * THREADS * 4),
+            Primitive::Pipeline => Some(abi::PROBE_PIPELINE_GROUPS as usize * THREADS * 4),
+            Primitive::LdMatrix => Some(abi::PROBE_LDMATRIX_TILES as usize * 32 * 4),
+            Primitive::Mma(mt, nt) => {
                 let per_lane = abi::PROBE_MMA_STEPS as usize * (4 * mt + 2 * nt) + 4 * mt * nt;
                 Some(per_lane * THREADS)
             }
-            Part::Math => None,
+            Primitive::Math => None,
         }
     }
 
-    /// How many words the part writes.
+    /// How many words the primitive writes.
     pub fn num_outputs(self, num_inputs: usize) -> usize {
         match self {
-            Part::Echo => abi::PROBE_ECHO_WORDS as usize,
-            Part::Index => {
+            Primitive::Echo => abi::PROBE_ECHO_WORDS as usize,
+            Primitive::Index => {
                 1 + GRID.iter().product::<u32>() as usize * THREADS * abi::PROBE_INDEX_WORDS as usize
             }
-            Part::Warp => THREADS * abi::PROBE_WARP_WORDS as usize,
-            Part::CpAsync => abi::PROBE_COPY_CASES as usize * THREADS * 4,
-            Part::Pipeline => (abi::PROBE_PIPELINE_RINGS * abi::PROBE_PIPELINE_GROUPS) as usize * THREADS * 4,
-            Part::LdMatrix => THREADS * abi::PROBE_LDMATRIX_TILES as usize * 4,
-            Part::Mma(mt, nt) => 4 * mt * nt * THREADS,
-            Part::Math => num_inputs / 3 * abi::PROBE_MATH_WORDS as usize,
+            Primitive::Warp => THREADS * abi::PROBE_WARP_WORDS as usize,
+            Primitive::CpAsync => abi::PROBE_COPY_CASES as usize * THREADS * 4,
+            Primitive::Pipeline => {
+                (abi::PROBE_PIPELINE_RINGS * abi::PROBE_PIPELINE_GROUPS) as usize * THREADS * 4
+            }
+            Primitive::LdMatrix => THREADS * abi::PROBE_LDMATRIX_TILES as usize * 4,
+            Primitive::Mma(mt, nt) => 4 * mt * nt * THREADS,
+            Primitive::Math => num_inputs / 3 * abi::PROBE_MATH_WORDS as usize,
         }
     }
 
-    /// Enqueues the part.
+    /// Enqueues the primitive.
     ///
     /// # Errors
     /// [`Error::Internal`] when a view is too short.
@@ -168,7 +170,7 @@ impl Part {
         check_len(kernel.name, "output", output, self.num_outputs(input.len()))?;
         let grid = self.grid(input.len());
         let mut footprint = Footprint::new(device);
-        if self == Part::Echo {
+        if self == Primitive::Echo {
             let first_words = footprint.updates(output)?;
             let last_words = first_words + 4 * abi::PROBE_ECHO_WORDS as u64 / 2;
             let params = abi::probe_echo_params { first_words, last_words, ..echo() };

@@ -19,7 +19,7 @@ const BOX_BYTES: usize = (abi::PROBE_SM90_BOX_ROWS * abi::PROBE_SM90_BOX_ROW_BYT
 macro_rules! probe {
     ($($name:ident = $entry:ident),* $(,)?) => {
         $(kernel!(
-            /// See [`Part`] or [`Fault`].
+            /// See [`Primitive`] or [`Fault`].
             $name, "probe_sm90", $entry, abi::PROBE_SM90_THREADS, abi::PROBE_SM90_SMEM_BYTES
         );)*
     };
@@ -40,7 +40,7 @@ probe!(
 
 /// One family of primitives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum Primitive {
     /// mbarriers: many phases, all threads and some.
     Barriers,
     /// `tma_load_2d` of bf16 and of bytes, with and without swizzle, inside, across edges and outside; `bulk_load`.
@@ -56,69 +56,69 @@ pub enum Part {
 /// So many columns has a product of stored operands.
 const STORED_N: usize = 64;
 
-impl Part {
+impl Primitive {
     /// All of them.
-    pub const ALL: [Part; 9] = [
-        Part::Barriers,
-        Part::Copies,
-        Part::Shared(64),
-        Part::Shared(128),
-        Part::Shared(256),
-        Part::Registers(64),
-        Part::Registers(128),
-        Part::Registers(256),
-        Part::Stored,
+    pub const ALL: [Primitive; 9] = [
+        Primitive::Barriers,
+        Primitive::Copies,
+        Primitive::Shared(64),
+        Primitive::Shared(128),
+        Primitive::Shared(256),
+        Primitive::Registers(64),
+        Primitive::Registers(128),
+        Primitive::Registers(256),
+        Primitive::Stored,
     ];
 
-    /// The entry point, whose name is the part's.
+    /// The entry point, whose name is the primitive's.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for a width that has no entry.
     pub fn kernel(self) -> Result<&'static Kernel> {
         Ok(match self {
-            Part::Barriers => &BARRIERS,
-            Part::Copies => &COPIES,
-            Part::Shared(64) => &SS_N64,
-            Part::Shared(128) => &SS_N128,
-            Part::Shared(256) => &SS_N256,
-            Part::Registers(64) => &RS_N64,
-            Part::Registers(128) => &RS_N128,
-            Part::Registers(256) => &RS_N256,
-            Part::Stored => &STORED,
-            Part::Shared(n) | Part::Registers(n) => {
+            Primitive::Barriers => &BARRIERS,
+            Primitive::Copies => &COPIES,
+            Primitive::Shared(64) => &SS_N64,
+            Primitive::Shared(128) => &SS_N128,
+            Primitive::Shared(256) => &SS_N256,
+            Primitive::Registers(64) => &RS_N64,
+            Primitive::Registers(128) => &RS_N128,
+            Primitive::Registers(256) => &RS_N256,
+            Primitive::Stored => &STORED,
+            Primitive::Shared(n) | Primitive::Registers(n) => {
                 return Err(Error::Unsupported(format!("probe_sm90: no entry for a width of {n}")));
             }
         })
     }
 
-    /// Columns of the product; 0 of a part that multiplies nothing.
+    /// Columns of the product; 0 of a primitive that multiplies nothing.
     pub fn num_columns(self) -> usize {
         match self {
-            Part::Barriers | Part::Copies => 0,
-            Part::Shared(n) | Part::Registers(n) => n,
-            Part::Stored => STORED_N,
+            Primitive::Barriers | Primitive::Copies => 0,
+            Primitive::Shared(n) | Primitive::Registers(n) => n,
+            Primitive::Stored => STORED_N,
         }
     }
 
-    /// How many words the part reads. `Copies`: the matrix, then x and y of each box. Products: A, then B, bf16 pairs
+    /// How many words the primitive reads. `Copies`: the matrix, then x and y of each box. Products: A, then B, bf16 pairs
     /// along k; `Stored`: that per round, of 64 values of k each.
     pub fn num_inputs(self) -> usize {
         match self {
-            Part::Barriers => THREADS,
-            Part::Copies => COPY_ROWS * COPY_PITCH_BYTES / 4 + 2 * abi::PROBE_SM90_BOXES as usize,
-            Part::Shared(n) | Part::Registers(n) => (M + n) * K / 2,
-            Part::Stored => abi::PROBE_SM90_STORED_ROUNDS as usize * (M + STORED_N) * BLOCK_K / 2,
+            Primitive::Barriers => THREADS,
+            Primitive::Copies => COPY_ROWS * COPY_PITCH_BYTES / 4 + 2 * abi::PROBE_SM90_BOXES as usize,
+            Primitive::Shared(n) | Primitive::Registers(n) => (M + n) * K / 2,
+            Primitive::Stored => abi::PROBE_SM90_STORED_ROUNDS as usize * (M + STORED_N) * BLOCK_K / 2,
         }
     }
 
-    /// How many words the part writes. `Copies`: each target as it lies in shared memory. Products: per consumer and
+    /// How many words the primitive writes. `Copies`: each target as it lies in shared memory. Products: per consumer and
     /// register, the 128 threads' words.
     pub fn num_outputs(self) -> usize {
         match self {
-            Part::Barriers => {
+            Primitive::Barriers => {
                 (abi::PROBE_SM90_BARRIER_ROUNDS * abi::PROBE_SM90_BARRIER_WORDS) as usize * THREADS
             }
-            Part::Copies => {
+            Primitive::Copies => {
                 let num_copies = abi::PROBE_SM90_MAPS * abi::PROBE_SM90_BOXES + abi::PROBE_SM90_RANGES;
                 num_copies as usize * BOX_BYTES / 4
             }
@@ -126,11 +126,11 @@ impl Part {
         }
     }
 
-    /// The maps that the part's kernel uses, over `input`.
+    /// The maps that the primitive's kernel uses, over `input`.
     fn maps(self, input: &View<u32>, footprint: &mut Footprint<'_>) -> Result<[abi::tensor_map; 4]> {
         let mut maps = [abi::tensor_map { opaque: [0; 16] }; 4];
         match self {
-            Part::Copies => {
+            Primitive::Copies => {
                 let matrix = input.slice(0, COPY_ROWS * COPY_PITCH_BYTES / 4)?;
                 let kinds = [TensorElement::Bf16, TensorElement::U8].map(|e| [(e, true), (e, false)]);
                 for (map, (element, swizzled)) in maps.iter_mut().zip(kinds.concat()) {
@@ -150,7 +150,7 @@ impl Part {
                     *map = footprint.tensor_map(&matrix, &tile)?;
                 }
             }
-            Part::Shared(n) | Part::Registers(n) => {
+            Primitive::Shared(n) | Primitive::Registers(n) => {
                 let a = input.slice(0, M * K / 2)?;
                 let b = input.slice(M * K / 2, n * K / 2)?;
                 for (map, (view, num_rows)) in maps.iter_mut().zip([(a, M), (b, n)]) {
@@ -166,12 +166,12 @@ impl Part {
                     *map = footprint.tensor_map(&view, &tile)?;
                 }
             }
-            Part::Barriers | Part::Stored => {}
+            Primitive::Barriers | Primitive::Stored => {}
         }
         Ok(maps)
     }
 
-    /// Enqueues the part.
+    /// Enqueues the primitive.
     ///
     /// # Errors
     /// [`Error::Internal`] when a view is too short, [`Error::Unsupported`] where there is no Hopper GPU.
@@ -284,10 +284,10 @@ impl Fault {
         if !device.capability().is_emulator {
             return Err(Error::Unsupported("probe_sm90: faults are for the emulator".to_string()));
         }
-        check_len(FAULT.name, "input", input, Part::Copies.num_inputs())?;
+        check_len(FAULT.name, "input", input, Primitive::Copies.num_inputs())?;
         check_len(FAULT.name, "output", output, Fault::NUM_OUTPUTS)?;
         let mut footprint = Footprint::new(device);
-        let maps = Part::Copies.maps(input, &mut footprint)?;
+        let maps = Primitive::Copies.maps(input, &mut footprint)?;
         let params = params(maps, input, output, self as i32, &mut footprint)?;
         // SAFETY: plain loads and stores stay within the words checked above; the wild addresses go to primitives only,
         // which the emulator checks before it touches them.

@@ -94,7 +94,7 @@ impl Touch {
     }
 }
 
-/// A run of operations between two points that users know of, repeated `repeats` times.
+/// The operations between two points that users know of, repeated `repeats` times.
 #[derive(Clone, Debug)]
 pub(crate) struct Stage {
     /// `clip`, `t5`, `modulation`, `step`, `vae`, `copy`.

@@ -15,17 +15,17 @@ use super::{Arguments, Part, full, sanitize};
 pub(super) struct Item {
     pub part: Part,
     pub name: String,
-    pub work: Work,
+    pub job: Job,
     /// After so long without a word it hangs: ten times what it should take, or more.
     pub deadline: Duration,
 }
 
-pub(super) enum Work {
+pub(super) enum Job {
     Case(Case),
     Image,
     /// Of compute-sanitizer's, by its place.
     Tool(usize),
-    Time(bench::Work),
+    Time(bench::Subject),
     Upload,
     /// Pixels each way.
     Full(usize),
@@ -46,15 +46,15 @@ pub(super) fn list(arguments: &Arguments) -> Result<Vec<Item>> {
         chosen => chosen,
     };
     let mut items = Vec::new();
-    let mut add = |part, name: String, work| {
+    let mut add = |part, name: String, job| {
         // Of the tools none is left out: `only` picks the cases under them.
-        if name.contains(&arguments.only) || matches!(work, Work::Tool(_)) {
-            let seconds = match work {
-                Work::Case(_) | Work::Time(_) | Work::Upload | Work::Limits => 60,
-                Work::Image => 120,
-                Work::Tool(_) | Work::Full(_) => 240,
+        if name.contains(&arguments.only) || matches!(job, Job::Tool(_)) {
+            let seconds = match job {
+                Job::Case(_) | Job::Time(_) | Job::Upload | Job::Limits => 60,
+                Job::Image => 120,
+                Job::Tool(_) | Job::Full(_) => 240,
             };
-            items.push(Item { part, name, work, deadline: Duration::from_secs(seconds) });
+            items.push(Item { part, name, job, deadline: Duration::from_secs(seconds) });
         }
     };
     for &part in parts {
@@ -68,26 +68,26 @@ pub(super) fn list(arguments: &Arguments) -> Result<Vec<Item>> {
                 let name = if part == Part::Probe { "probe" } else { "kernels" };
                 for case in cases() {
                     if case.part == name && (case.small || !arguments.small) {
-                        add(part, case.name.clone(), Work::Case(case));
+                        add(part, case.name.clone(), Job::Case(case));
                     }
                 }
             }
-            Part::Image => add(part, "demo image".to_string(), Work::Image),
+            Part::Image => add(part, "demo image".to_string(), Job::Image),
             Part::Sanitize => {
                 for (i, tool) in sanitize::TOOLS.iter().enumerate() {
-                    add(part, tool.0.to_string(), Work::Tool(i));
+                    add(part, tool.0.to_string(), Job::Tool(i));
                 }
             }
             Part::Bench => {
-                for work in flux_shapes() {
-                    add(part, work.to_string(), Work::Time(work));
+                for subject in flux_shapes() {
+                    add(part, subject.to_string(), Job::Time(subject));
                 }
-                add(part, "upload".to_string(), Work::Upload);
+                add(part, "upload".to_string(), Job::Upload);
             }
-            Part::Limits => add(part, "limits".to_string(), Work::Limits),
+            Part::Limits => add(part, "limits".to_string(), Job::Limits),
             Part::Full => {
                 for side in [512, 1024] {
-                    add(part, format!("{side}x{side}"), Work::Full(side));
+                    add(part, format!("{side}x{side}"), Job::Full(side));
                 }
             }
         }
@@ -131,23 +131,23 @@ pub(super) fn work(arguments: &Arguments, first: usize) -> Result<()> {
 
 impl Item {
     fn run(&self, arguments: &Arguments, device: &Device) -> Result<()> {
-        match &self.work {
-            Work::Case(case) => self.compare(case, arguments, device),
-            Work::Image => image(device),
-            Work::Tool(tool) => sanitize::run(*tool, arguments).map(|row| Finding::Row(row).say()),
-            Work::Time(work) => {
-                let ms = work.measure(device, REPETITIONS)?.ms;
-                let (flops, bytes) = (work.flops(), work.bytes());
+        match &self.job {
+            Job::Case(case) => self.compare(case, arguments, device),
+            Job::Image => image(device),
+            Job::Tool(tool) => sanitize::run(*tool, arguments).map(|row| Finding::Row(row).say()),
+            Job::Time(subject) => {
+                let ms = subject.measure(device, REPETITIONS)?.ms;
+                let (flops, bytes) = (subject.flops(), subject.bytes());
                 Finding::Time(Time { kernel: self.name.clone(), ms, flops, bytes }).say();
                 Ok(())
             }
-            Work::Upload => {
+            Job::Upload => {
                 Finding::UploadGbPerS(upload_rate(device, UPLOAD_BYTES, 10)?).say();
                 Ok(())
             }
-            Work::Full(side) => full::run(device, *side),
-            Work::Limits if device.capability().arch / 10 != 9 => Ok(()),
-            Work::Limits => limits(),
+            Job::Full(side) => full::run(device, *side),
+            Job::Limits if device.capability().arch / 10 != 9 => Ok(()),
+            Job::Limits => limits(),
         }
     }
 

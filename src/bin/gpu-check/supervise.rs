@@ -115,7 +115,7 @@ impl Drop for Worker {
 #[cfg(test)]
 mod tests {
     use super::super::Part;
-    use super::super::items::Work;
+    use super::super::items::Job;
     use super::*;
 
     /// Runs a shell script as the worker: `$0` is the first item. What was heard of the items, in short.
@@ -124,7 +124,7 @@ mod tests {
             .map(|i| Item {
                 part: Part::Probe,
                 name: format!("item {i}"),
-                work: Work::Image,
+                job: Job::Image,
                 deadline: Duration::from_secs(1),
             })
             .collect();
