@@ -1,13 +1,16 @@
 //! Text to image with FLUX.1-schnell on CUDA kernels of our own: planned memory, exact timings, the same bytes for the
 //! same seed, and an emulator that runs the same kernels where there is no GPU.
 //!
-//! ```no_run
+//! ```
 //! use schnell::{Model, Pipeline, Request, Shape, gib};
 //! # fn main() -> schnell::Result<()> {
-//! let model = Model::open("FLUX.1-schnell")?;
-//! let mut pipeline = Pipeline::builder(&model).budget(gib(6.0)).warm_up([Shape::square(512)]).load()?;
-//! let image = pipeline.generate(&Request::new("a cat holding a sign").seed(42))?;
-//! image.save("cat.png")?;
+//! # let folder = std::env::temp_dir().join(format!("schnell-example-{}", std::process::id()));
+//! # std::fs::create_dir_all(&folder).unwrap();
+//! let model = Model::demo()?; // or Model::open("FLUX.1-schnell")?
+//! let mut pipeline = Pipeline::builder(&model).budget(gib(6.0)).warm_up([Shape::square(64)]).load()?;
+//! let image = pipeline.generate(&Request::new("a red circle").seed(42))?;
+//! image.save(folder.join("circle.png"))?;
+//! # std::fs::remove_dir_all(&folder).unwrap();
 //! # Ok(()) }
 //! ```
 //!

@@ -82,10 +82,23 @@ fn schedules_and_thread_counts_do_not_change_a_bit() {
     let (_dir, model) = demo();
     let shape = Shape { steps: 1, ..SHAPE };
     let want = draw(&mut bind(&model, shape, &emulator()), "a red circle", 1);
-    for seed in 0..21 {
-        let device = random_emulator(seed, [1, 2, 4][seed as usize % 3]);
-        assert_eq!(draw(&mut bind(&model, shape, &device), "a red circle", 1), want, "schedule {seed}");
-    }
+    // As many at once as there are cores: one after the other they would be the last to end of all tests.
+    let at_once = std::thread::available_parallelism().map_or(1, |n| n.get()) as u64;
+    std::thread::scope(|scope| {
+        for first in 0..at_once {
+            let (model, want) = (&model, &want);
+            scope.spawn(move || {
+                for seed in (first..21).step_by(at_once as usize) {
+                    let device = random_emulator(seed, [1, 2, 4][seed as usize % 3]);
+                    assert_eq!(
+                        draw(&mut bind(model, shape, &device), "a red circle", 1),
+                        *want,
+                        "schedule {seed}"
+                    );
+                }
+            });
+        }
+    });
 }
 
 #[test]

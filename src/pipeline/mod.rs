@@ -4,14 +4,14 @@
 //! Reading order: `folder.rs`, `model.rs`, `plan.rs`, `builder.rs`, `request.rs`, `load.rs` (binding), `run.rs` (the one loop that enqueues), `output.rs`,
 //! `timing.rs`.
 //!
-//! ```no_run
+//! ```
 //! use schnell::{Model, Pipeline, Request, Shape, gib};
 //! # fn main() -> schnell::Result<()> {
-//! let model = Model::open("FLUX.1-schnell")?;
-//! let mut pipeline = Pipeline::builder(&model).budget(gib(6.0)).warm_up([Shape::square(512)]).load()?;
+//! let model = Model::demo()?;
+//! let mut pipeline = Pipeline::builder(&model).budget(gib(0.5)).warm_up([Shape::square(64)]).load()?;
 //! println!("{}", pipeline.plan());
-//! let image = pipeline.generate(&Request::new("a cat holding a sign").seed(42))?;
-//! image.save("cat.png")?;
+//! let image = pipeline.generate(&Request::new("a red circle").seed(42))?;
+//! assert_eq!(image.rgb.len(), 64 * 64 * 3);
 //! # Ok(()) }
 //! ```
 
@@ -75,11 +75,12 @@ pub struct Pipeline {
 impl Pipeline {
     /// How to load `model`:
     ///
-    /// ```no_run
+    /// ```
     /// # use schnell::{Model, Pipeline, Shape, gib};
     /// # fn main() -> schnell::Result<()> {
-    /// let model = Model::open("FLUX.1-schnell")?;
-    /// let pipeline = Pipeline::builder(&model).budget(gib(6.0)).warm_up([Shape::square(512)]).load()?;
+    /// let model = Model::demo()?;
+    /// let pipeline = Pipeline::builder(&model).budget(gib(0.5)).warm_up([Shape::square(64)]).load()?;
+    /// assert!(pipeline.plan().arena_bytes() < gib(0.5));
     /// # Ok(()) }
     /// ```
     pub fn builder(model: &Model) -> PipelineBuilder<'_> {

@@ -66,7 +66,8 @@ impl Recorder {
 
     fn allocate<T>(&mut self, name: &str, len: usize, kind: Kind) -> Result<View<T>> {
         let bytes = len.checked_mul(size_of::<T>());
-        let bytes = bytes.ok_or_else(|| Error::Unsupported(format!("{name}: {len} elements are too many")))?;
+        let bytes =
+            bytes.ok_or_else(|| Error::Unsupported(format!("{name}: {len} elements are too many")))?;
         self.program.buffers.push(Buffer { name: name.to_string(), bytes, kind });
         self.device.allocate(bytes)?.view(0, len)
     }
