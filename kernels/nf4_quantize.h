@@ -8,8 +8,10 @@
 #define NF4_QUANTIZE_SMEM_BYTES 0
 
 typedef struct nf4_quantize_params {
-    DEV(const float) src_f32;        // [rows, k], row pitch `pitch`; null: src_bf16 is read
-    DEV(const bf16_bits) src_bf16;   // the same; null: src_f32 is read
+    DEV(const float) src_f32;        // [rows, k], row pitch `pitch`; of the three sources one is not null
+    DEV(const bf16_bits) src_bf16;   // the same
+    DEV(const uint8_t) src_codes;    // [rows, k / 2], row pitch `pitch` / 2: codes that are there already
+    DEV(const float) src_absmax;     // [rows, k / 64], with src_codes
     DEV(uint8_t) codes;              // two codes a byte, in the layout `fragments` says
     DEV(float) absmax;               // one per quant block, in the same layout
     DEV(uint32_t) nonfinite;         // += weights that are NaN or infinite, whose codes mean nothing

@@ -568,6 +568,8 @@ const _: () = {
 pub struct nf4_quantize_params {
     pub src_f32: u64,
     pub src_bf16: u64,
+    pub src_codes: u64,
+    pub src_absmax: u64,
     pub codes: u64,
     pub absmax: u64,
     pub nonfinite: u64,
@@ -581,31 +583,35 @@ pub struct nf4_quantize_params {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of nf4_quantize_params"][::std::mem::size_of::<nf4_quantize_params>() - 88usize];
+    ["Size of nf4_quantize_params"][::std::mem::size_of::<nf4_quantize_params>() - 104usize];
     ["Alignment of nf4_quantize_params"][::std::mem::align_of::<nf4_quantize_params>() - 8usize];
     ["Offset of field: nf4_quantize_params::src_f32"]
         [::std::mem::offset_of!(nf4_quantize_params, src_f32) - 0usize];
     ["Offset of field: nf4_quantize_params::src_bf16"]
         [::std::mem::offset_of!(nf4_quantize_params, src_bf16) - 8usize];
+    ["Offset of field: nf4_quantize_params::src_codes"]
+        [::std::mem::offset_of!(nf4_quantize_params, src_codes) - 16usize];
+    ["Offset of field: nf4_quantize_params::src_absmax"]
+        [::std::mem::offset_of!(nf4_quantize_params, src_absmax) - 24usize];
     ["Offset of field: nf4_quantize_params::codes"]
-        [::std::mem::offset_of!(nf4_quantize_params, codes) - 16usize];
+        [::std::mem::offset_of!(nf4_quantize_params, codes) - 32usize];
     ["Offset of field: nf4_quantize_params::absmax"]
-        [::std::mem::offset_of!(nf4_quantize_params, absmax) - 24usize];
+        [::std::mem::offset_of!(nf4_quantize_params, absmax) - 40usize];
     ["Offset of field: nf4_quantize_params::nonfinite"]
-        [::std::mem::offset_of!(nf4_quantize_params, nonfinite) - 32usize];
+        [::std::mem::offset_of!(nf4_quantize_params, nonfinite) - 48usize];
     ["Offset of field: nf4_quantize_params::rows"]
-        [::std::mem::offset_of!(nf4_quantize_params, rows) - 40usize];
+        [::std::mem::offset_of!(nf4_quantize_params, rows) - 56usize];
     ["Offset of field: nf4_quantize_params::pitch"]
-        [::std::mem::offset_of!(nf4_quantize_params, pitch) - 48usize];
-    ["Offset of field: nf4_quantize_params::k"][::std::mem::offset_of!(nf4_quantize_params, k) - 56usize];
+        [::std::mem::offset_of!(nf4_quantize_params, pitch) - 64usize];
+    ["Offset of field: nf4_quantize_params::k"][::std::mem::offset_of!(nf4_quantize_params, k) - 72usize];
     ["Offset of field: nf4_quantize_params::first_row"]
-        [::std::mem::offset_of!(nf4_quantize_params, first_row) - 64usize];
+        [::std::mem::offset_of!(nf4_quantize_params, first_row) - 80usize];
     ["Offset of field: nf4_quantize_params::padded_rows"]
-        [::std::mem::offset_of!(nf4_quantize_params, padded_rows) - 72usize];
+        [::std::mem::offset_of!(nf4_quantize_params, padded_rows) - 88usize];
     ["Offset of field: nf4_quantize_params::fragments"]
-        [::std::mem::offset_of!(nf4_quantize_params, fragments) - 80usize];
+        [::std::mem::offset_of!(nf4_quantize_params, fragments) - 96usize];
     ["Offset of field: nf4_quantize_params::reserved"]
-        [::std::mem::offset_of!(nf4_quantize_params, reserved) - 84usize];
+        [::std::mem::offset_of!(nf4_quantize_params, reserved) - 100usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]

@@ -161,6 +161,10 @@ fn nf4_quantize() {
     refused(launch(Nf4Quantize { n: 1 << 59, first_row: 1 << 58, ..good }));
     refused(launch(Nf4Quantize { n: usize::MAX, layout: Nf4Layout::Fragments, ..good }));
     refused(launch(Nf4Quantize { rows: 5, n: 5, pitch: QUARTER, ..good }));
+    let stored = Nf4Source::Nf4(&s.bytes, &s.floats);
+    refused(launch(Nf4Quantize { src: stored, rows: 5, n: 5, pitch: QUARTER, ..good }));
+    refused(launch(Nf4Quantize { src: stored, pitch: 65, ..good }));
+    launch(Nf4Quantize { src: stored, ..good }).unwrap();
     launch(good).unwrap();
 }
 

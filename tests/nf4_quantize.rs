@@ -98,6 +98,61 @@ fn both_layouts_and_sources() {
     }
 }
 
+/// Whatever they are: also codes and absmax that no quantizer would give back.
+#[test]
+fn codes_that_are_there_already_stay_what_they_are() {
+    for layout in [Nf4Layout::Rows, Nf4Layout::Fragments] {
+        let (rows, k, pitch, first_row, n) = (70, 192, 256, 37, 130);
+        let bench = Bench::with_bytes(emulator(), 4 << 20);
+        let mut rng = Rng(7);
+        let stored: Vec<u8> = (0..rows * pitch / 2).map(|_| (rng.bits() >> 32) as u8).collect();
+        let mut scales = rng.f32s(rows * k / 64, 0.1);
+        scales[..4].copy_from_slice(&[0.0, f32::from_bits(1), -0.0, f32::MAX]);
+        let codes = bench.alloc::<u8>(layout.codes_len(n, k));
+        let absmax = bench.alloc::<f32>(layout.absmax_len(n, k));
+        let nonfinite = bench.upload(&[0u32]);
+        let (src_codes, src_absmax) = (bench.upload(&stored), bench.upload(&scales));
+        let src = Nf4Source::Nf4(&src_codes, &src_absmax);
+        Nf4Quantize {
+            src,
+            pitch,
+            rows,
+            k,
+            first_row,
+            n,
+            layout,
+            codes: &codes,
+            absmax: &absmax,
+            nonfinite: &nonfinite,
+        }
+        .launch(&bench.device, COMPUTE)
+        .unwrap();
+        let mut want_codes = vec![0xffu8; layout.codes_len(n, k)];
+        let mut want_absmax = vec![u32::MAX; layout.absmax_len(n, k)];
+        for row in 0..rows {
+            let to = first_row + row;
+            for byte in 0..k / 2 {
+                let at = match layout {
+                    Nf4Layout::Rows => to * k / 2 + byte,
+                    Nf4Layout::Fragments => fragment_offset(to, 2 * byte, k),
+                };
+                want_codes[at] = stored[row * pitch / 2 + byte];
+            }
+            for block in 0..k / 64 {
+                let at = match layout {
+                    Nf4Layout::Rows => to * (k / 64) + block,
+                    Nf4Layout::Fragments => block * n.next_multiple_of(64) + to,
+                };
+                want_absmax[at] = scales[row * (k / 64) + block].to_bits();
+            }
+        }
+        assert_same("codes", &bench.download(&codes), &want_codes);
+        let got: Vec<u32> = bench.download(&absmax).iter().map(|v| v.to_bits()).collect();
+        assert_eq!(got, want_absmax, "{layout:?}");
+        assert_eq!(bench.download(&nonfinite), [0]);
+    }
+}
+
 #[test]
 fn the_golden_block_of_bitsandbytes() {
     let weights: Vec<f32> = (0..64).map(|i| ((37 * i % 64) as f32 - 31.5) / 32.0).collect();

@@ -357,9 +357,8 @@ fn nf4_quantize(lab: &Lab, layout: Nf4Layout) -> Result<Vec<Output>> {
     // The padding, which the kernel leaves as it is.
     lab.device().fill(COMPUTE, &codes, 0)?;
     lab.device().fill(COMPUTE, &absmax.cast::<u8>()?, 0)?;
-    let src = Nf4Source::F32(&src);
-    Nf4Quantize {
-        src,
+    let quantize = Nf4Quantize {
+        src: Nf4Source::F32(&src),
         pitch: k,
         rows: n,
         k,
@@ -369,9 +368,16 @@ fn nf4_quantize(lab: &Lab, layout: Nf4Layout) -> Result<Vec<Output>> {
         codes: &codes,
         absmax: &absmax,
         nonfinite: &nonfinite,
-    }
-    .launch(lab.device(), COMPUTE)?;
-    Ok(vec![lab.bits("codes", &codes)?, lab.bits("absmax", &absmax)?, lab.bits("nonfinite", &nonfinite)?])
+    };
+    quantize.launch(lab.device(), COMPUTE)?;
+    let mut outputs =
+        vec![lab.bits("codes", &codes)?, lab.bits("absmax", &absmax)?, lab.bits("nonfinite", &nonfinite)?];
+    // Codes of a file, some rows of a weight.
+    let stored = lab.upload(bytemuck::cast_slice::<u32, u8>(&random_bits(2, 33 * k / 8)))?;
+    let src = Nf4Source::Nf4(&stored, &lab.f32s(3, 33 * k / 64, 0.1)?);
+    Nf4Quantize { src, rows: 33, first_row: 20, ..quantize }.launch(lab.device(), COMPUTE)?;
+    outputs.extend([lab.bits("stored codes", &codes)?, lab.bits("stored absmax", &absmax)?]);
+    Ok(outputs)
 }
 
 fn gemv(lab: &Lab, m: usize) -> Result<Vec<Output>> {

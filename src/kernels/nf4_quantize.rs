@@ -1,4 +1,4 @@
-//! NF4 quantization on the device, into plain rows or into the GEMM's fragments.
+//! NF4 quantization on the device, into plain rows or into the GEMM's fragments; codes of files are put in that order, too.
 
 use half::bf16;
 
@@ -68,11 +68,14 @@ pub enum Nf4Source<'a> {
     F32(&'a View<f32>),
     /// bf16.
     Bf16(&'a View<bf16>),
+    /// Codes that are there already, `[rows, k / 2]` with rows of `pitch / 2` bytes, even `k` in the high nibble, and absmax
+    /// `[rows, k / 64]`: they stay what they are.
+    Nf4(&'a View<u8>, &'a View<f32>),
 }
 
-/// Rows `first_row .. first_row + rows` of an `[n, k]` NF4 weight from f32 or bf16 rows.
+/// Rows `first_row .. first_row + rows` of an `[n, k]` NF4 weight from f32, bf16 or NF4 rows.
 ///
-/// - `src`: `[rows, k]` with row pitch `pitch`; `codes`, `absmax`: the whole destination in `layout`
+/// - `src`: `[rows, k]` with row pitch `pitch`, even for NF4; `codes`, `absmax`: the whole destination in `layout`
 /// - numerics: bit-equal to bitsandbytes' CPU quantizer: `absmax = max |w|`; the code counts the thresholds strictly
 ///   below `w * (1 / absmax)`; a block of zeros has absmax 0 and code 7
 /// - rows that pad the last tile of fragments are not written: clear the destination first
@@ -117,18 +120,34 @@ impl Nf4Quantize<'_> {
         check_pitch(NAME, "pitch", self.pitch, self.k)?;
         let needed = matrix_len(self.rows, self.pitch, self.k);
         let mut footprint = Footprint::new(device);
-        let (src_f32, src_bf16) = match self.src {
-            Nf4Source::F32(src) => check_len(NAME, "src", src, needed)
-                .and_then(|()| Ok((footprint.reads_rows(src, self.rows, self.pitch, self.k)?, 0)))?,
-            Nf4Source::Bf16(src) => check_len(NAME, "src", src, needed)
-                .and_then(|()| Ok((0, footprint.reads_rows(src, self.rows, self.pitch, self.k)?)))?,
-        };
+        let (mut src_f32, mut src_bf16, mut src_codes, mut src_absmax) = (0, 0, 0, 0);
+        match self.src {
+            Nf4Source::F32(src) => {
+                check_len(NAME, "src", src, needed)?;
+                src_f32 = footprint.reads_rows(src, self.rows, self.pitch, self.k)?;
+            }
+            Nf4Source::Bf16(src) => {
+                check_len(NAME, "src", src, needed)?;
+                src_bf16 = footprint.reads_rows(src, self.rows, self.pitch, self.k)?;
+            }
+            Nf4Source::Nf4(codes, absmax) => {
+                if !self.pitch.is_multiple_of(2) {
+                    return Err(refuse(NAME, format!("rows of NF4 that are {} apart", self.pitch)));
+                }
+                check_len(NAME, "src codes", codes, needed.div_ceil(2))?;
+                check_len(NAME, "src absmax", absmax, volume(&[self.rows, self.k / NF4_BLOCK]))?;
+                src_codes = footprint.reads_rows(codes, self.rows, self.pitch / 2, self.k / 2)?;
+                src_absmax = footprint.reads(absmax)?;
+            }
+        }
         check_len(NAME, "codes", self.codes, self.layout.codes_len(self.n, self.k))?;
         check_len(NAME, "nonfinite", self.nonfinite, 1)?;
         check_len(NAME, "absmax", self.absmax, self.layout.absmax_len(self.n, self.k))?;
         let params = abi::nf4_quantize_params {
             src_f32,
             src_bf16,
+            src_codes,
+            src_absmax,
             codes: footprint.updates(self.codes)?,
             absmax: footprint.updates(self.absmax)?,
             nonfinite: footprint.updates(self.nonfinite)?,
