@@ -8,6 +8,7 @@ use half::{bf16, f16};
 use schnell::Error;
 use schnell::config::PipelineConfig;
 use schnell::weights::convert::to_f32;
+use schnell::weights::layouts::diffusers;
 use schnell::weights::nf4;
 use schnell::weights::{Component, Dtype, First, Part, SafeTensors, Source, TensorInfo, bitsandbytes};
 use serde_json::{Value, json};
@@ -39,7 +40,9 @@ fn networks_ask_for_what_diffusers_saves() {
                 .as_array()
                 .unwrap()
                 .iter()
-                .filter(|row| row["file"].as_str().unwrap().split('/').next() == Some(part.folder()))
+                .filter(|row| {
+                    row["file"].as_str().unwrap().split('/').next() == Some(diffusers::folder(part))
+                })
                 .map(|row| {
                     let shape = row["shape"].as_array().unwrap().iter();
                     let shape = shape.map(|n| n.as_u64().unwrap() as usize).collect();
@@ -275,9 +278,9 @@ fn folder(change: impl Fn(Part, &mut Stored)) -> tempfile::TempDir {
         let dtype = if part == Part::T5 { Dtype::BF16 } else { Dtype::F32 };
         let mut tensors = stored(part, dtype);
         change(part, &mut tensors);
-        let path = dir.path().join(part.folder());
+        let path = dir.path().join(diffusers::folder(part));
         fs::create_dir(&path).unwrap();
-        write_tensors(&path.join(format!("{}.safetensors", part.stem())), &tensors);
+        write_tensors(&path.join(format!("{}.safetensors", diffusers::stem(part))), &tensors);
     }
     dir
 }

@@ -152,6 +152,13 @@ fn quant_state(tensor: &TensorInfo) -> Result<Result<QuantState, String>> {
 }
 
 impl Quantized {
+    /// Bytes of the file that codes and absmax take.
+    pub(super) fn stored_bytes(&self) -> u64 {
+        let nested =
+            self.nested.as_ref().map_or(0, |nested| 4 * (nested.absmax.len() + nested.book.len()) as u64);
+        self.codes.bytes + self.absmax.bytes + nested
+    }
+
     /// Elements `first..` as little-endian f32, as many as `out` holds.
     pub(super) fn read(&self, first: usize, out: &mut [u8]) -> Result<()> {
         let count = out.len() / 4;

@@ -24,8 +24,10 @@ pub mod bitsandbytes;
 pub mod convert;
 pub mod generated;
 pub mod hub;
+pub mod layouts;
 pub mod nf4;
 pub mod safetensors;
+pub mod tensor;
 pub mod upload;
 
 use std::collections::{BTreeMap, HashSet};
@@ -34,10 +36,12 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use self::layouts::diffusers;
 use crate::config::PipelineConfig;
 use crate::{Error, Result};
 
-pub use self::safetensors::{Component, Dtype, First, SafeTensors, TensorInfo};
+pub use self::safetensors::{Component, Dtype, First, SafeTensors};
+pub use self::tensor::TensorInfo;
 
 /// A network with weights of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -55,46 +59,6 @@ pub enum Part {
 impl Part {
     /// All parts, biggest first.
     pub const ALL: [Part; 4] = [Part::Transformer, Part::T5, Part::Clip, Part::Vae];
-
-    /// The folder of this part in the diffusers layout.
-    pub fn folder(self) -> &'static str {
-        match self {
-            Part::Transformer => "transformer",
-            Part::T5 => "text_encoder_2",
-            Part::Clip => "text_encoder",
-            Part::Vae => "vae",
-        }
-    }
-
-    /// The stem of this part's weight files: diffusers and transformers name theirs differently.
-    pub fn stem(self) -> &'static str {
-        match self {
-            Part::Transformer | Part::Vae => "diffusion_pytorch_model",
-            Part::T5 | Part::Clip => "model",
-        }
-    }
-
-    /// Which of two sets of weights counts: each library has its rule.
-    fn first(self) -> First {
-        match self {
-            Part::Transformer | Part::Vae => First::Index,
-            Part::T5 | Part::Clip => First::Single,
-        }
-    }
-
-    /// Tensors that real files have beside those of the network that this crate runs.
-    fn is_harmless(self, name: &str) -> bool {
-        let starts = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
-        match self {
-            Part::Transformer => false,
-            Part::T5 => starts(&["decoder.", "lm_head.", "shared.", "encoder.embed_tokens."]),
-            Part::Clip => {
-                starts(&["text_projection.", "logit_scale", "vision_model.", "visual_projection."])
-                    || name.ends_with("embeddings.position_ids")
-            }
-            Part::Vae => starts(&["encoder.", "quant_conv."]),
-        }
-    }
 }
 
 impl Part {
@@ -123,20 +87,7 @@ pub struct Needed {
 impl Needed {
     /// With the other names that files are known to use.
     pub fn new(part: Part, name: String, shape: &[usize]) -> Needed {
-        let renamed = |old: &str, new: &str| name.contains(old).then(|| name.replace(old, new));
-        let aliases: Vec<String> = match part {
-            Part::T5 => renamed("shared.weight", "encoder.embed_tokens.weight").into_iter().collect(),
-            // What transformers 5 no longer writes before every name.
-            Part::Clip => name.strip_prefix("text_model.").map(str::to_string).into_iter().collect(),
-            // Files from before diffusers 0.17.
-            Part::Vae if name.contains(".attentions.") => {
-                let old = [("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")];
-                old.iter()
-                    .filter_map(|(new, old)| renamed(&format!(".{new}."), &format!(".{old}.")))
-                    .collect()
-            }
-            Part::Vae | Part::Transformer => Vec::new(),
-        };
+        let aliases = layouts::diffusers::aliases(part, &name);
         Needed { name, shape: shape.to_vec(), aliases }
     }
 
@@ -186,7 +137,7 @@ impl Source {
         let (mut problems, mut warnings) = (Vec::new(), Vec::new());
         let mut tensors = [const { BTreeMap::new() }; 4];
         for part in Part::ALL {
-            let component = match Component::open(&dir.join(part.folder()), part.stem(), part.first()) {
+            let component = match diffusers::open(dir, part) {
                 Ok(component) => component,
                 Err(problem) => {
                     problems.push(problem);
@@ -222,7 +173,7 @@ impl Source {
                 dtype: Dtype::BF16,
                 bytes: 2 * needed.elements(),
                 shape: needed.shape,
-                file: Arc::new(self::safetensors::TensorFile::generated(values)),
+                file: Arc::new(self::tensor::TensorFile::generated(values)),
                 offset: 0,
                 quantized: None,
             };
@@ -237,7 +188,7 @@ impl Source {
     /// [`Error::Weights`] when there is no such name.
     pub fn tensor(&self, part: Part, name: &str) -> Result<&TensorInfo> {
         self.tensors[part as usize].get(name).ok_or_else(|| {
-            Error::weights(self.dir.join(part.folder()), format!("the {part} has no tensor {name}"))
+            Error::weights(self.dir.join(diffusers::folder(part)), format!("the {part} has no tensor {name}"))
         })
     }
 
@@ -288,7 +239,7 @@ fn left_over(part: Part, component: &Component, used: &BTreeMap<String, TensorIn
         .iter()
         .filter(|info| info.elements() > 0)
         .map(|info| info.name.as_str())
-        .filter(|name| !used.contains(name) && !belongs_to_used(name) && !part.is_harmless(name))
+        .filter(|name| !used.contains(name) && !belongs_to_used(name) && !diffusers::is_harmless(part, name))
         .collect();
     names.sort_unstable();
     let (first, last) = (names.first()?, names.last()?);
