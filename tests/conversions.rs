@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use schnell::Error;
-use schnell::weights::convert::{to_bf16, to_f32};
+use schnell::weights::convert::{Converted, RowsOf, to_bf16, to_f32, within};
 use schnell::weights::nf4::{self, Nf4};
 use schnell::weights::{Dtype, SafeTensors};
 
@@ -67,6 +67,43 @@ fn conversions_refuse_other_dtypes_and_lengths() {
         assert!(matches!(to_f32(dtype, &vec![0; bytes], &mut [0.0; 2]), Err(Error::Input(_))));
         assert!(matches!(to_bf16(dtype, &vec![0; bytes], &mut [bf16::ZERO; 2]), Err(Error::Input(_))));
     }
+}
+
+/// Every pair of types, widths and pitches: the same as from one buffer into another.
+#[test]
+fn numbers_become_others_within_one_buffer() {
+    fn check<T: Converted + PartialEq + std::fmt::Debug>(zero: T) {
+        for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
+            for (rows, row_len, pad) in [(1, 1, 0), (3, 5, 0), (3, 5, 3), (2, 1024, 8), (7, 1500, 0), (4, 2049, 7)] {
+                let shape = RowsOf { rows, row_len, pitch: row_len + pad };
+                let bytes = dtype.bitsize() / 8;
+                let mut stored = Vec::new();
+                for i in 0..rows * row_len {
+                    let value = (i as f32 * 0.37).sin() * 100.0;
+                    match dtype {
+                        Dtype::F32 => stored.extend(value.to_le_bytes()),
+                        Dtype::BF16 => stored.extend(bf16::from_f32(value).to_le_bytes()),
+                        _ => stored.extend(half::f16::from_f32(value).to_le_bytes()),
+                    }
+                }
+                let mut want = vec![zero; rows * shape.pitch];
+                for (row, out) in want.chunks_mut(shape.pitch).enumerate() {
+                    let from = &stored[row * row_len * bytes..(row + 1) * row_len * bytes];
+                    T::convert(dtype, from, &mut out[..row_len]).unwrap();
+                }
+                let room = shape.room::<T>(dtype);
+                // Aligned for any of them.
+                let mut buffer = vec![u64::MAX; room.div_ceil(8)];
+                let buffer = &mut bytemuck::cast_slice_mut::<u64, u8>(&mut buffer)[..room];
+                buffer[room - stored.len()..].copy_from_slice(&stored);
+                assert_eq!(within::<T>(dtype, buffer, shape).unwrap(), &want[..], "{dtype} {shape:?}");
+                let short = &mut buffer[..room - 1];
+                assert!(matches!(within::<T>(dtype, short, shape), Err(Error::Internal(_))));
+            }
+        }
+    }
+    check(0.0f32);
+    check(bf16::ZERO);
 }
 
 // ---- NF4 -------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use schnell::config::{FluxConfig, PipelineConfig};
 use schnell::pipeline::{Plan, Quantize, Shape, Work};
+use schnell::weights::layouts::diffusers;
 use schnell::weights::{Part, parameters};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -66,7 +67,7 @@ impl Published {
     fn take(&mut self, line: &str, part: &mut Option<Part>) {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
-            ["part", folder] => *part = Part::ALL.into_iter().find(|part| part.folder() == folder),
+            ["part", folder] => *part = Part::ALL.into_iter().find(|part| diffusers::folder(*part) == folder),
             ["index", _, bytes, ref sha256 @ ..] => self.indices.push(Index {
                 part: part.unwrap(),
                 total_bytes: bytes.parse().unwrap(),

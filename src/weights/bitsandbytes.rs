@@ -9,10 +9,8 @@
 //! | `P.weight.nested_absmax`, `P.weight.nested_quant_map` | F32, one per 256 absmax; F32 `[256]` |
 //! | `P.weight.quant_state.bitsandbytes__nf4` | U8, JSON: shape, block size, nested offset |
 //!
-//! Such a tensor reads as what its numbers mean, f32 `[out, in]`. Whoever wants NF4 quantizes that again, which gives the
-//! same codes and absmax back, bit for bit, wherever bitsandbytes made them and absmax is positive and no subnormal: such a
-//! block holds a code of magnitude 1, so its largest magnitude is its absmax, and every other value lies within rounding of
-//! its own code, far from any threshold. A block of zeros stays one, whatever its codes.
+//! Whoever keeps it in NF4 takes the codes as they are, and absmax as f32 (`Quantized::read_codes`,
+//! `Quantized::read_absmax`); for all others it reads as what its numbers mean, f32 `[out, in]`.
 //!
 //! Source: bitsandbytes 0.50, `QuantState.as_dict`.
 
@@ -159,6 +157,50 @@ impl Quantized {
         self.codes.bytes + self.absmax.bytes + nested
     }
 
+    /// Codes from byte `first` on, two a byte, the even element in the high nibble.
+    pub(super) fn read_codes(&self, first: u64, out: &mut [u8]) -> Result<()> {
+        self.codes.read_at(first, out)
+    }
+
+    /// absmax of the quant blocks from `first` on, as little-endian f32.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] for one that is negative or not finite, [`Error::Io`].
+    pub(super) fn read_absmax(&self, first: usize, out: &mut [u8]) -> Result<()> {
+        let count = out.len() / 4;
+        let Some(nested) = &self.nested else {
+            self.absmax.read_at(4 * first as u64, out)?;
+            return self.check(out, true);
+        };
+        // The bytes of the codes come last, and none is written over before it has been read.
+        let codes = 3 * count;
+        self.absmax.read_at(first as u64, &mut out[codes..4 * count])?;
+        for i in 0..count {
+            let code = out[codes + i];
+            // bitsandbytes rounds the product before it adds the offset.
+            let absmax =
+                nested.book[code as usize] * nested.absmax[(first + i) / nested.block] + nested.offset;
+            out[4 * i..4 * i + 4].copy_from_slice(&absmax.to_le_bytes());
+        }
+        // Rounding may leave one below zero.
+        self.check(out, false)
+    }
+
+    fn check(&self, absmax: &[u8], refuse_negative: bool) -> Result<()> {
+        let values = || absmax.as_chunks::<4>().0.iter().map(|&quad| f32::from_le_bytes(quad));
+        let count = values().filter(|value| !value.is_finite()).count();
+        if count > 0 {
+            return Err(self.absmax.not_finite(count as u64));
+        }
+        match values().find(|value| refuse_negative && *value < 0.0) {
+            None => Ok(()),
+            Some(negative) => {
+                let what = format!("{} holds {negative}: no quantizer writes that", self.absmax.name);
+                Err(Error::weights(self.absmax.file.path(), what))
+            }
+        }
+    }
+
     /// Elements `first..` as little-endian f32, as many as `out` holds.
     pub(super) fn read(&self, first: usize, out: &mut [u8]) -> Result<()> {
         let count = out.len() / 4;
@@ -167,40 +209,16 @@ impl Quantized {
         }
         let last = first + count - 1;
         let mut codes = vec![0; last / 2 - first / 2 + 1];
-        self.codes.read_at((first / 2) as u64, &mut codes)?;
-        let absmax = self.absmax(first / BLOCK, last / BLOCK + 1)?;
+        self.read_codes((first / 2) as u64, &mut codes)?;
+        let mut absmax = vec![0; 4 * (last / BLOCK - first / BLOCK + 1)];
+        self.read_absmax(first / BLOCK, &mut absmax)?;
+        let absmax = absmax.as_chunks::<4>().0;
         for (i, out) in (first..).zip(out.as_chunks_mut::<4>().0) {
             let byte = codes[i / 2 - first / 2];
             let code = if i % 2 == 0 { byte >> 4 } else { byte & 15 };
-            *out = (CODE_BOOK[code as usize] * absmax[i / BLOCK - first / BLOCK]).to_le_bytes();
+            let absmax = f32::from_le_bytes(absmax[i / BLOCK - first / BLOCK]);
+            *out = (CODE_BOOK[code as usize] * absmax).to_le_bytes();
         }
         Ok(())
-    }
-
-    /// absmax of blocks `first..end`.
-    fn absmax(&self, first: usize, end: usize) -> Result<Vec<f32>> {
-        let mut bytes = vec![0; (end - first) * self.absmax.dtype.bitsize() / 8];
-        self.absmax.read_at((first * self.absmax.dtype.bitsize() / 8) as u64, &mut bytes)?;
-        Ok(match &self.nested {
-            None => {
-                let plain: Vec<f32> =
-                    bytes.as_chunks::<4>().0.iter().map(|&quad| f32::from_le_bytes(quad)).collect();
-                if let Some(negative) = plain.iter().find(|&&absmax| absmax < 0.0) {
-                    let (path, name) = (self.absmax.file.path(), &self.absmax.name);
-                    return Err(Error::weights(
-                        path,
-                        format!("{name} holds {negative}: no quantizer writes that"),
-                    ));
-                }
-                plain
-            }
-            Some(nested) => (first..end)
-                .zip(bytes)
-                .map(|(block, code)| {
-                    // bitsandbytes rounds the product before it adds the offset.
-                    nested.book[code as usize] * nested.absmax[block / nested.block] + nested.offset
-                })
-                .collect(),
-        })
     }
 }

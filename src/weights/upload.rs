@@ -1,9 +1,10 @@
 //! From files into the arena: tensor by tensor, as the networks asked for them.
 //!
 //! Bytes go file -> pinned staging -> arena, a chunk of rows at a time through two staging buffers, so that reading,
-//! copying and quantizing overlap. What becomes NF4 passes through a device-side staging region, from which
-//! `nf4_quantize` writes codes and absmax, and counts what is not finite: no code says so later. Everything else is brought
-//! into its final form by the host on the way through the pinned buffer.
+//! copying and quantizing overlap. Files are read into the pinned buffer itself, and what the device shall have in another form
+//! is brought into it there. What becomes NF4 passes through a device-side staging region, from which `nf4_quantize` writes
+//! codes and absmax: those of the file where it has some, or new ones, and then it counts what is not finite, since no code
+//! says so later.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -11,7 +12,9 @@ use std::sync::Arc;
 use bytemuck::cast_slice_mut;
 use half::bf16;
 
-use super::{Dtype, Source, TensorInfo, convert};
+use super::convert::{self, RowsOf};
+use super::nf4::BLOCK;
+use super::{Dtype, Source, TensorInfo};
 use crate::device::{Device, Event, HostBuffer, StreamId, View};
 use crate::kernels::conv2d::weight_pitch;
 use crate::kernels::nf4_quantize::{Nf4Layout, Nf4Quantize, Nf4Source};
@@ -89,12 +92,12 @@ impl Staging {
         }
     }
 
-    /// Of a slot that takes the largest of `weights` or many rows of it, and the counters.
+    /// Of a slot that takes the largest of `weights`, whatever the file holds it as, or many rows of it, and the counters.
     fn slot_bytes(weights: &[Weight]) -> usize {
-        let on_device = weights.iter().filter(|weight| !matches!(weight.target, Target::Host));
-        let largest = on_device.map(|weight| {
-            let (shape, elements) = (&weight.needed.shape, weight.needed.elements() as usize);
-            elements / shape[0].max(1) * shape[0].next_multiple_of(8) * 4
+        let largest = weights.iter().map(|weight| {
+            let rows = weight.needed.shape[0].max(1);
+            rows * Rows::of(&weight.target, weight.needed.elements() as usize / rows, Stored::As(Dtype::F32))
+                .room
         });
         let counters = weights.len() * size_of::<u32>();
         largest.max().unwrap_or(0).max(counters).min(STAGING_BYTES).next_multiple_of(ALIGNMENT)
@@ -108,6 +111,62 @@ impl Staging {
     /// Pinned.
     pub fn host_bytes(&self) -> usize {
         SLOTS * self.slot_bytes
+    }
+}
+
+/// What a file holds a tensor as.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Stored {
+    /// Numbers, one by one.
+    As(Dtype),
+    /// Codes and absmax of NF4, which are kept.
+    Nf4,
+}
+
+impl Stored {
+    fn of(tensor: &TensorInfo, target: &Target) -> Stored {
+        match (&tensor.quantized, target) {
+            (Some(_), Target::Nf4 { .. }) => Stored::Nf4,
+            _ => Stored::As(tensor.dtype),
+        }
+    }
+}
+
+/// Bytes of one row of a tensor.
+#[derive(Clone, Copy, Debug)]
+struct Rows {
+    /// In the file (of a tensor that is in NF4 and shall not be: as f32, which it reads as).
+    stored: usize,
+    /// As it leaves the pinned buffer.
+    staged: usize,
+    /// In the pinned buffer.
+    room: usize,
+}
+
+impl Rows {
+    fn of(target: &Target, row_len: usize, stored: Stored) -> Rows {
+        let dtype = match stored {
+            Stored::As(dtype) => dtype,
+            Stored::Nf4 => {
+                let bytes = row_len / 2 + row_len / BLOCK * 4;
+                return Rows { stored: bytes, staged: bytes, room: bytes };
+            }
+        };
+        let stored = row_len * dtype.bitsize() / 8;
+        let staged = match *target {
+            Target::Host => 0,
+            Target::F32 { .. } => row_len * 4,
+            Target::Bf16 { pitch, .. } => pitch * 2,
+            // Both at once: it is put in another order.
+            Target::Conv { channels, kernel, .. } => {
+                let staged = weight_pitch(channels, kernel) * 2;
+                return Rows { stored, staged, room: stored + staged };
+            }
+            // It leaves as the file holds it, but for f16.
+            Target::Nf4 { .. } if dtype == Dtype::BF16 => row_len * 2,
+            Target::Nf4 { .. } => row_len * 4,
+        };
+        Rows { stored, staged, room: if staged == 0 { 0 } else { staged.max(stored) } }
     }
 }
 
@@ -136,20 +195,13 @@ pub(crate) fn upload(
     if !counters.is_empty() {
         device.fill(StreamId::Compute, &counters, 0)?;
     }
-    let mut uploader = Uploader {
-        device,
-        arena,
-        stages: [slot(0)?, slot(1)?],
-        next: 0,
-        scratch: Vec::new(),
-        counters,
-        quantized: Vec::new(),
-    };
+    let mut uploader =
+        Uploader { device, arena, stages: [slot(0)?, slot(1)?], next: 0, counters, quantized: Vec::new() };
     let on_device = weights.iter().filter(|weight| !matches!(weight.target, Target::Host));
     let tensors: Vec<(&Weight, &TensorInfo)> = on_device
         .map(|weight| Ok((weight, source.tensor(weight.part, &weight.needed.name)?)))
         .collect::<Result<_>>()?;
-    let total = tensors.iter().map(|(_, tensor)| tensor.bytes).sum();
+    let total = tensors.iter().map(|(_, tensor)| tensor.stored_bytes()).sum();
     let mut done = 0;
     let mut going = progress(0, total);
     for (weight, tensor) in tensors {
@@ -157,7 +209,7 @@ pub(crate) fn upload(
             return Err(Error::Stopped);
         }
         uploader.tensor(&weight.target, tensor)?;
-        done += tensor.bytes;
+        done += tensor.stored_bytes();
         going = progress(done, total);
     }
     device.synchronize(StreamId::Copy)?;
@@ -178,7 +230,6 @@ struct Uploader<'a> {
     arena: &'a Arena,
     stages: [Stage; SLOTS],
     next: usize,
-    scratch: Vec<u8>,
     /// Of numbers that are not finite, one for each of `quantized`.
     counters: View<u32>,
     quantized: Vec<&'a TensorInfo>,
@@ -201,80 +252,49 @@ impl<'a> Uploader<'a> {
     }
 
     fn tensor(&mut self, target: &Target, tensor: &'a TensorInfo) -> Result<()> {
-        if matches!(target, Target::Nf4 { .. }) {
+        if matches!(target, Target::Host) {
+            return Ok(());
+        }
+        let stored = Stored::of(tensor, target);
+        if matches!(target, Target::Nf4 { .. }) && stored != Stored::Nf4 {
             self.quantized.push(tensor);
         }
-        let rows = tensor.shape.first().copied().unwrap_or(1).max(1);
-        let row_len = tensor.elements() / rows;
-        // Bytes of a row in staging: its final form, except NF4, which leaves staging as the file holds it.
-        let staged = match *target {
-            Target::Host => return Ok(()),
-            Target::F32 { .. } => row_len * 4,
-            Target::Bf16 { pitch, .. } => pitch * 2,
-            Target::Conv { channels, kernel, .. } => weight_pitch(channels, kernel) * 2,
-            Target::Nf4 { .. } if tensor.dtype == Dtype::BF16 => row_len * 2,
-            Target::Nf4 { .. } => row_len * 4,
-        };
-        let per_chunk = self.stages[0].host.num_bytes() / staged.max(1);
+        let num_rows = tensor.shape.first().copied().unwrap_or(1).max(1);
+        let row_len = tensor.elements() / num_rows;
+        let rows = Rows::of(target, row_len, stored);
+        let host_bytes = self.stages[0].host.num_bytes();
+        let per_chunk = host_bytes / rows.room.max(1);
         if per_chunk == 0 {
             return Err(Error::Unsupported(format!(
-                "{}: rows of {staged} bytes exceed the staging buffer of {}",
-                tensor.name,
-                self.stages[0].host.num_bytes()
+                "{}: rows of {} bytes exceed the staging buffer of {host_bytes}",
+                tensor.name, rows.room
             )));
         }
         let mut row = 0;
-        while row < rows {
-            let count = per_chunk.min(rows - row);
-            self.chunk(target, tensor, row, count, row_len, staged)?;
+        while row < num_rows {
+            let count = per_chunk.min(num_rows - row);
+            self.next = (self.next + 1) % SLOTS;
+            // Waits until the buffer's last copy has left it.
+            let host = &mut self.stages[self.next].host.as_mut_slice()[..count * rows.room];
+            let shape = RowsOf { rows: count, row_len, pitch: row_len };
+            match stored {
+                Stored::Nf4 => read_nf4(tensor, host, row, shape)?,
+                Stored::As(_) => {
+                    let first = host.len() - count * rows.stored;
+                    tensor.read_at(row as u64 * rows.stored as u64, &mut host[first..])?;
+                    convert(target, tensor, host, shape)?;
+                }
+            }
+            self.send(target, stored, row, count * rows.staged, shape)?;
             row += count;
         }
         Ok(())
     }
 
-    /// Rows `row..row + count` of a tensor.
-    fn chunk(
-        &mut self,
-        target: &Target,
-        tensor: &TensorInfo,
-        row: usize,
-        count: usize,
-        row_len: usize,
-        staged: usize,
-    ) -> Result<()> {
-        let stage = &mut self.stages[self.next];
-        self.next = (self.next + 1) % SLOTS;
-        let file_row_bytes = tensor.bytes / (tensor.elements() / row_len.max(1)).max(1) as u64;
-        self.scratch.resize(count * file_row_bytes as usize, 0);
-        tensor.read_at(row as u64 * file_row_bytes, &mut self.scratch)?;
-        let bytes = count * staged;
-        // Waits until the buffer's last copy has left it.
-        let host = &mut stage.host.as_mut_slice()[..bytes];
-        match *target {
-            Target::Host => {}
-            Target::F32 { .. } => {
-                let values = cast_slice_mut::<u8, f32>(host);
-                convert::to_f32(tensor.dtype, &self.scratch, values)?;
-                tensor.check_finite(values)?;
-            }
-            Target::Bf16 { pitch, .. } => {
-                let file_rows = self.scratch.chunks(file_row_bytes as usize);
-                for (out, from) in cast_slice_mut::<u8, bf16>(host).chunks_mut(pitch).zip(file_rows) {
-                    convert::to_bf16(tensor.dtype, from, &mut out[..row_len])?;
-                    tensor.check_finite(&out[..row_len])?;
-                    out[row_len..].fill(bf16::ZERO);
-                }
-            }
-            Target::Conv { channels, kernel, .. } => {
-                let mut values = vec![bf16::ZERO; count * row_len];
-                convert::to_bf16(tensor.dtype, &self.scratch, &mut values)?;
-                tensor.check_finite(&values)?;
-                pack_conv(&values, channels, kernel, cast_slice_mut(host));
-            }
-            Target::Nf4 { .. } if tensor.dtype == Dtype::BF16 => host.copy_from_slice(&self.scratch),
-            Target::Nf4 { .. } => convert::to_f32(tensor.dtype, &self.scratch, cast_slice_mut(host))?,
-        }
-        let copy = StreamId::Copy;
+    /// Rows from `row` on, whose `bytes` bytes the pinned buffer holds as they shall be, to their place.
+    fn send(&self, target: &Target, stored: Stored, row: usize, bytes: usize, shape: RowsOf) -> Result<()> {
+        let (stage, copy) = (&self.stages[self.next], StreamId::Copy);
+        let RowsOf { rows: count, row_len, .. } = shape;
         match *target {
             Target::Host => {}
             Target::F32 { slot } => {
@@ -282,7 +302,7 @@ impl<'a> Uploader<'a> {
                 self.device.copy_to_device(copy, &dst, &stage.host, 0)?;
             }
             Target::Bf16 { slot, .. } | Target::Conv { slot, .. } => {
-                let dst = self.arena.view(&slot.part(row * staged / 2, bytes / 2))?;
+                let dst = self.arena.view(&slot.part(row * (bytes / count) / 2, bytes / 2))?;
                 self.device.copy_to_device(copy, &dst, &stage.host, 0)?;
             }
             Target::Nf4 { layout, codes, absmax, first_row, num_rows } => {
@@ -292,14 +312,25 @@ impl<'a> Uploader<'a> {
                 self.device.record(copy, &stage.copied)?;
                 self.device.wait(StreamId::Compute, &stage.copied)?;
                 let (codes, absmax) = (self.arena.view(&codes)?, self.arena.view(&absmax)?);
-                let (bf16s, f32s);
-                let src = if tensor.dtype == Dtype::BF16 {
-                    bf16s = on_device.cast::<bf16>()?;
-                    Nf4Source::Bf16(&bf16s)
-                } else {
-                    f32s = on_device.cast::<f32>()?;
-                    Nf4Source::F32(&f32s)
+                let (bf16s, f32s, bytes);
+                let src = match stored {
+                    Stored::Nf4 => {
+                        let absmax_bytes = count * row_len / BLOCK * 4;
+                        f32s = on_device.slice(0, absmax_bytes)?.cast::<f32>()?;
+                        bytes = on_device.slice(absmax_bytes, count * row_len / 2)?;
+                        Nf4Source::Nf4(&bytes, &f32s)
+                    }
+                    Stored::As(Dtype::BF16) => {
+                        bf16s = on_device.cast::<bf16>()?;
+                        Nf4Source::Bf16(&bf16s)
+                    }
+                    Stored::As(_) => {
+                        f32s = on_device.cast::<f32>()?;
+                        Nf4Source::F32(&f32s)
+                    }
                 };
+                // Codes of a file have been looked at by the host, by their absmax.
+                let counter = self.quantized.len().saturating_sub(1);
                 Nf4Quantize {
                     src,
                     pitch: row_len,
@@ -310,13 +341,50 @@ impl<'a> Uploader<'a> {
                     layout,
                     codes: &codes,
                     absmax: &absmax,
-                    nonfinite: &self.counters.slice(self.quantized.len() - 1, 1)?,
+                    nonfinite: &self.counters.slice(counter, 1)?,
                 }
                 .launch(self.device, StreamId::Compute)?;
                 self.device.record(StreamId::Compute, &stage.consumed)?;
             }
         }
         Ok(())
+    }
+}
+
+/// absmax of rows from `row` on, and behind it their codes.
+fn read_nf4(tensor: &TensorInfo, host: &mut [u8], row: usize, shape: RowsOf) -> Result<()> {
+    let Some(quantized) = &tensor.quantized else {
+        return Err(Error::Internal(format!("{} is not in NF4", tensor.name)));
+    };
+    let (first, count) = (row * shape.row_len, shape.rows * shape.row_len);
+    let (absmax, codes) = host.split_at_mut(count / BLOCK * 4);
+    quantized.read_absmax(first / BLOCK, absmax)?;
+    quantized.read_codes(first as u64 / 2, codes)
+}
+
+/// Rows that lie at the end of `host` as the file holds them, into the form in which they leave it, at its beginning.
+fn convert(target: &Target, tensor: &TensorInfo, host: &mut [u8], shape: RowsOf) -> Result<()> {
+    match *target {
+        Target::Host => Ok(()),
+        Target::F32 { .. } => tensor.check_finite(convert::within::<f32>(tensor.dtype, host, shape)?),
+        Target::Bf16 { pitch, .. } => {
+            let shape = RowsOf { pitch, ..shape };
+            tensor.check_finite(convert::within::<bf16>(tensor.dtype, host, shape)?)
+        }
+        Target::Conv { channels, kernel, .. } => {
+            let stored = shape.row_len * tensor.dtype.bitsize() / 8;
+            let (packed, from) = host.split_at_mut(host.len() - shape.rows * stored);
+            let mut values = vec![bf16::ZERO; shape.row_len];
+            let packed = cast_slice_mut::<u8, bf16>(packed);
+            for (from, to) in from.chunks(stored).zip(packed.chunks_mut(weight_pitch(channels, kernel))) {
+                convert::to_bf16(tensor.dtype, from, &mut values)?;
+                tensor.check_finite(&values)?;
+                pack_conv(&values, channels, kernel, to);
+            }
+            Ok(())
+        }
+        Target::Nf4 { .. } if tensor.dtype == Dtype::BF16 => Ok(()),
+        Target::Nf4 { .. } => convert::within::<f32>(tensor.dtype, host, shape).map(|_| ()),
     }
 }
 
