@@ -74,7 +74,9 @@ fn conversions_refuse_other_dtypes_and_lengths() {
 fn numbers_become_others_within_one_buffer() {
     fn check<T: Converted + PartialEq + std::fmt::Debug>(zero: T) {
         for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
-            for (rows, row_len, pad) in [(1, 1, 0), (3, 5, 0), (3, 5, 3), (2, 1024, 8), (7, 1500, 0), (4, 2049, 7)] {
+            for (rows, row_len, pad) in
+                [(1, 1, 0), (3, 5, 0), (3, 5, 3), (2, 1024, 8), (7, 1500, 0), (4, 2049, 7)]
+            {
                 let shape = RowsOf { rows, row_len, pitch: row_len + pad };
                 let bytes = dtype.bitsize() / 8;
                 let mut stored = Vec::new();

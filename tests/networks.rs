@@ -162,10 +162,11 @@ fn in_bf16(weights: &Weights) -> Weights {
     map(weights, |_, values| rounded(&values))
 }
 
-/// What NF4 keeps of the Linears; embeddings, norms and biases as they are.
+/// What NF4 keeps of the Linears; embeddings, norms, biases and what bitsandbytes leaves wide as they are.
 fn in_nf4(weights: &Weights) -> Weights {
     map(weights, |name, values| {
-        let linear = weights[name].rank() == 2 && !["shared", "relative"].iter().any(|n| name.contains(n));
+        let linear = weights[name].rank() == 2
+            && !["shared", "relative", "DenseReluDense.wo"].iter().any(|n| name.contains(n));
         if linear { to_f32(&nf4::quantize(&values).dequantize_bf16().unwrap()) } else { values }
     })
 }

@@ -35,6 +35,7 @@ pub use scheduler::SchedulerConfig;
 pub use t5::T5Config;
 pub use vae::VaeConfig;
 
+use crate::weights::InNf4;
 use crate::{Error, Result};
 use index::check_model_index;
 use t5::{SCHNELL_T5_TOKENS, t5_length};
@@ -61,6 +62,9 @@ pub struct PipelineConfig {
     /// The T5 length to use unless told otherwise, padding included: 256 for schnell, less where
     /// `tokenizer_2/tokenizer_config.json` allows less (`model_max_length`).
     pub t5_length: usize,
+    /// What the weight files hold in NF4, as far as they have been looked at: it decides how the rest is kept.
+    #[doc(hidden)]
+    pub in_nf4: InNf4,
 }
 
 impl PipelineConfig {
@@ -69,6 +73,7 @@ impl PipelineConfig {
     /// # Errors
     /// [`Error::Io`] when a file is missing or unreadable, [`Error::Weights`] when one is malformed or they
     /// contradict each other, [`Error::Unsupported`] when they describe a model or option with no code here.
+    #[doc(hidden)]
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         check_model_index(dir)?;
@@ -79,6 +84,7 @@ impl PipelineConfig {
             vae: VaeConfig::read(&dir.join("vae/config.json"))?,
             scheduler: SchedulerConfig::read(&dir.join("scheduler/scheduler_config.json"))?,
             t5_length: t5_length(&dir.join("tokenizer_2/tokenizer_config.json"))?,
+            in_nf4: InNf4::default(),
         };
         config.check_agreement(dir)?;
         Ok(config)
@@ -143,6 +149,7 @@ impl PipelineConfig {
                 train_timesteps: 1000,
             },
             t5_length: SCHNELL_T5_TOKENS,
+            in_nf4: InNf4::default(),
         }
     }
 

@@ -17,22 +17,31 @@ use crate::memory::arena::Slot;
 use crate::program::place::ALIGNMENT;
 use crate::program::{Kind, Recorder, STREAM};
 use crate::weights::upload::Target;
-use crate::weights::{Needed, Part};
+use crate::weights::{InNf4, Needed, Part};
 use crate::{Error, Result};
 
 /// How the Linear layers of the transformer and T5 are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Hash)]
+#[non_exhaustive]
 pub enum Quantize {
-    /// NF4: 4 bits and an f32 absmax per 64 weights.
+    /// NF4 (4 bits and an f32 absmax per 64 weights), but for what bitsandbytes leaves wide. Of a transformer or T5 whose
+    /// files hold any Linear in NF4, each stays as the file has it; of others all are quantized but T5's `wo`, whose outputs
+    /// are large.
     #[default]
     Nf4,
+    /// NF4 whatever the files hold: smaller, and farther from the reference.
+    Nf4All,
     /// bf16, as most files hold them.
     None,
 }
 
 impl std::fmt::Display for Quantize {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(if *self == Quantize::Nf4 { "nf4" } else { "none" })
+        f.pad(match self {
+            Quantize::Nf4 => "nf4",
+            Quantize::Nf4All => "nf4-all",
+            Quantize::None => "none",
+        })
     }
 }
 
@@ -113,6 +122,7 @@ pub(crate) struct Network<'a> {
     weights: &'a mut Weights,
     part: Part,
     quantize: Quantize,
+    in_files: &'a InNf4,
     /// Printed with the weights that follow.
     region: String,
 }
@@ -186,9 +196,15 @@ pub(crate) struct FewRows<'a> {
 }
 
 impl<'a> Network<'a> {
-    /// The network `part`; `quantize` says how its Linear layers are kept.
-    pub fn new(recorder: &'a mut Recorder, weights: &'a mut Weights, part: Part, quantize: Quantize) -> Self {
-        Network { recorder, weights, part, quantize, region: format!("{part}.weights") }
+    /// The network `part`; `quantize` says how its Linear layers are kept, whose files hold `in_files` in NF4.
+    pub fn new(
+        recorder: &'a mut Recorder,
+        weights: &'a mut Weights,
+        part: Part,
+        quantize: Quantize,
+        in_files: &'a InNf4,
+    ) -> Self {
+        Network { recorder, weights, part, quantize, in_files, region: format!("{part}.weights") }
     }
 
     /// What kernels are launched on.
@@ -269,22 +285,48 @@ impl<'a> Network<'a> {
 
     /// Matrices `<name>.weight [rows, k]`, one below the other as one Linear for many tokens, with biases where `bias` says so.
     pub fn linear(&mut self, parts: &[(&str, usize)], k: usize, bias: bool) -> Result<Linear> {
-        self.matrix(parts, k, bias, Nf4Layout::Fragments)
+        self.matrix(parts, k, bias, Nf4Layout::Fragments, false)
+    }
+
+    /// As [`Network::linear`], one matrix that bitsandbytes leaves wide when it quantizes.
+    pub fn linear_left_wide(&mut self, name: &str, n: usize, k: usize) -> Result<Linear> {
+        self.matrix(&[(name, n)], k, false, Nf4Layout::Fragments, true)
     }
 
     /// As [`Network::linear`], one matrix for a few rows: [`Network::gemv`].
     pub fn linear_of_rows(&mut self, name: &str, n: usize, k: usize) -> Result<Linear> {
-        self.matrix(&[(name, n)], k, true, Nf4Layout::Rows)
+        self.matrix(&[(name, n)], k, true, Nf4Layout::Rows, false)
     }
 
-    fn matrix(&mut self, parts: &[(&str, usize)], k: usize, bias: bool, layout: Nf4Layout) -> Result<Linear> {
+    /// Whether a matrix of these parts is kept in NF4.
+    fn is_quantized(&self, parts: &[(&str, usize)], k: usize, left_wide: bool) -> bool {
+        // NF4 blocks are 64 weights of one row; what they do not fit stays bf16.
+        let fits = k % crate::weights::nf4::BLOCK == 0;
+        // Where they differ all become bf16: of those in NF4 it is what the product would be with, anyway.
+        let all_are =
+            || parts.iter().all(|(name, _)| self.in_files.holds(self.part, &format!("{name}.weight")));
+        fits && match self.quantize {
+            Quantize::None => false,
+            Quantize::Nf4All => true,
+            Quantize::Nf4 if self.in_files.has_any(self.part) => all_are(),
+            Quantize::Nf4 => !left_wide,
+        }
+    }
+
+    fn matrix(
+        &mut self,
+        parts: &[(&str, usize)],
+        k: usize,
+        bias: bool,
+        layout: Nf4Layout,
+        left_wide: bool,
+    ) -> Result<Linear> {
         let first = parts.first().map_or("", |part| part.0);
         if let Some(Made::Linear(linear)) = self.made(first) {
             return Ok(linear);
         }
         let n: usize = parts.iter().map(|(_, rows)| rows).sum();
-        // NF4 blocks are 64 weights of one row; what they do not fit stays bf16.
-        let nf4 = self.quantize == Quantize::Nf4 && k % crate::weights::nf4::BLOCK == 0;
+        let nf4 = self.is_quantized(parts, k, left_wide);
         let mut targets: Vec<Target> = Vec::new();
         let storage = if nf4 {
             let (codes, codes_slot) = self.resident::<u8>(layout.codes_len(n, k))?;

@@ -9,6 +9,7 @@ use crate::Result;
 use crate::config::PipelineConfig;
 #[cfg(feature = "demo")]
 use crate::files::Temporary;
+use crate::weights::InNf4;
 #[cfg(feature = "hub")]
 use crate::weights::hub;
 
@@ -73,11 +74,14 @@ impl ModelFolder {
         &self.path
     }
 
-    /// What the config files say.
+    /// What the config files say, and what the weight files hold in 4 bits, where they are there.
     ///
     /// # Errors
-    /// Those of [`PipelineConfig::open`].
+    /// [`Error::Io`](crate::Error::Io) when a config file is missing or unreadable, [`Error::Weights`](crate::Error::Weights) when one is malformed or they contradict
+    /// each other, [`Error::Unsupported`](crate::Error::Unsupported) when they describe a model with no code here.
     pub fn config(&self) -> Result<PipelineConfig> {
-        PipelineConfig::open(&self.path)
+        let mut config = PipelineConfig::open(&self.path)?;
+        config.in_nf4 = InNf4::find(&self.path, &config)?;
+        Ok(config)
     }
 }

@@ -24,7 +24,9 @@ use crate::{Error, Result};
 
 /// What the names of the other parts end in, behind the name of the codes.
 pub(super) const SUFFIXES: [&str; 5] =
-    [".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".quant_state.bitsandbytes__nf4"];
+    [".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", STATE];
+/// Of the one that every tensor in NF4 has.
+pub(super) const STATE: &str = ".quant_state.bitsandbytes__nf4";
 
 /// Of its JSON, which has five fields.
 const LARGEST_STATE: u64 = 1 << 14;

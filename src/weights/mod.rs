@@ -17,7 +17,7 @@
 //! ```
 //!
 //! Files are read by `pread`, never mapped: a mapped file that shrinks kills the process, and pages of a mapping
-//! count as ours. Checkpoints that come already quantized by [`bitsandbytes`] read as what they mean. Left out so far:
+//! count as ours. Checkpoints that come already quantized by [`bitsandbytes`] keep their codes, and read as what they mean where these are not wanted. Left out so far:
 //! single-file layouts.
 
 pub mod bitsandbytes;
@@ -30,7 +30,7 @@ pub mod safetensors;
 pub mod tensor;
 pub mod upload;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -94,6 +94,44 @@ impl Needed {
     /// Number of elements.
     pub fn elements(&self) -> u64 {
         self.shape.iter().map(|&n| n as u64).product()
+    }
+}
+
+/// Which matrices a model's files hold in NF4, under the names of [`Needed`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct InNf4 {
+    names: BTreeSet<(Part, String)>,
+}
+
+impl InNf4 {
+    /// Of the transformer and T5 in the diffusers-layout folder `dir`. Looks at headers only; what is missing or damaged holds
+    /// nothing: it is refused when it is opened as a whole.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a model that the kernels cannot run.
+    pub fn find(dir: &Path, config: &PipelineConfig) -> Result<InNf4> {
+        let needed = crate::models::flux::needed(config)?;
+        let mut names = BTreeSet::new();
+        for part in [Part::Transformer, Part::T5] {
+            let Ok(component) = diffusers::open(dir, part) else { continue };
+            let of_part = needed.iter().filter(|(of, _)| *of == part).map(|(_, needed)| needed);
+            let quantized = of_part.filter(|needed| {
+                let mut stored = std::iter::once(&needed.name).chain(&needed.aliases);
+                stored.any(|name| component.get(&format!("{name}{}", bitsandbytes::STATE)).is_some())
+            });
+            names.extend(quantized.map(|needed| (part, needed.name.clone())));
+        }
+        Ok(InNf4 { names })
+    }
+
+    /// Whether the matrix `name` of `part` is.
+    pub fn holds(&self, part: Part, name: &str) -> bool {
+        self.names.contains(&(part, name.to_string()))
+    }
+
+    /// Whether any of `part` is.
+    pub fn has_any(&self, part: Part) -> bool {
+        self.names.iter().any(|(of, _)| *of == part)
     }
 }
 

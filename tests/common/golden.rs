@@ -81,7 +81,7 @@ impl Golden {
 
     pub fn bind(&self, case: &Value, device: &Device) -> Pipeline {
         let model = Model::open(self.dir()).unwrap();
-        let quantize = if case["weights"] == "nf4" { Quantize::Nf4 } else { Quantize::None };
+        let quantize = if case["weights"] == "nf4" { Quantize::Nf4All } else { Quantize::None };
         let plan = Plan::new(model.config(), Self::shape(case), quantize).unwrap();
         Pipeline::builder(&model).with_plan(plan).device(device).dumps().load().unwrap()
     }

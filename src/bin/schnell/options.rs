@@ -31,8 +31,10 @@ pub struct PlanOptions {
 
 #[derive(Clone, Copy, ValueEnum)]
 pub enum QuantizeOption {
-    /// 4 bits a weight, as bitsandbytes does it
+    /// 4 bits a weight, as bitsandbytes does it; what a file holds wide beside NF4, and T5's `wo`, stay wide
     Nf4,
+    /// 4 bits a weight, all of them
+    Nf4All,
     /// bf16
     None,
 }
@@ -53,6 +55,7 @@ impl PlanOptions {
     pub fn quantize(&self) -> Quantize {
         match self.quantize {
             QuantizeOption::Nf4 => Quantize::Nf4,
+            QuantizeOption::Nf4All => Quantize::Nf4All,
             QuantizeOption::None => Quantize::None,
         }
     }

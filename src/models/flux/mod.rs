@@ -101,14 +101,14 @@ pub(crate) fn record(
     recorder.stage("t5", 1)?;
     let context = t5_stage(recorder, weights, config, shape, quantize, &mut inputs, &mut guards)?;
     recorder.stage("modulation", 1)?;
-    let mut net = Network::new(recorder, weights, Part::Transformer, quantize);
+    let mut net = Network::new(recorder, weights, Part::Transformer, quantize, &config.in_nf4);
     let steps = Steps::prepare(&mut net, config, shape, &pooled, &mut inputs)?;
     net.recorder.stage("step", shape.steps)?;
     steps.step(&mut net, &context, &mut guards)?;
 
     recorder.stage("vae", 1)?;
     let (height, width) = shape.token_grid(config);
-    let mut net = Network::new(recorder, weights, Part::Vae, Quantize::None);
+    let mut net = Network::new(recorder, weights, Part::Vae, Quantize::None, &config.in_nf4);
     let picture = vae::record(&mut net, &config.vae, [2 * height, 2 * width], &steps.latents)?;
     guards.all(recorder, "the decoded picture", &picture.image)?;
     recorder.keep_f32("vae_out".to_string(), &picture.image, &[shape.height, shape.width, 3])?;
@@ -159,7 +159,7 @@ fn clip_stage(
 ) -> Result<View<f32>> {
     let (width, tokens) = (config.clip.width, config.clip.positions);
     // CLIP is small and sensitive: never quantized, as in the reference.
-    let mut net = Network::new(recorder, weights, Part::Clip, Quantize::None);
+    let mut net = Network::new(recorder, weights, Part::Clip, Quantize::None, &config.in_nf4);
     let pooled = net.buffer::<f32>("pooled", shape.branches() * width)?;
     let x = net.buffer::<f32>("x", tokens * width)?;
     let index = net.buffer::<i32>("index", 1)?;
@@ -185,7 +185,7 @@ fn t5_stage(
     guards: &mut Guards,
 ) -> Result<View<bf16>> {
     let (width, tokens) = (config.t5.width, shape.t5_length);
-    let mut net = Network::new(recorder, weights, Part::T5, quantize);
+    let mut net = Network::new(recorder, weights, Part::T5, quantize, &config.in_nf4);
     let context = net.buffer::<bf16>("context", shape.branches() * tokens * width)?;
     let bias = net.buffer::<f32>("bias", config.t5.heads * (2 * tokens - 1))?;
     inputs.t5_bias = net.recorder.send(&bias)?;

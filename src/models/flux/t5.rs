@@ -103,7 +103,7 @@ pub(crate) fn record(
         let linear = net.linear(&[(&format!("{block}.layer.1.DenseReluDense.wi_1"), ff)], width, false)?;
         let times = Epilogue::MulBf16(&ff_buffer, &ff_buffer);
         net.gemm(&[Product::new(h_tokens, &linear, ff_pitch, none, times)])?;
-        let linear = net.linear(&[(&format!("{block}.layer.1.DenseReluDense.wo"), width)], ff, false)?;
+        let linear = net.linear_left_wide(&format!("{block}.layer.1.DenseReluDense.wo"), width, ff)?;
         net.gemm(&[Product::new(ff_tokens, &linear, width, none, add)])?;
     }
     norm(net, "encoder.final_layer_norm.weight", context)
