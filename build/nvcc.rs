@@ -30,9 +30,11 @@ pub fn compile(kernels: &[PathBuf]) {
     let nvcc = match Nvcc::find() {
         Ok(nvcc) => nvcc,
         Err(why) => {
-            println!(
-                "cargo::warning=no CUDA kernels in this build: {why}. The emulator works; for a GPU run scripts/get-nvcc"
-            );
+            if let Some(why) = why {
+                println!(
+                    "cargo::warning=no CUDA kernels in this build: {why}. The emulator works; for a GPU run scripts/get-nvcc"
+                );
+            }
             println!("cargo::rustc-env=SCHNELL_NVCC_VERSION=");
             for kernel in kernels {
                 write(&out.join(stem(kernel)).with_extension("fatbin"), b"");
@@ -100,11 +102,11 @@ struct Nvcc {
 
 impl Nvcc {
     /// `$NVCC` (set but empty: none), `$CUDA_HOME/bin`, `$PATH`, then `.cuda/`, which `scripts/get-nvcc` makes. The
-    /// first that is new enough.
-    fn find() -> Result<Nvcc, String> {
+    /// first that is new enough. `Err(None)` when none is wanted.
+    fn find() -> Result<Nvcc, Option<String>> {
         if let Some(named) = std::env::var_os("NVCC") {
             if named.is_empty() {
-                return Err("NVCC is set to nothing".to_string());
+                return Err(None);
             }
             // Who names a compiler wants that one or an error.
             return Ok(Nvcc::at(PathBuf::from(&named)).unwrap_or_else(|why| {
@@ -125,7 +127,7 @@ impl Nvcc {
                 }
             }
         }
-        Err(why)
+        Err(Some(why))
     }
 
     fn at(path: PathBuf) -> Result<Nvcc, String> {
