@@ -1,4 +1,4 @@
-// nf4.cuh: the NF4 code book and its thresholds, the one place where they are written down.
+// nf4.cuh: the NF4 code book and its thresholds, as kernels have them; src/weights/nf4.rs owns the numbers and tests these.
 //
 // Values are float32 bit patterns. Code c means nf4_code(c) * absmax; a weight w becomes the number of thresholds
 // strictly below w / absmax, so a value on a threshold takes the lower code. Thresholds are the float32 midpoints of

@@ -2,7 +2,7 @@
 //
 // Work    one CTA per 128 features x 128 tokens (gemm_tile.cuh draws it); two problems may share a launch, so that
 //         FLUX's img and txt fill the GPU together: blockIdx.z is the problem, and no tile spans both.
-// Layout  w in fragment order, 16 bytes per lane and m16 x k64 (nf4_quantize.h); absmax [k / 64, n].
+// Layout  w in fragment order, 16 bytes per lane and m16 x k64 (nf4_quantize.cu); absmax [k / 64, n].
 // Bound   compute: 0.56 bytes per weight and 2 M flop; above M = 300 tokens no GPU of today is memory-bound here.
 // Source  code book: QLoRA (arXiv:2305.14314). Dequantized value bf16(code * absmax): bitsandbytes.
 #include "nf4_gemm.h"

@@ -2,17 +2,7 @@
 //!
 //! [`cases`] is the list. A case builds its inputs from a seed, launches, and returns named outputs with the tolerance
 //! that each deserves; the first machine's outputs are what the second's are held against. The cases of kernels are in
-//! `check/kernels.rs`. Adding one:
-//!
-//! ```ignore
-//! case("kernels", "euler_step", |lab| {
-//!     let x = lab.f32s(1, 4097, 3.0)?;                  // seed, length, scale
-//!     let rounded = lab.alloc::<bf16>(4097)?;
-//!     EulerStep { latents: &x, velocity: &lab.f32s(2, 4097, 2.0)?, latents_bf16: &rounded, dt: -0.25 }
-//!         .launch(lab.device(), StreamId::Compute)?;
-//!     Ok(vec![lab.bits("latents", &x)?, lab.bits("latents_bf16", &rounded)?])
-//! })
-//! ```
+//! `check/kernels.rs`, of which `next_step` is the shortest; `scripts/new-kernel` adds one.
 //!
 //! Left out: whether either machine is right. That is what the tests of the kernels are for, on the emulator.
 
@@ -208,9 +198,19 @@ pub struct Comparison {
     pub fault: Option<String>,
 }
 
-/// Holds `got` against `want`, which come from the same case.
+/// Holds `got` against `want`, which come from the same case. An output that only one of them has is a fault.
 pub fn compare(want: &[Output], got: &[Output]) -> Vec<Comparison> {
-    want.iter().zip(got).map(|(want, got)| compare_one(want, got)).collect()
+    (0..want.len().max(got.len()))
+        .map(|i| match (want.get(i), got.get(i)) {
+            (Some(want), Some(got)) if want.name == got.name => compare_one(want, got),
+            (want, got) => {
+                let name = |output: Option<&Output>| output.map_or("nothing".to_string(), |o| o.name.clone());
+                let fault = format!("one machine returned {}, the other {}", name(want), name(got));
+                let (name, worst) = (name(want.or(got)), f64::NAN);
+                Comparison { name, count: 0, worst, allowed: 0.0, fault: Some(fault) }
+            }
+        })
+        .collect()
 }
 
 fn compare_one(want: &Output, got: &Output) -> Comparison {
@@ -417,5 +417,19 @@ mod tests {
         assert_eq!(fault(close(&[1.0, 2.0]), close(&[1.005, 2.0])), None);
         assert!(fault(close(&[1.0, 2.0]), close(&[1.1, 2.0])).is_some());
         assert!(fault(close(&[1.0, 2.0]), close(&[1.0])).is_some());
+    }
+
+    #[test]
+    fn outputs_that_one_machine_lacks_or_calls_otherwise_show() {
+        let named = |name: &str| Output { name: name.to_string(), ..ulps(&[1.0], 0) };
+        let faults = |want: &[&str], got: &[&str]| {
+            let of = |names: &[&str]| names.iter().map(|name| named(name)).collect::<Vec<_>>();
+            compare(&of(want), &of(got)).iter().filter(|row| row.fault.is_some()).count()
+        };
+        assert_eq!(faults(&["a", "b"], &["a", "b"]), 0);
+        assert_eq!(faults(&["a", "b"], &["a"]), 1);
+        assert_eq!(faults(&["a"], &["a", "b", "c"]), 2);
+        assert_eq!(faults(&["a", "b"], &["b", "a"]), 2);
+        assert_eq!(faults(&["a"], &[]), 1);
     }
 }

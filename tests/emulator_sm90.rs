@@ -85,8 +85,8 @@ fn bytes_that_nobody_announced_are_found() {
 #[test]
 fn copies_are_checked_before_they_touch_memory() {
     complaint(Fault::FarCopy, &["outside the memory of this launch", "thread 0"]);
-    complaint(Fault::MisalignedCopy, &["shared memory + 128", "no multiple of 1024"]);
-    complaint(Fault::MisalignedColumn, &["column 7", "byte 14", "no multiple of 16"]);
+    complaint(Fault::MisalignedCopy, &["shared memory + 128", "not a multiple of 1024"]);
+    complaint(Fault::MisalignedColumn, &["column 7", "byte 14", "not a multiple of 16"]);
 }
 
 #[test]

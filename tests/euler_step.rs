@@ -41,7 +41,7 @@ fn equals_the_formula_bit_for_bit() {
 }
 
 #[test]
-fn refuses_views_of_different_lengths() {
+fn refuses_views_that_are_too_short() {
     let bench = Bench::new(emulator());
     let (latents, velocity, short) = (bench.alloc::<f32>(8), bench.alloc::<f32>(8), bench.alloc::<bf16>(7));
     let (dt, step, rounded) = (bench.alloc::<f32>(1), bench.alloc::<i32>(1), bench.alloc::<bf16>(8));

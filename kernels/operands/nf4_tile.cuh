@@ -9,7 +9,7 @@ namespace gemm {
 
 static_assert(BLOCK_K == NF4_BLOCK, "a k-step has one absmax per feature");
 
-// NF4 in fragment order (weights/layout: see nf4_quantize.h): a lane's 16 bytes of an m16 x k64 piece hold, per k16
+// NF4 in fragment order (nf4_quantize.cu draws it): a lane's 16 bytes of an m16 x k64 piece hold, per k16
 // step, the code pairs of a0a1, a2a3, a4a5, a6a7, the even element in the high nibble.
 struct Nf4Weights {
     struct Stage {

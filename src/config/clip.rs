@@ -81,7 +81,7 @@ impl ClipConfig {
         };
         if !config.width.is_multiple_of(config.heads) {
             return Err(file.wrong(format!(
-                "hidden_size {} is no multiple of num_attention_heads {}",
+                "hidden_size {} is not a multiple of num_attention_heads {}",
                 config.width, config.heads
             )));
         }

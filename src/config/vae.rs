@@ -73,8 +73,9 @@ impl VaeConfig {
         }
         let groups = file.size("norm_num_groups", raw.norm_num_groups, 32)?;
         if let Some(channels) = block_channels.iter().find(|&channels| channels % groups != 0) {
-            return Err(file
-                .wrong(format!("block_out_channels {channels} is no multiple of norm_num_groups {groups}")));
+            return Err(file.wrong(format!(
+                "block_out_channels {channels} is not a multiple of norm_num_groups {groups}"
+            )));
         }
         let out_channels = file.size("out_channels", raw.out_channels, 3)?;
         if out_channels != 3 {

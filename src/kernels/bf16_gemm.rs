@@ -43,7 +43,7 @@ impl Bf16Weight<'_> {
         if self.pitch < k || self.pitch % 8 != 0 {
             return Err(refuse(
                 kernel,
-                format!("weight pitch {} is no multiple of 8 from k = {k} on", self.pitch),
+                format!("weight pitch {} is not a multiple of 8 from k = {k} on", self.pitch),
             ));
         }
         check_len(kernel, "weight", self.values, matrix_len(n, self.pitch, k))?;

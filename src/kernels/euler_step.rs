@@ -38,7 +38,7 @@ impl EulerStep<'_> {
     /// Enqueues the step.
     ///
     /// # Errors
-    /// [`crate::Error::Internal`] when the views differ in length.
+    /// [`crate::Error::Internal`] when a view is too short.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
         let count = self.latents.len();
         check_len("euler_step", "velocity", self.velocity, count)?;

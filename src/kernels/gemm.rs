@@ -182,7 +182,7 @@ impl<'a> Problem<'a> {
             return Err(refuse(kernel, format!("empty product {} x {} x {}", self.m, self.n, self.k)));
         }
         if self.x_pitch % 8 != 0 {
-            return Err(refuse(kernel, format!("x_pitch {} is no multiple of 8", self.x_pitch)));
+            return Err(refuse(kernel, format!("x_pitch {} is not a multiple of 8", self.x_pitch)));
         }
         check_aligned(kernel, "x", self.x.address())?;
         if let Some(bias) = self.bias {

@@ -172,7 +172,10 @@ impl Gemv<'_> {
             }
             GemvWeight::Nf4 { codes, absmax } => {
                 if k % 64 != 0 {
-                    return Err(refuse(NAME, format!("k = {k} is no multiple of 64, as NF4 weights need")));
+                    return Err(refuse(
+                        NAME,
+                        format!("k = {k} is not a multiple of 64, as NF4 weights need"),
+                    ));
                 }
                 if !all_aligned(&[codes.address()], 16) {
                     return Err(Error::Internal(format!("{NAME}: `codes` is not 16-byte aligned")));
@@ -205,7 +208,7 @@ impl Gemv<'_> {
     ///
     /// # Errors
     /// [`Error::Internal`] when a view is shorter than its shape, a pitch is less than its row, `k` is 0, or NF4 codes are
-    /// not 16-byte aligned; [`Error::Unsupported`] for more rows than 8, or NF4 with `k` no multiple of 64.
+    /// not 16-byte aligned; [`Error::Unsupported`] for more rows than 8, or NF4 with `k` not a multiple of 64.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
         let (params, footprint) = self.check(device)?;
         let config = self.select(device.capability());

@@ -59,7 +59,7 @@ impl Format for Nf4Weight<'_> {
     ) -> Result<()> {
         let (n, k) = (round_up(problem.n, 64), problem.k);
         if k % abi::GEMM_BLOCK_K as usize != 0 {
-            return Err(refuse(Self::NAME, format!("k = {k} is no multiple of 64")));
+            return Err(refuse(Self::NAME, format!("k = {k} is not a multiple of 64")));
         }
         check_len(Self::NAME, "codes", self.codes, volume(&[n, k / 2]))?;
         check_len(Self::NAME, "absmax", self.absmax, volume(&[n, k / 64]))?;

@@ -166,7 +166,7 @@ impl Nf4Quantize<'_> {
     ///
     /// # Errors
     /// [`Error::Internal`] when a view is shorter than its shape, `pitch` is less than `k`, or the rows leave the
-    /// destination; [`Error::Unsupported`] when `k` is no multiple of 64.
+    /// destination; [`Error::Unsupported`] when `k` is not a multiple of 64.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
         let (params, footprint) = self.check(device)?;
         let ctas = volume(&[self.rows, self.k / NF4_BLOCK]).div_ceil(abi::NF4_QUANTIZE_BLOCKS as usize);

@@ -230,7 +230,7 @@ pub enum Fault {
     FarSource,
     /// cp.async to outside shared memory.
     FarTarget,
-    /// cp.async of 16 bytes from an address that is no multiple of 16.
+    /// cp.async of 16 bytes from an address that is not a multiple of 16.
     Misaligned,
     /// Reads what a cp.async has not delivered: correct on a lucky day.
     NoWait,

@@ -1,4 +1,4 @@
-//! Prompts as token ids, exactly as transformers' CLIP and T5 tokenizers give them.
+//! Prompts as token ids, as the fast CLIP and T5 tokenizers of transformers 4 give them.
 //!
 //! Both are the `tokenizers` crate underneath, which is also what transformers' fast tokenizers are. Where a folder
 //! has a `tokenizer.json` it decides; where it has only the older files (FLUX.1 ships CLIP's that way), the same

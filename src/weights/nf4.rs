@@ -1,4 +1,4 @@
-//! NF4 as the host computes it: the one code book, and the plain quantizer and dequantizer that the kernels are
+//! NF4 as the host computes it: the code book, of which `kernels/nf4.cuh` has a copy, and the plain quantizer and dequantizer that the kernels are
 //! measured against.
 //!
 //! The weight, flattened row-major, is cut into quant blocks of [`BLOCK`] values (the last may be shorter). A
@@ -128,5 +128,22 @@ impl Nf4 {
     /// As [`Nf4::dequantize`].
     pub fn dequantize_bf16(&self) -> Result<Vec<bf16>> {
         Ok(self.dequantize()?.into_iter().map(bf16::from_f32).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_have_the_same_code_book_and_thresholds() {
+        let source = std::fs::read_to_string("kernels/nf4.cuh").unwrap();
+        let numbers: Vec<u32> = source
+            .split("X(0x")
+            .skip(1)
+            .map(|rest| u32::from_str_radix(rest.split('u').next().unwrap(), 16).unwrap())
+            .collect();
+        let want: Vec<u32> = CODE_BOOK.iter().chain(&THRESHOLDS).map(|number| number.to_bits()).collect();
+        assert_eq!(numbers, want);
     }
 }

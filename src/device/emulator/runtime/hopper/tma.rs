@@ -205,7 +205,7 @@ unsafe fn issue(
     }
     let at = cta.smem_offset(dst);
     if at % alignment != 0 {
-        return Err(format!("a copy to shared memory + {at}, which is no multiple of {alignment}"));
+        return Err(format!("a copy to shared memory + {at}, which is not a multiple of {alignment}"));
     }
     let barrier = mbarrier::place(cta, barrier)?;
     let parity = mbarrier::check_for_copy(cta, barrier)?;
@@ -254,7 +254,7 @@ pub(super) unsafe extern "C" fn load_2d(
     // whose mark tells whether this machine has made it.
     unsafe {
         if map as usize % 64 != 0 {
-            return fail(thread, *site, format!("a tensor map at {map:p}, which is no multiple of 64"));
+            return fail(thread, *site, format!("a tensor map at {map:p}, which is not a multiple of 64"));
         }
         let map = *map;
         if map.mark != Map::MARK {
@@ -263,8 +263,9 @@ pub(super) unsafe extern "C" fn load_2d(
         let x_bytes = x as i64 * map.element_bytes as i64;
         // An illegal instruction on an H200.
         if x_bytes % 16 != 0 {
-            let what =
-                format!("a copy of a box at column {x}: byte {x_bytes} of a row, which is no multiple of 16");
+            let what = format!(
+                "a copy of a box at column {x}: byte {x_bytes} of a row, which is not a multiple of 16"
+            );
             return fail(thread, *site, what);
         }
         let alignment = if map.swizzled != 0 { SWIZZLE_BYTES } else { 128 };
