@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 fn main() {
     println!("cargo::rerun-if-changed=kernels");
-    println!("cargo::rustc-check-cfg=cfg(schnell_accesses)");
+    println!("cargo::rustc-check-cfg=cfg(schnell_accesses, schnell_sanitizer)");
     println!("cargo::rustc-check-cfg=cfg(schnell_nvcc)");
     let kernels = kernel_sources();
     let _ = &kernels;

@@ -9,6 +9,9 @@ pub fn compile(kernels: &[PathBuf]) {
     println!("cargo::rerun-if-env-changed=SCHNELL_SANITIZE");
     // The runtime's side is never instrumented.
     let sanitize = std::env::var("SCHNELL_SANITIZE").unwrap_or_default();
+    if matches!(sanitize.as_str(), "address" | "thread") {
+        println!("cargo::rustc-cfg=schnell_sanitizer");
+    }
     let mut runtime = host_compiler();
     runtime.file("kernels/emulator.cpp");
     if sanitize == "accesses" {

@@ -25,16 +25,20 @@ fn views_refuse_what_leaves_them() {
     let device = Device::emulator(EmulatorOptions { threads: 1, ..EmulatorOptions::default() });
     let memory = device.allocate(64).unwrap();
     assert!(memory.view::<f32>(0, 16).is_ok());
-    assert!(memory.view::<f32>(4, 16).is_err(), "beyond the end");
-    assert!(memory.view::<f32>(2, 1).is_err(), "misaligned");
-    assert!(memory.view::<f32>(usize::MAX, 1).is_err(), "an offset that overflows");
+    for (offset, len) in [(4, 16), (2, 1), (usize::MAX, 1)] {
+        let refusal = memory.view::<f32>(offset, len).unwrap_err().to_string();
+        assert!(refusal.contains("does not fit an allocation of 64 bytes"), "{len} at {offset}: {refusal}");
+    }
     let view = memory.view::<u8>(0, 64).unwrap();
-    assert!(view.slice(60, 5).is_err());
-    assert!(view.slice(1, 6).unwrap().cast::<u32>().is_err());
+    assert!(view.slice(60, 5).unwrap_err().to_string().contains("elements 60..+5 leave a view of 64"));
+    let odd = view.slice(1, 6).unwrap().cast::<u32>().unwrap_err().to_string();
+    assert!(odd.contains("6 bytes are no whole number of 4"), "{odd}");
     assert!(matches!(view.cast::<()>(), Err(Error::Internal(_))), "elements of no size");
     assert!(device.last_writer(&view, usize::MAX).is_none());
     let mut host = device.allocate_host(16).unwrap();
-    assert!(device.copy_to_host(schnell::device::StreamId::Copy, &mut host, 8, &view).is_err());
+    let short =
+        device.copy_to_host(schnell::device::StreamId::Copy, &mut host, 8, &view).unwrap_err().to_string();
+    assert!(short.contains("bytes 8..+64 leave a host buffer of 16 bytes"), "{short}");
     assert_eq!(device.num_allocations(), 1);
 }
 
@@ -46,11 +50,16 @@ fn machines_do_not_take_each_others_memory_or_events() {
     let view = a.allocate(64).unwrap().view::<u8>(0, 64).unwrap();
     let mut host = b.allocate_host(64).unwrap();
     let event = a.create_event().unwrap();
-    assert!(a.copy_to_device(stream, &view, &host, 0).is_err());
-    assert!(b.copy_to_device(stream, &view, &host, 0).is_err());
-    assert!(b.copy_to_host(stream, &mut host, 0, &view).is_err());
-    assert!(b.fill(stream, &view, 0).is_err());
-    assert!(b.record(stream, &event).is_err() && b.wait(stream, &event).is_err());
+    for refused in [
+        a.copy_to_device(stream, &view, &host, 0),
+        b.copy_to_device(stream, &view, &host, 0),
+        b.copy_to_host(stream, &mut host, 0, &view),
+        b.fill(stream, &view, 0),
+        b.record(stream, &event),
+        b.wait(stream, &event),
+    ] {
+        assert!(refused.unwrap_err().to_string().contains("was given to another machine"));
+    }
     assert!(a.fill(stream, &view, 0).is_ok() && a.record(stream, &event).is_ok());
     // Nor in a launch, whichever of its views it is.
     let floats = |device: &Device| device.allocate(64).unwrap().view::<f32>(0, 16).unwrap();

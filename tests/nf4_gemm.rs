@@ -3,6 +3,8 @@
 mod common;
 #[path = "common/gemm_cases.rs"]
 mod gemm_cases;
+#[path = "common/nf4.rs"]
+mod nf4;
 use common::*;
 use gemm_cases::Weights;
 use half::bf16;
@@ -10,47 +12,29 @@ use schnell::device::View;
 use schnell::kernels::gemm::{Activation, Epilogue, Problem};
 use schnell::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
 
-/// Values whose NF4 dequantization is known: code * absmax, so that quantizing them gives the codes back.
+/// Values whose NF4 dequantization is known: quantizing them gives these codes. Every block has another scale, far from
+/// those of its neighbors: a wrong absmax is a wrong result.
 fn weights(rng: &mut Rng, n: usize, k: usize) -> Weights {
-    let raw = rng.f32s(n * k, 0.2);
-    let mut seen = vec![0.0; n * k];
-    for (block, out) in raw.chunks(64).zip(seen.chunks_mut(64)) {
-        let (codes, absmax) = quantize_block(block);
-        for (o, c) in out.iter_mut().zip(codes) {
-            *o = round_bf16(code_value(c) * absmax);
-        }
+    let mut raw = rng.f32s(n * k, 0.2);
+    for block in raw.chunks_mut(64) {
+        let scale = (rng.uniform() * 3.0).exp2();
+        block.iter_mut().for_each(|w| *w *= scale);
     }
+    let (codes, absmax) = nf4::quantize(&raw);
+    let seen =
+        codes.iter().enumerate().map(|(i, code)| nf4::dequantize(*code, absmax[i / 64]).to_f32()).collect();
     Weights { raw, seen }
 }
 
-const CODE_BITS: [u32; 16] = [
-    0xbf800000, 0xbf3239b1, 0xbf066b30, 0xbeca32a0, 0xbe91a24d, 0xbe3d353f, 0xbdba7871, 0x00000000,
-    0x3da2faff, 0x3e24cae3, 0x3e7c04dd, 0x3ead033a, 0x3ee1a4b8, 0x3f1007ab, 0x3f3913b3, 0x3f800000,
-];
-
-fn code_value(code: u8) -> f32 {
-    f32::from_bits(CODE_BITS[code as usize])
-}
-
-/// Nearest code of each value; which of two equally near ones does not matter here.
-fn quantize_block(block: &[f32]) -> (Vec<u8>, f32) {
-    let absmax = block.iter().fold(0f32, |m, v| m.max(v.abs()));
-    let nearest = |v: &f32| {
-        let x = if absmax > 0.0 { v / absmax } else { 0.0 };
-        (0..16u8).min_by(|a, b| (code_value(*a) - x).abs().total_cmp(&(code_value(*b) - x).abs())).unwrap()
-    };
-    (block.iter().map(nearest).collect(), absmax)
-}
-
-/// Fragment order, from its definition in kernels/nf4_quantize.h.
+/// Fragment order, from its definition in kernels/nf4_quantize.cu.
 fn pack(raw: &[f32], n: usize, k: usize) -> (Vec<u8>, Vec<f32>) {
     let n_padded = n.next_multiple_of(64);
     let mut codes = vec![0u8; n_padded * k / 2];
     let mut scales = vec![0f32; n_padded * k / 64];
     for row in 0..n {
         for kb in 0..k / 64 {
-            let (block, absmax) = quantize_block(&raw[row * k + kb * 64..row * k + kb * 64 + 64]);
-            scales[kb * n_padded + row] = absmax;
+            let (block, absmax) = nf4::quantize(&raw[row * k + kb * 64..row * k + kb * 64 + 64]);
+            scales[kb * n_padded + row] = absmax[0];
             for kk in (0..64).step_by(2) {
                 let (tile, f) = (row / 64, row % 64);
                 let (g, i, h) = (f / 8, f % 8 / 2, f % 2);
@@ -140,13 +124,13 @@ fn refuses_what_it_cannot_take() {
     let run =
         |problem: Problem<'_>| Nf4Gemm { problems: &[(problem, weight)] }.launch(&bench.device, COMPUTE);
     let simple = |shape| Problem::simple(&x, shape, None, Activation::None, Epilogue::Store(&out));
-    assert!(run(simple([16, 64, 96])).unwrap_err().to_string().contains("no multiple of 64"));
-    assert!(run(simple([0, 64, 64])).is_err());
+    assert!(run(simple([16, 64, 96])).unwrap_err().to_string().contains("not a multiple of 64"));
+    assert!(run(simple([0, 64, 64])).unwrap_err().to_string().contains("empty product"));
     assert!(run(simple([128, 320, 64])).unwrap_err().to_string().contains("codes"));
     assert!(run(simple([256, 64, 64])).unwrap_err().to_string().contains("`x`"));
     let mut gap = simple([16, 64, 64]);
     gap.segments[0].begin = 8;
-    assert!(run(gap).is_err());
+    assert!(run(gap).unwrap_err().to_string().contains("does not follow on"));
     let heads = Problem {
         segments: vec![schnell::kernels::gemm::Segment {
             begin: 0,
@@ -158,5 +142,11 @@ fn refuses_what_it_cannot_take() {
         ..simple([16, 64, 64])
     };
     assert!(run(heads).unwrap_err().to_string().contains("RoPE"));
-    assert!(Nf4Gemm { problems: &[] }.launch(&bench.device, COMPUTE).is_err());
+    assert!(
+        Nf4Gemm { problems: &[] }
+            .launch(&bench.device, COMPUTE)
+            .unwrap_err()
+            .to_string()
+            .contains("0 problems")
+    );
 }

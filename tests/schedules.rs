@@ -80,6 +80,8 @@ fn run(case: &Case, options: EmulatorOptions) -> Vec<Output> {
 }
 
 fn assert_same(case: &Case, orderly: &[Output], got: &[Output], options: EmulatorOptions) {
+    let names = |outputs: &[Output]| outputs.iter().map(|output| output.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(orderly), names(got), "{case:?}: outputs");
     for (want, got) in orderly.iter().zip(got) {
         let (want_bits, got_bits) = (bits(want), bits(got));
         assert_eq!(want_bits.len(), got_bits.len(), "{case:?}, {}", want.name);

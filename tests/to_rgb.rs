@@ -10,9 +10,9 @@ fn byte(x: f32) -> u8 {
     (unit * 255.0).round_ties_even() as u8
 }
 
-/// Through every device that should agree.
+/// In order and under a random schedule, which must agree.
 fn run(x: &[f32], pitch: usize, pixels: usize) -> Vec<u8> {
-    let results: Vec<Vec<u8>> = [emulator(), emulator(), random_emulator(7, 2)]
+    let results: Vec<Vec<u8>> = [emulator(), random_emulator(7, 2)]
         .into_iter()
         .map(|device| {
             let bench = Bench::with_bytes(device, 4 << 20);
