@@ -90,7 +90,7 @@ impl Shape {
                     "{what} {side} is not a multiple of {multiple} between {multiple} and {MAX_SIDE}; the nearest are \
                      {} and {}",
                     (side / multiple * multiple).clamp(multiple, MAX_SIDE),
-                    (side / multiple * multiple + multiple).clamp(multiple, MAX_SIDE)
+                    (side / multiple * multiple).saturating_add(multiple).clamp(multiple, MAX_SIDE)
                 )));
             }
         }
@@ -429,6 +429,7 @@ mod tests {
         assert!(refused(Shape { width: 500, ..base }).contains("496 and 512"));
         assert!(refused(Shape { height: 0, ..base }).contains("height 0"));
         assert!(refused(Shape { width: 8208, ..base }).contains("8192"));
+        assert!(refused(Shape { height: usize::MAX, ..base }).contains("8192 and 8192"));
         assert!(refused(Shape { steps: 0, ..base }).contains("0 steps"));
         assert!(refused(Shape { t5_length: 513, ..base }).contains("513"));
     }
