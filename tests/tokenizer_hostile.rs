@@ -301,6 +301,21 @@ fn ids_that_are_no_u32_or_stand_twice_are_refused() {
     }
 }
 
+/// Of what is read and of what is not: two readers take one of the two, each its own.
+#[test]
+fn names_that_stand_twice_in_a_tokenizer_are_refused() {
+    for (golden, name) in [(CLIP_JSON, "truncation"), (T5_JSON, "normalizer"), (CLIP_JSON, "unknown")] {
+        let text = String::from_utf8(read(golden)).unwrap();
+        let text = text.replacen('{', &format!("{{{name:?}: null, {name:?}: null, "), 1);
+        let dir = folder(&[("tokenizer.json", text.into_bytes())]);
+        let error = match golden == CLIP_JSON {
+            true => ClipTokenizer::open(dir.path()).map(drop),
+            false => T5Tokenizer::open(dir.path()).map(drop),
+        };
+        refused(error, &["tokenizer.json", name, "stands there twice"]);
+    }
+}
+
 // ---- what the other files say ----------------------------------------------------------------------------
 
 #[test]

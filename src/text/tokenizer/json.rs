@@ -11,11 +11,15 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 
-use super::bounds::short;
+use super::bounds::{MOST_PIECES, short};
 use super::charsmap;
 use super::parts::{Bpe, CLIP_SPLIT, CLIP_WORD_END, Ids, SPACE, Unigram};
 use super::settings::{Added, added_token};
 use crate::{Error, Result};
+
+/// Of all tokens and merges; the parts have their own limits, with better words.
+const LIMITS: crate::json::Limits =
+    crate::json::Limits { names: 2 * MOST_PIECES, values: 2 * MOST_PIECES, name_bytes: 1 << 24 };
 
 /// What a file holds: the parts of the tokenizer, its added tokens, and the special tokens it sets around a prompt.
 pub(super) struct Contents<P> {
@@ -176,6 +180,7 @@ fn read<M: DeserializeOwned>(path: &Path, bytes: &[u8], expected: &str) -> Resul
     }
     let malformed =
         |e: serde_json::Error| Error::weights(path, format!("malformed tokenizer: {e}")).because(e);
+    crate::json::check(bytes, &LIMITS).map_err(malformed)?;
     let kind = serde_json::from_slice::<OfSomeKind>(bytes).map_err(malformed)?.model.name;
     // Old files do not name it.
     match kind {
