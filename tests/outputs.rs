@@ -50,6 +50,14 @@ fn links_stay_and_their_targets_are_written() {
     sandbox.refuses(quick(&["--output", "loop.png"]), 7, &["cannot write loop.png"]);
 }
 
+#[test]
+fn a_name_that_would_steer_the_terminal_is_a_name() {
+    let sandbox = Sandbox::new();
+    let ran = sandbox.run(quick(&["--output", "\u{1b}[31m\u{202e}.png"]));
+    assert!(ran.code == 0 && ran.stderr.contains("\\u{1b}[31m\\u{202e}.png: 64 x 64"), "{}", ran.stderr);
+    assert!(bytes(&sandbox.path("\u{1b}[31m\u{202e}.png")).starts_with(PNG));
+}
+
 // ---- what is no regular file ------------------------------------------------------------------------------
 
 #[test]
