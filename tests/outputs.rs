@@ -56,6 +56,8 @@ fn a_name_that_would_steer_the_terminal_is_a_name() {
     let ran = sandbox.run(quick(&["--output", "\u{1b}[31m\u{202e}.png"]));
     assert!(ran.code == 0 && ran.stderr.contains("\\u{1b}[31m\\u{202e}.png: 64 x 64"), "{}", ran.stderr);
     assert!(bytes(&sandbox.path("\u{1b}[31m\u{202e}.png")).starts_with(PNG));
+    // The parser of flags takes escapes out, but lets others through.
+    sandbox.refuses(quick(&["--guidance", "a\u{c}b"]), 2, &["a\\u{c}b", "--guidance"]);
 }
 
 // ---- what is no regular file ------------------------------------------------------------------------------

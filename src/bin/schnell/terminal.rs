@@ -21,12 +21,18 @@ impl Write for Stderr {
 
 /// A line for people. Names of files and prompts may hold what would steer the terminal; errors come escaped already.
 pub fn say(text: impl std::fmt::Display) {
-    let steers = |c: char| {
-        (c.is_control() && c != '\n') || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    let escaped = |c: char| if steers(c) { c.escape_unicode().to_string() } else { c.to_string() };
+    let escaped = |c: char| if is_control(c) { c.escape_unicode().to_string() } else { c.to_string() };
     let line: String = text.to_string().chars().map(escaped).collect();
     let _ = writeln!(Stderr, "{line}");
+}
+
+/// Whether a terminal would take some of `text` for an order.
+pub fn steers(text: &str) -> bool {
+    text.contains(is_control)
+}
+
+fn is_control(c: char) -> bool {
+    (c.is_control() && c != '\n') || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Machine output. A reader that has gone away, as `head` does, has what it wanted.
