@@ -35,13 +35,14 @@ const CASES: usize = 1040;
 /// Makes a case's damage, and says what to run.
 type Kind = fn(&mut Dice, &World) -> Case;
 
-/// What there is, how often in a round, and on which base alone it can be (-1: any).
-const KINDS: [(&str, Kind, usize, Option<usize>); 19] = [
+/// What there is, how often in a round, and on which base alone it can be.
+const KINDS: [(&str, Kind, usize, Option<usize>); 20] = [
     ("config", models::config, 12, None),
     ("contradiction", models::contradiction, 3, None),
     ("container", models::container, 5, None),
     ("header", models::header, 3, None),
-    ("entry", models::entry, 7, None),
+    ("entry", models::entry, 4, None),
+    ("names", models::names, 4, None),
     ("not finite", models::not_finite, 5, None),
     ("quant state", models::quant_state, 4, Some(0)),
     ("index", models::index, 4, Some(2)),

@@ -64,10 +64,6 @@ pub fn contradiction(dice: &mut Dice, world: &World) -> Case {
 
 // ---- weights ----------------------------------------------------------------------------------------------
 
-fn file_bytes(header: &Value, data: &[u8]) -> Vec<u8> {
-    join(header.to_string().as_bytes(), data)
-}
-
 /// Bytes of the container, before or behind anything that has a meaning.
 pub fn container(dice: &mut Dice, world: &World) -> Case {
     let file = world.base.weights(dice);
@@ -125,105 +121,127 @@ pub fn header(dice: &mut Dice, world: &World) -> Case {
     Case::picture(must, format!("{file}: header: {what}"))
 }
 
-/// One tensor's entry in a header, changed to what it is not.
+/// A file of weights taken apart, and one of its tensors.
+struct Parts {
+    file: String,
+    header: Value,
+    data: Vec<u8>,
+    name: String,
+    /// Perhaps the same.
+    other: String,
+}
+
+impl Parts {
+    fn of(dice: &mut Dice, world: &World) -> Parts {
+        let file = world.base.weights(dice);
+        let (header, data) = split(&world.read(&file));
+        let names = &world.base.needed[&file];
+        let (name, other) = (dice.of(names).clone(), dice.of(names).clone());
+        Parts { file, header, data, name, other }
+    }
+
+    fn put(self, world: &World, must: Must, what: &str) -> Case {
+        world.replace(&self.file, &join(self.header.to_string().as_bytes(), &self.data));
+        Case::picture(must, format!("{}: {}: {what}", self.file, self.name))
+    }
+}
+
+/// One tensor's entry in a header says what the tensor is not.
 pub fn entry(dice: &mut Dice, world: &World) -> Case {
-    let file = world.base.weights(dice);
-    let (mut header, mut data) = split(&world.read(&file));
-    let names = &world.base.needed[&file];
-    let (name, other) = (dice.of(names).clone(), dice.of(names).clone());
-    let entry = header[&name].clone();
+    let mut parts = Parts::of(dice, world);
+    let entry = &mut parts.header[&parts.name];
     let shape: Vec<u64> = serde_json::from_value(entry["shape"].clone()).unwrap();
     let [begin, end]: [u64; 2] = serde_json::from_value(entry["data_offsets"].clone()).unwrap();
-    let mut must = Must::Refuse;
-    let what = match dice.below(12) {
+    let field = *dice.of(&["dtype", "shape", "shape", "data_offsets", "data_offsets", ""]);
+    let odd = match field {
+        // None is both a number and as long as what is stored.
+        "dtype" => {
+            ["BOOL", "F64", "I64", "F8_E4M3", "C64", "bf16", "", "F4", "\u{1b}[31m"].map(Value::from).to_vec()
+        }
+        "shape" => vec![
+            json!([]),
+            json!([0]),
+            json!([1, 1_u64 << 62, 1_u64 << 62]),
+            json!([-1]),
+            json!("x"),
+            json!([1.5]),
+            json!([vec![1; 17], shape.clone()].concat()),
+            json!([shape, vec![2]].concat()),
+        ],
+        "data_offsets" => vec![
+            json!([begin, end + 1]),
+            json!([begin + 1, end]),
+            json!([end, begin]),
+            json!([0, 0]),
+            json!([begin, u64::MAX]),
+            json!([-1, end]),
+            json!([begin]),
+            json!([begin, end, end]),
+            json!([u64::MAX - (end - begin), u64::MAX]),
+            Value::Null,
+        ],
+        _ => vec![json!({"dtype": "F32"}), json!([]), Value::Null, json!("F32")],
+    };
+    let odd = dice.of(&odd).clone();
+    let what = format!("{field} {odd}");
+    if field.is_empty() {
+        *entry = odd;
+    } else {
+        entry[field] = odd;
+    }
+    parts.put(world, Must::Refuse, &what)
+}
+
+/// Names that are gone, new, exchanged, or there twice.
+pub fn names(dice: &mut Dice, world: &World) -> Case {
+    let mut parts = Parts::of(dice, world);
+    let (header, name, other) = (&mut parts.header, parts.name.as_str(), parts.other.as_str());
+    let entry = header[name].clone();
+    let (what, must) = match dice.below(8) {
         0 => {
-            let dtypes = ["BOOL", "F64", "I64", "F8_E4M3", "C64", "bf16", "", "F4", "\u{1b}[31m"];
-            // None is as long as what is stored, or none is a number.
-            header[&name]["dtype"] = json!(dtypes[dice.below(dtypes.len())]);
-            "another dtype".to_string()
+            // Two tensors share their bytes, and those of one of them are nobody's.
+            header[name]["data_offsets"] = header[other]["data_offsets"].clone();
+            (format!("the bytes of {other}"), if name == other { Must::Draw } else { Must::Refuse })
         }
         1 => {
-            let odd = [
-                json!([]),
-                json!([0]),
-                json!([1, 1_u64 << 62, 1_u64 << 62]),
-                json!([-1]),
-                json!("x"),
-                json!([1.5]),
-            ];
-            let longer = [vec![1; 17], shape.clone()].concat();
-            header[&name]["shape"] = if dice.one_in(4) { json!(longer) } else { dice.of(&odd).clone() };
-            format!("shape {}", header[&name]["shape"])
+            header.as_object_mut().unwrap().remove(name);
+            ("gone".to_string(), Must::Refuse)
         }
         2 => {
-            header[&name]["shape"] = json!([shape.clone(), vec![2]].concat());
-            "twice as many values".to_string()
+            header.as_object_mut().unwrap().remove(name);
+            header[[&odd_text(dice), "?"].concat()] = entry;
+            ("renamed".to_string(), Must::Refuse)
         }
         3 => {
-            let offsets = [
-                json!([begin, end + 1]),
-                json!([begin + 1, end]),
-                json!([end, begin]),
-                json!([0, 0]),
-                json!([begin, u64::MAX]),
-                json!([-1, end]),
-                json!([begin]),
-                json!([begin, end, end]),
-                json!([u64::MAX - (end - begin), u64::MAX]),
-                Value::Null,
-            ];
-            header[&name]["data_offsets"] = dice.of(&offsets).clone();
-            format!("offsets {}", header[&name]["data_offsets"])
+            header[name] = header[other].clone();
+            header[other] = entry;
+            // Of one shape, nobody can tell.
+            let same = header[name]["shape"] == header[other]["shape"];
+            (format!("exchanged with {other}"), if same { Must::End } else { Must::Refuse })
         }
         4 => {
-            // Two tensors share their bytes, and those of one of them are nobody's.
-            header[&name]["data_offsets"] = header[&other]["data_offsets"].clone();
-            must = if name == other { Must::Draw } else { Must::Refuse };
-            format!("the bytes of {other}")
+            let again = format!("{{{}:{entry},", json!(name));
+            let text = header.to_string().replacen('{', &again, 1);
+            world.replace(&parts.file, &join(text.as_bytes(), &parts.data));
+            return Case::picture(Must::Refuse, format!("{}: {name} twice", parts.file));
         }
         5 => {
-            header.as_object_mut().unwrap().remove(&name);
-            "its entry gone".to_string()
+            let len = parts.data.len();
+            header["something_else.weight"] =
+                json!({"dtype": "F32", "shape": [1], "data_offsets": [len, len + 4]});
+            parts.data.extend(f32::NAN.to_le_bytes());
+            ("a tensor that nothing uses".to_string(), Must::Draw)
         }
         6 => {
-            let renamed = [&odd_text(dice), "?"].concat();
-            header.as_object_mut().unwrap().remove(&name);
-            header[renamed] = entry;
-            "renamed".to_string()
-        }
-        7 => {
-            header[&name] = header[&other].clone();
-            header[&other] = entry;
-            // Of one shape, nobody can tell.
-            must = if header[&name]["shape"] == header[&other]["shape"] { Must::End } else { Must::Refuse };
-            format!("exchanged with {other}")
-        }
-        8 => {
-            let text = header.to_string();
-            let again = format!("{{{}:{entry},", json!(name));
-            world.replace(&file, &join(text.replacen('{', &again, 1).as_bytes(), &data));
-            return Case::picture(Must::Refuse, format!("{file}: {name} twice"));
-        }
-        9 => {
-            header["something_else.weight"] =
-                json!({"dtype": "F32", "shape": [1], "data_offsets": [data.len(), data.len() + 4]});
-            data.extend(f32::NAN.to_le_bytes());
-            must = Must::Draw;
-            "a tensor that nothing uses".to_string()
-        }
-        10 => {
             header["__metadata__"] = json!({"format": odd_text(dice), odd_text(dice): "x"});
-            must = Must::Draw;
-            "odd metadata".to_string()
+            ("odd metadata".to_string(), Must::Draw)
         }
         _ => {
             header["__metadata__"] = json!({"format": [1, {"x": null}]});
-            "metadata that is no text".to_string()
+            ("metadata that is no text".to_string(), Must::Refuse)
         }
     };
-    // Behind an index, what it does not name is not there, and a renamed tensor is missing all the same.
-    world.replace(&file, &file_bytes(&header, &data));
-    Case::picture(must, format!("{file}: {name}: {what}"))
+    parts.put(world, must, &what)
 }
 
 /// Numbers that no sound file holds.
@@ -251,7 +269,7 @@ pub fn not_finite(dice: &mut Dice, world: &World) -> Case {
     for i in first..first + count {
         data[begin + i * stored.len()..][..stored.len()].copy_from_slice(&stored);
     }
-    world.replace(&file, &file_bytes(&header, &data));
+    world.replace(&file, &join(header.to_string().as_bytes(), &data));
     let what = format!("{file}: {count} of {name} from {first} on are {value}");
     let mut case = Case::picture(Must::Refuse, what);
     // As the device's quantizer reads them, which takes longer.
@@ -313,7 +331,7 @@ pub fn quant_state(dice: &mut Dice, world: &World) -> Case {
             ("absmax in bytes, without what they mean".to_string(), Must::Refuse)
         }
     };
-    world.replace(file, &file_bytes(&header, &data));
+    world.replace(file, &join(header.to_string().as_bytes(), &data));
     Case::picture(must, format!("{file}: {weight}: {what}"))
 }
 

@@ -79,7 +79,7 @@ fn number(dice: &mut Dice) -> String {
 }
 
 /// A plan with odd numbers.
-pub fn plan_flags(dice: &mut Dice, world: &World) -> Case {
+pub fn plan_flags(dice: &mut Dice, _: &World) -> Case {
     let model = *dice.of(&["demo", "../model", "../none", "a/b", "", "../model/vae", "/dev/null", "x/y/z"]);
     let mut args = vec!["plan".to_string(), format!("--model={model}")];
     for _ in 0..=dice.below(3) {
@@ -93,12 +93,11 @@ pub fn plan_flags(dice: &mut Dice, world: &World) -> Case {
             args.push(format!("{flag}={value}"));
         }
     }
-    let _ = world;
     Case { what: "flags of plan".to_string(), args, must: Must::End, outputs: Vec::new() }
 }
 
 /// A picture that nothing asks a lot of: the budget, or the size, ends it.
-pub fn draw_flags(dice: &mut Dice, world: &World) -> Case {
+pub fn draw_flags(dice: &mut Dice, _: &World) -> Case {
     let mut case = Case::picture(Must::End, "flags of generate".to_string());
     if !dice.one_in(6) {
         case.args.push("--budget=1KiB".to_string());
@@ -128,7 +127,6 @@ pub fn draw_flags(dice: &mut Dice, world: &World) -> Case {
             case.args.push(format!("{flag}={value}"));
         }
     }
-    let _ = world;
     case
 }
 
