@@ -68,7 +68,8 @@ impl Base {
         let config = PipelineConfig::open(dir).unwrap();
         let mut needed = BTreeMap::new();
         for part in Part::ALL {
-            let (folder, wanted) = (part.folder(), part.needed(&config).unwrap());
+            let (folder, wanted) =
+                (schnell::weights::layouts::diffusers::folder(part), part.needed(&config).unwrap());
             for file in files.iter().filter(|f| f.starts_with(folder) && f.ends_with(".safetensors")) {
                 let there = split(&std::fs::read(dir.join(file)).unwrap()).0;
                 let names = wanted.iter().flat_map(|w| [&w.name].into_iter().chain(&w.aliases));
