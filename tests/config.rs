@@ -99,26 +99,32 @@ fn published_files_are_schnell() {
 }
 
 #[test]
-fn the_t5_length_is_schnells_or_what_the_tokenizer_allows() {
-    assert_eq!(PipelineConfig::schnell().t5_length, 256);
-    let with = |length: Option<&str>| {
-        let dir = write(&published());
+fn steps_and_t5_length_are_the_familys_or_what_the_tokenizer_allows() {
+    let usual = |config: &PipelineConfig| (config.steps, config.t5_length);
+    assert_eq!(usual(&PipelineConfig::schnell()), (4, 256));
+    let with = |guidance: bool, length: Option<&str>| {
+        let mut files = published();
+        files[FLUX]["guidance_embeds"] = json!(guidance);
+        let dir = write(&files);
         if let Some(length) = length {
             fs::create_dir(dir.path().join("tokenizer_2")).unwrap();
             let text = format!("{{\"model_max_length\": {length}}}");
             fs::write(dir.path().join("tokenizer_2/tokenizer_config.json"), text).unwrap();
         }
-        PipelineConfig::open(dir.path()).map(|config| config.t5_length)
+        PipelineConfig::open(dir.path()).map(|config| usual(&config))
     };
     let expected =
         [(None, 256), (Some("512"), 256), (Some("256"), 256), (Some("24"), 24), (Some("null"), 256)];
     for (length, tokens) in expected {
-        assert_eq!(with(length).unwrap(), tokens, "{length:?}");
+        assert_eq!(with(false, length).unwrap(), (4, tokens), "{length:?}");
     }
     // transformers' "no limit" is 10^30.
-    assert_eq!(with(Some("1000000000000000019884624838656")).unwrap(), 256);
+    assert_eq!(with(false, Some("1000000000000000019884624838656")).unwrap(), (4, 256));
+    for (length, tokens) in [(None, 512), (Some("512"), 512), (Some("77"), 77), (Some("1024"), 512)] {
+        assert_eq!(with(true, length).unwrap(), (28, tokens), "{length:?}");
+    }
     for length in ["0", "-5"] {
-        let refused = with(Some(length));
+        let refused = with(false, Some(length));
         assert!(
             matches!(&refused, Err(Error::Weights { what, .. }) if what.contains("model_max_length")),
             "{refused:?}"
@@ -170,6 +176,12 @@ fn fields_are_read_not_assumed() {
     assert_eq!(with(FLUX, "axes_dims_rope", json!([32, 48, 48])).unwrap().flux.axes, [32, 48, 48]);
     assert_eq!(with(CLIP, "hidden_act", json!("gelu")).unwrap().clip.activation, ClipActivation::Gelu);
     assert_eq!(with(T5, "dense_act_fn", json!("gelu_pytorch_tanh")).unwrap(), PipelineConfig::schnell());
+    // As ComfyUI and Forge write it.
+    let mut files = published();
+    let t5 = files[T5].as_object_mut().unwrap();
+    t5.remove("feed_forward_proj");
+    t5.insert("dense_act_fn".to_string(), json!("gelu_pytorch_tanh"));
+    assert_eq!(open(&files).unwrap(), PipelineConfig::schnell());
     assert!(!with(VAE, "mid_block_add_attention", json!(false)).unwrap().vae.mid_attention);
     assert_eq!(with(SCHEDULER, "shift", json!(3.0)).unwrap().scheduler.shift, 3.0);
     assert!(with(SCHEDULER, "use_dynamic_shifting", json!(true)).unwrap().scheduler.dynamic_shifting);
@@ -194,7 +206,9 @@ fn contradictions_are_errors_about_the_file() {
         (FLUX, "num_layers", json!(u64::MAX), &["num_layers"]),
         (FLUX, "num_layers", json!(-1), &["malformed"]),
         (FLUX, "num_layers", json!("nineteen"), &["malformed"]),
-        (T5, "d_model", json!(2048), &["joint_attention_dim", "2048", "4096"]),
+        (T5, "d_model", json!(2048), &["joint_attention_dim", "2048", "4096", "google/t5-v1_1-xxl"]),
+        // OpenCLIP's bigG, as far as it matters.
+        (CLIP, "hidden_size", json!(1248), &["768", "1248", "openai/clip-vit-large-patch14"]),
         (T5, "relative_attention_num_buckets", json!(30), &["relative_attention_num_buckets", "30"]),
         (T5, "relative_attention_max_distance", json!(8), &["relative_attention_max_distance", "8"]),
         (T5, "layer_norm_epsilon", json!(-1e-6), &["layer_norm_epsilon"]),
@@ -224,8 +238,23 @@ fn sound_but_unknown_is_unsupported() {
         (INDEX, "_class_name", json!("FluxFillPipeline")),
         (INDEX, "transformer", json!(["diffusers", "SD3Transformer2DModel"])),
         (FLUX, "_class_name", json!("SD3Transformer2DModel")),
+        (INDEX, "_class_name", json!(["pipeline", "Flex2Pipeline"])),
+        (INDEX, "_class_name", json!(["pipeline", "FluxPipeline"])),
+        (VAE, "_class_name", json!(["autoencoder", "AutoencoderKL"])),
         (FLUX, "patch_size", json!(2)),
-        (T5, "feed_forward_proj", json!("relu")),
+        // Fill.
+        (FLUX, "in_channels", json!(384)),
+        (T5, "is_gated_act", json!(false)),
+        (T5, "dense_act_fn", json!("gelu")),
+        (
+            FLUX,
+            "quantization_config",
+            json!({"quant_method": "bitsandbytes", "load_in_8bit": true, "load_in_4bit": false}),
+        ),
+        (T5, "quantization_config", json!({"load_in_4bit": true, "bnb_4bit_quant_type": "fp4"})),
+        (CLIP, "quantization_config", json!({"quant_method": "torchao", "quant_type": "int8wo"})),
+        (VAE, "quantization_config", json!({"quant_method": "quanto", "weights_dtype": "float8"})),
+        (FLUX, "quantization_config", json!({"quant_method": "gguf", "compute_dtype": "bfloat16"})),
         (T5, "dense_act_fn", json!("silu")),
         (T5, "model_type", json!("umt5")),
         (CLIP, "hidden_act", json!("relu")),
@@ -253,6 +282,23 @@ fn sound_but_unknown_is_unsupported() {
     files[FLUX]["in_channels"] = json!(128);
     files[FLUX]["out_channels"] = json!(64);
     assert!(matches!(open(&files), Err(Error::Unsupported(what)) if what.contains("in_channels")));
+    // transformers' default.
+    let mut files = published();
+    for field in ["feed_forward_proj", "dense_act_fn", "is_gated_act"] {
+        files[T5].as_object_mut().unwrap().remove(field);
+    }
+    assert!(matches!(open(&files), Err(Error::Unsupported(what)) if what.contains("ungated relu")));
+    let flex = with(INDEX, "_class_name", json!(["pipeline", "Flex2Pipeline"])).unwrap_err();
+    assert!(flex.to_string().contains("pipeline.Flex2Pipeline"), "{flex}");
+    // What bitsandbytes writes into the config of an NF4 model, and of one that it left alone.
+    for (bits, kind) in [(true, "nf4"), (false, "fp4")] {
+        let quantization = json!({
+            "_load_in_4bit": bits, "_load_in_8bit": false, "bnb_4bit_compute_dtype": "bfloat16",
+            "bnb_4bit_quant_type": kind, "bnb_4bit_use_double_quant": false, "load_in_4bit": bits,
+            "load_in_8bit": false, "quant_method": "bitsandbytes"
+        });
+        assert_eq!(with(FLUX, "quantization_config", quantization).unwrap(), PipelineConfig::schnell());
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::fields::{Fields, read_json};
+use super::fields::{ClassName, Fields, QuantizationFile, read_json};
 use crate::Result;
 
 /// The activation of CLIP's MLP.
@@ -59,7 +59,8 @@ impl ClipConfig {
     pub(super) fn read(path: &Path) -> Result<Self> {
         let raw: ClipFile = read_json(path)?;
         let file = Fields(path);
-        file.class("model_type", raw.model_type.as_deref(), "clip_text_model")?;
+        file.class("model_type", raw.model_type.as_ref(), "clip_text_model")?;
+        file.quantization(raw.quantization_config.as_ref())?;
         let activation = match raw.hidden_act.as_deref().unwrap_or("quick_gelu") {
             "quick_gelu" => ClipActivation::QuickGelu,
             "gelu" => ClipActivation::Gelu,
@@ -102,7 +103,8 @@ impl ClipConfig {
 
 #[derive(Deserialize)]
 struct ClipFile {
-    model_type: Option<String>,
+    model_type: Option<ClassName>,
+    quantization_config: Option<QuantizationFile>,
     hidden_size: Option<u64>,
     intermediate_size: Option<u64>,
     num_hidden_layers: Option<u64>,

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::{Error, Result};
@@ -14,6 +15,24 @@ const LARGEST_COUNT: u64 = 1 << 9;
 /// Reads a config file; what is malformed is named with line and column.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     crate::files::read_json(path, crate::files::Kind::Config)
+}
+
+/// A class by its name, or by the file and the name of code that came with the model.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(super) enum ClassName {
+    Known(String),
+    Custom(Vec<String>),
+}
+
+/// `quantization_config`: what quantizers leave in the config of a model, as far as it decides whether we can read that.
+#[derive(Deserialize)]
+pub(super) struct QuantizationFile {
+    quant_method: Option<String>,
+    quant_type: Option<serde_json::Value>,
+    load_in_8bit: Option<bool>,
+    load_in_4bit: Option<bool>,
+    bnb_4bit_quant_type: Option<String>,
 }
 
 /// The file whose fields are being checked.
@@ -72,10 +91,40 @@ impl Fields<'_> {
     }
 
     /// An absent class name is taken for the right one: hand-made folders often leave it out.
-    pub fn class(&self, field: &str, found: Option<&str>, expected: &str) -> Result<()> {
+    pub fn class(&self, field: &str, found: Option<&ClassName>, expected: &str) -> Result<()> {
         match found {
-            Some(class) if class != expected => {
+            Some(ClassName::Known(class)) if class == expected => Ok(()),
+            Some(ClassName::Known(class)) => {
                 Err(self.unsupported(field, class, &format!("only {expected} is")))
+            }
+            Some(ClassName::Custom(names)) => {
+                let text = format!("only {expected} is, and no code that comes with a model");
+                Err(self.unsupported(field, names.join("."), &text))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Weights that were quantized otherwise than [`crate::weights::bitsandbytes`] reads are refused before they are looked at.
+    pub fn quantization(&self, found: Option<&QuantizationFile>) -> Result<()> {
+        let Some(found) = found else { return Ok(()) };
+        let refused = |got: String| {
+            let expected = "only bitsandbytes' nf4 is, and weights in bf16, f16 or f32";
+            Err(self.unsupported("quantization_config", got, expected))
+        };
+        match found.quant_method.as_deref().unwrap_or("bitsandbytes") {
+            "bitsandbytes" => {}
+            other => {
+                let kind = found.quant_type.as_ref().map_or(String::new(), |kind| format!(" ({kind})"));
+                return refused(format!("of {other}{kind}"));
+            }
+        }
+        if found.load_in_8bit == Some(true) {
+            return refused("of bitsandbytes in int8".to_string());
+        }
+        match found.bnb_4bit_quant_type.as_deref() {
+            Some(kind) if kind != "nf4" && found.load_in_4bit != Some(false) => {
+                refused(format!("of bitsandbytes in {kind}"))
             }
             _ => Ok(()),
         }

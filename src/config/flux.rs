@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::fields::{Fields, read_json};
+use super::fields::{ClassName, Fields, QuantizationFile, read_json};
 use crate::Result;
 
 /// The transformer, diffusers' `FluxTransformer2DModel`.
@@ -45,11 +45,18 @@ impl FluxConfig {
         4 * self.width()
     }
 
+    /// Steps and T5 tokens that models of its family are meant for: those with a guidance embedder are dev's, not distilled
+    /// to few steps.
+    pub(super) fn usual(&self) -> (usize, usize) {
+        if self.guidance { (28, 512) } else { (4, 256) }
+    }
+
     /// Reads `transformer/config.json`. Defaults: diffusers `FluxTransformer2DModel.__init__`.
     pub(super) fn read(path: &Path) -> Result<Self> {
         let raw: FluxFile = read_json(path)?;
         let file = Fields(path);
-        file.class("_class_name", raw._class_name.as_deref(), "FluxTransformer2DModel")?;
+        file.class("_class_name", raw._class_name.as_ref(), "FluxTransformer2DModel")?;
+        file.quantization(raw.quantization_config.as_ref())?;
         if let Some(patch_size) = raw.patch_size.filter(|&p| p != 1) {
             return Err(file.unsupported("patch_size", patch_size, "only 1 is"));
         }
@@ -96,7 +103,8 @@ impl FluxConfig {
 
 #[derive(Deserialize)]
 struct FluxFile {
-    _class_name: Option<String>,
+    _class_name: Option<ClassName>,
+    quantization_config: Option<QuantizationFile>,
     patch_size: Option<u64>,
     in_channels: Option<u64>,
     out_channels: Option<u64>,

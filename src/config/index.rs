@@ -20,7 +20,13 @@ const COMPONENTS: [(&str, &[&str]); 7] = [
 pub(super) fn check_model_index(dir: &Path) -> Result<()> {
     let path = dir.join("model_index.json");
     let index: serde_json::Map<String, serde_json::Value> = read_json(&path)?;
-    let class = index.get("_class_name").and_then(|v| v.as_str()).unwrap_or("");
+    let class = match index.get("_class_name") {
+        // Code that came with the model: its file, and the class there.
+        Some(serde_json::Value::Array(names)) => {
+            names.iter().map(|name| name.as_str().unwrap_or("?")).collect::<Vec<_>>().join(".")
+        }
+        name => name.and_then(|name| name.as_str()).unwrap_or("").to_string(),
+    };
     if class.is_empty() {
         return Err(Error::weights(path, "no _class_name: expected FluxPipeline"));
     }

@@ -38,7 +38,7 @@ pub use vae::VaeConfig;
 use crate::weights::InNf4;
 use crate::{Error, Result};
 use index::check_model_index;
-use t5::{SCHNELL_T5_TOKENS, t5_length};
+use t5::t5_length;
 
 /// Everything that the config files of a FLUX.1 folder decide.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,8 +59,10 @@ pub struct PipelineConfig {
     /// `scheduler/scheduler_config.json`
     #[doc(hidden)]
     pub scheduler: SchedulerConfig,
-    /// The T5 length to use unless told otherwise, padding included: 256 for schnell, less where
-    /// `tokenizer_2/tokenizer_config.json` allows less (`model_max_length`).
+    /// The denoising steps to take unless told otherwise: 4 for schnell, 28 for models with a guidance embedder, as dev.
+    pub steps: usize,
+    /// The T5 length to use unless told otherwise, padding included: 256 for schnell, 512 for models with a guidance
+    /// embedder, less where `tokenizer_2/tokenizer_config.json` allows less (`model_max_length`).
     pub t5_length: usize,
     /// What the weight files hold in NF4, as far as they have been looked at: it decides how the rest is kept.
     #[doc(hidden)]
@@ -77,13 +79,16 @@ impl PipelineConfig {
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         check_model_index(dir)?;
+        let flux = FluxConfig::read(&dir.join("transformer/config.json"))?;
+        let (steps, t5_tokens) = flux.usual();
         let config = PipelineConfig {
-            flux: FluxConfig::read(&dir.join("transformer/config.json"))?,
+            flux,
             clip: ClipConfig::read(&dir.join("text_encoder/config.json"))?,
             t5: T5Config::read(&dir.join("text_encoder_2/config.json"))?,
             vae: VaeConfig::read(&dir.join("vae/config.json"))?,
             scheduler: SchedulerConfig::read(&dir.join("scheduler/scheduler_config.json"))?,
-            t5_length: t5_length(&dir.join("tokenizer_2/tokenizer_config.json"))?,
+            steps,
+            t5_length: t5_length(&dir.join("tokenizer_2/tokenizer_config.json"), t5_tokens)?,
             in_nf4: InNf4::default(),
         };
         config.check_agreement(dir)?;
@@ -148,7 +153,8 @@ impl PipelineConfig {
                 max_tokens: 4096,
                 train_timesteps: 1000,
             },
-            t5_length: SCHNELL_T5_TOKENS,
+            steps: 4,
+            t5_length: 256,
             in_nf4: InNf4::default(),
         }
     }
@@ -157,6 +163,17 @@ impl PipelineConfig {
     fn check_agreement(&self, dir: &Path) -> Result<()> {
         let flux_path = dir.join("transformer/config.json");
         let latent_token = 4 * self.vae.latent_channels;
+        // Fill, Canny and Depth feed a second image beside the latents: a whole number of tokens more. Where their file leaves
+        // `out_channels` out, it counts as `in_channels`, and FLUX's own latents tell them from another VAE.
+        let conditioned =
+            self.flux.in_channels > latent_token && self.flux.in_channels.is_multiple_of(latent_token);
+        if conditioned && (self.flux.out_channels == latent_token || self.vae.latent_channels == 16) {
+            return Err(Error::Unsupported(format!(
+                "{}: in_channels {} instead of {latent_token}: models with image conditions are not supported",
+                flux_path.display(),
+                self.flux.in_channels
+            )));
+        }
         if self.flux.out_channels != latent_token {
             return Err(Error::weights(
                 flux_path,
@@ -165,14 +182,6 @@ impl PipelineConfig {
                     self.flux.out_channels, self.vae.latent_channels
                 ),
             ));
-        }
-        // Fill, Canny and Depth feed a second image beside the latents: a whole number of tokens more.
-        if self.flux.in_channels > latent_token && self.flux.in_channels.is_multiple_of(latent_token) {
-            return Err(Error::Unsupported(format!(
-                "{}: in_channels {} instead of {latent_token}: models with image conditions are not supported",
-                flux_path.display(),
-                self.flux.in_channels
-            )));
         }
         if self.flux.in_channels != latent_token {
             return Err(Error::weights(
@@ -187,8 +196,14 @@ impl PipelineConfig {
             return Err(Error::weights(
                 flux_path,
                 format!(
-                    "joint_attention_dim is {}, but text_encoder_2's d_model is {}",
-                    self.flux.joint_width, self.t5.width
+                    "joint_attention_dim is {}, but text_encoder_2's d_model is {}{}",
+                    self.flux.joint_width,
+                    self.t5.width,
+                    right_encoder(
+                        self.flux.joint_width,
+                        4096,
+                        "the encoder of T5 v1.1 XXL, google/t5-v1_1-xxl"
+                    )
                 ),
             ));
         }
@@ -196,11 +211,21 @@ impl PipelineConfig {
             return Err(Error::weights(
                 flux_path,
                 format!(
-                    "pooled_projection_dim is {}, but text_encoder's hidden_size is {}",
-                    self.flux.pooled_width, self.clip.width
+                    "pooled_projection_dim is {}, but text_encoder's hidden_size is {}{}",
+                    self.flux.pooled_width,
+                    self.clip.width,
+                    right_encoder(self.flux.pooled_width, 768, "CLIP-L, openai/clip-vit-large-patch14")
                 ),
             ));
         }
         Ok(())
+    }
+}
+
+/// Where to get the encoder that all published FLUX.1 models take, for a transformer that takes its `width`.
+fn right_encoder(width: usize, published: usize, name: &str) -> String {
+    match width == published {
+        true => format!("; FLUX.1 takes {name}, which its own folder holds, too"),
+        false => String::new(),
     }
 }

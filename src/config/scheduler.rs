@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::fields::{Fields, read_json};
+use super::fields::{ClassName, Fields, read_json};
 use crate::Result;
 
 /// The sampler, diffusers' `FlowMatchEulerDiscreteScheduler`.
@@ -32,7 +32,7 @@ impl SchedulerConfig {
     pub(super) fn read(path: &Path) -> Result<Self> {
         let raw: SchedulerFile = read_json(path)?;
         let file = Fields(path);
-        file.class("_class_name", raw._class_name.as_deref(), "FlowMatchEulerDiscreteScheduler")?;
+        file.class("_class_name", raw._class_name.as_ref(), "FlowMatchEulerDiscreteScheduler")?;
         for (field, set) in [
             ("invert_sigmas", raw.invert_sigmas),
             ("use_karras_sigmas", raw.use_karras_sigmas),
@@ -80,7 +80,7 @@ impl SchedulerConfig {
 
 #[derive(Deserialize)]
 struct SchedulerFile {
-    _class_name: Option<String>,
+    _class_name: Option<ClassName>,
     num_train_timesteps: Option<u64>,
     shift: Option<f64>,
     use_dynamic_shifting: Option<bool>,

@@ -4,11 +4,8 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::fields::{Fields, read_json};
+use super::fields::{ClassName, Fields, QuantizationFile, read_json};
 use crate::Result;
-
-/// T5 tokens that schnell was trained with.
-pub(super) const SCHNELL_T5_TOKENS: usize = 256;
 
 /// The T5 encoder, transformers' `T5EncoderModel`, gated with tanh GELU (the only form this crate reads).
 #[derive(Debug, Clone, PartialEq)]
@@ -43,19 +40,22 @@ impl T5Config {
     pub(super) fn read(path: &Path) -> Result<Self> {
         let raw: T5File = read_json(path)?;
         let file = Fields(path);
-        file.class("model_type", raw.model_type.as_deref(), "t5")?;
+        file.class("model_type", raw.model_type.as_ref(), "t5")?;
+        file.quantization(raw.quantization_config.as_ref())?;
+        // As transformers: `feed_forward_proj` says both, and what the file says of one has the last word. "gated-gelu" means
+        // the tanh form.
         let proj = raw.feed_forward_proj.as_deref().unwrap_or("relu");
-        let Some(gate) = proj.strip_prefix("gated-") else {
-            return Err(file.unsupported("feed_forward_proj", proj, "only gated-gelu is"));
+        let (is_gated, activation) = match proj.strip_prefix("gated-") {
+            Some("gelu") => (true, "gelu_new"),
+            Some(other) => (true, other),
+            None => (false, proj),
         };
-        // "gated-gelu" means the tanh form; `dense_act_fn`, where present, has the last word.
-        let activation = match (raw.dense_act_fn.as_deref(), gate) {
-            (Some(name), _) => name,
-            (None, "gelu") => "gelu_new",
-            (None, other) => other,
-        };
-        if !matches!(activation, "gelu_new" | "gelu_pytorch_tanh") {
-            return Err(file.unsupported("the MLP's activation", activation, "only gated-gelu (tanh) is"));
+        let is_gated = raw.is_gated_act.unwrap_or(is_gated);
+        let activation = raw.dense_act_fn.as_deref().unwrap_or(activation);
+        if !is_gated || !matches!(activation, "gelu_new" | "gelu_pytorch_tanh") {
+            let gated = if is_gated { "gated" } else { "ungated" };
+            let found = format!("({gated} {activation})");
+            return Err(file.unsupported("the MLP's activation", found, "only gated GELU (tanh) is"));
         }
         let config = T5Config {
             width: file.size("d_model", raw.d_model, 512)?,
@@ -86,7 +86,8 @@ impl T5Config {
 
 #[derive(Deserialize)]
 struct T5File {
-    model_type: Option<String>,
+    model_type: Option<ClassName>,
+    quantization_config: Option<QuantizationFile>,
     d_model: Option<u64>,
     d_kv: Option<u64>,
     d_ff: Option<u64>,
@@ -98,6 +99,7 @@ struct T5File {
     vocab_size: Option<u64>,
     feed_forward_proj: Option<String>,
     dense_act_fn: Option<String>,
+    is_gated_act: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -106,15 +108,15 @@ struct TokenizerFile {
     model_max_length: Option<f64>,
 }
 
-/// See [`super::PipelineConfig::t5_length`]. Planning needs no tokenizer, so that the file may be absent.
-pub(super) fn t5_length(path: &Path) -> Result<usize> {
+/// `usual`, or less where the tokenizer allows less. Planning needs no tokenizer, so that the file may be absent.
+pub(super) fn t5_length(path: &Path, usual: usize) -> Result<usize> {
     if !crate::files::exists(path)? {
-        return Ok(SCHNELL_T5_TOKENS);
+        return Ok(usual);
     }
     let raw: TokenizerFile = read_json(path)?;
     match raw.model_max_length {
-        None => Ok(SCHNELL_T5_TOKENS),
-        Some(length) if length >= 1.0 => Ok((length as usize).min(SCHNELL_T5_TOKENS)),
+        None => Ok(usual),
+        Some(length) if length >= 1.0 => Ok((length as usize).min(usual)),
         Some(length) => Err(Fields(path).wrong(format!("model_max_length is {length}: expected 1 or more"))),
     }
 }

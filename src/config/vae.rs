@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::fields::{Fields, read_json};
+use super::fields::{ClassName, Fields, QuantizationFile, read_json};
 use crate::Result;
 
 /// The VAE, diffusers' `AutoencoderKL`; only its decoder is used.
@@ -45,7 +45,8 @@ impl VaeConfig {
     pub(super) fn read(path: &Path) -> Result<Self> {
         let raw: VaeFile = read_json(path)?;
         let file = Fields(path);
-        file.class("_class_name", raw._class_name.as_deref(), "AutoencoderKL")?;
+        file.class("_class_name", raw._class_name.as_ref(), "AutoencoderKL")?;
+        file.quantization(raw.quantization_config.as_ref())?;
         if let Some(act) = raw.act_fn.as_deref().filter(|&act| act != "silu" && act != "swish") {
             return Err(file.unsupported("act_fn", act, "only silu is"));
         }
@@ -103,7 +104,8 @@ impl VaeConfig {
 
 #[derive(Deserialize)]
 struct VaeFile {
-    _class_name: Option<String>,
+    _class_name: Option<ClassName>,
+    quantization_config: Option<QuantizationFile>,
     out_channels: Option<u64>,
     up_block_types: Option<Vec<String>>,
     block_out_channels: Option<Vec<u64>>,

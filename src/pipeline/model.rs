@@ -46,7 +46,8 @@ impl Model {
 
     /// A shape of this size with the steps and T5 tokens that this model is meant for.
     pub fn shape(&self, width: usize, height: usize) -> Shape {
-        Shape { t5_length: self.config.t5_length, ..Shape::new(width, height) }
+        let PipelineConfig { steps, t5_length, .. } = self.config;
+        Shape::new(width, height).steps(steps).t5_length(t5_length)
     }
 
     /// A model of any size without weight files: see [`Source::generated`]. `tokenizers` is a folder with `tokenizer` and

@@ -18,10 +18,10 @@ pub struct PlanOptions {
     /// Image height in pixels, a multiple of 16 [default: 1024, bundled model: 128]
     #[arg(long)]
     pub height: Option<usize>,
-    /// Denoising steps
-    #[arg(long, default_value_t = 4)]
-    pub steps: usize,
-    /// T5 tokens, padding included [default: 256, or what the model's tokenizer allows; diffusers' is 512]
+    /// Denoising steps [default: 4, models with a guidance embedder: 28]
+    #[arg(long)]
+    pub steps: Option<usize>,
+    /// T5 tokens, padding included [default: 256, models with a guidance embedder: 512; less if the tokenizer allows less]
     #[arg(long, value_name = "N")]
     pub t5_length: Option<usize>,
     /// Device memory that may be used at most, such as 6.5GiB or 900MiB
@@ -47,7 +47,7 @@ impl PlanOptions {
     pub fn shape(&self, config: &PipelineConfig, true_cfg: bool) -> Shape {
         let side = if self.is_demo() { 128 } else { 1024 };
         let shape = Shape::new(self.width.unwrap_or(side), self.height.unwrap_or(side))
-            .steps(self.steps)
+            .steps(self.steps.unwrap_or(config.steps))
             .t5_length(self.t5_length.unwrap_or(config.t5_length));
         if true_cfg { shape.true_cfg() } else { shape }
     }
