@@ -58,6 +58,8 @@ fn a_name_that_would_steer_the_terminal_is_a_name() {
     assert!(bytes(&sandbox.path("\u{1b}[31m\u{202e}.png")).starts_with(PNG));
     // The parser of flags takes escapes out, but lets others through.
     sandbox.refuses(quick(&["--guidance", "a\u{c}b"]), 2, &["a\\u{c}b", "--guidance"]);
+    let told = sandbox.refuses(quick(&["--guidance", &"x".repeat(50_000)]), 2, &["xxx", "--guidance"]);
+    assert!(told.len() < 2100, "{} bytes", told.len());
 }
 
 // ---- what is no regular file ------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         // Its words hold the flag's value as it is.
-        Err(error) if error.use_stderr() && terminal::steers(&error.to_string()) => {
+        Err(error) if error.use_stderr() && !terminal::fits(&error.to_string()) => {
             terminal::say(error.to_string().trim_end());
             return ExitCode::from(2);
         }

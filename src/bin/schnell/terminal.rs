@@ -19,20 +19,33 @@ impl Write for Stderr {
     }
 }
 
-/// A line for people. Names of files and prompts may hold what would steer the terminal; errors come escaped already.
+/// Characters of a line: a flag's value may have a hundred thousand.
+const LONGEST_LINE: usize = 2000;
+
+/// Lines for people. Names of files, prompts and values of flags may hold what would steer the terminal, and may be of any
+/// length; errors of the library come escaped and cut already.
 pub fn say(text: impl std::fmt::Display) {
-    let escaped = |c: char| if is_control(c) { c.escape_unicode().to_string() } else { c.to_string() };
-    let line: String = text.to_string().chars().map(escaped).collect();
-    let _ = writeln!(Stderr, "{line}");
+    let text = text.to_string();
+    let lines: Vec<String> = text.split('\n').map(fit).collect();
+    let _ = writeln!(Stderr, "{}", lines.join("\n"));
 }
 
-/// Whether a terminal would take some of `text` for an order.
-pub fn steers(text: &str) -> bool {
-    text.contains(is_control)
+/// Whether [`say`] shows `text` as it is.
+pub fn fits(text: &str) -> bool {
+    text.split('\n').all(|line| fit(line) == line)
 }
 
-fn is_control(c: char) -> bool {
-    (c.is_control() && c != '\n') || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+fn fit(line: &str) -> String {
+    let steers = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let escaped = |c: char| if steers(c) { c.escape_unicode().to_string() } else { c.to_string() };
+    let len = line.chars().count();
+    if len <= LONGEST_LINE {
+        return line.chars().map(escaped).collect();
+    }
+    let half = LONGEST_LINE / 2;
+    let start: String = line.chars().take(half).map(escaped).collect();
+    let end: String = line.chars().skip(len - half).map(escaped).collect();
+    format!("{start} [{} characters] {end}", len - 2 * half)
 }
 
 /// Machine output. A reader that has gone away, as `head` does, has what it wanted.
