@@ -126,8 +126,8 @@ pub fn judge(world: &World, case: &Case) -> Result<i32, String> {
     let after = world.snapshot();
     let code = ended.status.code().unwrap_or(-1);
     told(&ended)
-        .and_then(|()| as_it_must(world, case, code))
         .and_then(|()| files(world, case, code, &before, &after))
+        .and_then(|()| as_it_must(world, case, code))
         .and_then(|()| machine_output(case, code, &ended.stdout))
         .map(|()| code)
         .map_err(|wrong| {

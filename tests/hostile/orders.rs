@@ -150,7 +150,11 @@ pub fn prompt(dice: &mut Dice, _: &World) -> Case {
     let prompt = match dice.below(5) {
         0 => odd_text(dice).replace('\0', "\u{1}"),
         1 => " \t\n\u{3000}".repeat(dice.below(3)),
-        2 => dice.of(&pieces).repeat(1 + dice.below(20_000)),
+        2 => {
+            // An argument has at most 128 KiB.
+            let piece = dice.of(&pieces);
+            piece.repeat(1 + dice.below(120_000 / piece.len()))
+        }
         3 => String::from_utf8_lossy(&dice.bytes(100)).replace('\0', ""),
         _ => (0..50).map(|_| *dice.of(&pieces)).collect(),
     };
