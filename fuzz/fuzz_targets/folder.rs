@@ -1,10 +1,7 @@
-//! A folder for what a target writes, for as long as the process lives; in memory where the system has such a place, since
-//! every execution writes it.
+//! A folder for what a target writes; it outlives a process that a finding ends. `scripts/fuzz` says where and removes it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 pub fn new() -> PathBuf {
-    let memory = Path::new("/dev/shm");
-    let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
-    dir.expect("a folder").keep()
+    tempfile::tempdir().expect("a folder").keep()
 }
