@@ -27,6 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use self::runtime::Failure;
 use super::memory::free_host_bytes;
 use super::{Capability, EventId, Kernel, Machine, Params, Span, StreamId, TensorTile, Work};
 use crate::abi;
@@ -122,7 +123,7 @@ struct State {
     rng: u64,
     launches: u64,
     /// The first failure; as on a GPU, everything after it fails too.
-    error: Option<(String, String)>,
+    error: Option<(String, Failure)>,
 }
 
 /// See the module's text.
@@ -206,7 +207,7 @@ impl Emulator {
             let stream = match self.options.order {
                 _ if runnable.is_empty() => {
                     let reason = "every stream waits for an event that nobody will record".to_string();
-                    state.error = Some(("wait for a stream".to_string(), reason));
+                    state.error = Some(("wait for a stream".to_string(), Failure::Kernel(reason)));
                     break;
                 }
                 // As late as possible: other streams move only when the awaited one is stuck.
@@ -224,10 +225,16 @@ impl Emulator {
             }
         }
         match &state.error {
-            Some((operation, reason)) => Err(Error::Device {
+            Some((operation, Failure::Kernel(reason))) => Err(Error::Device {
                 device: self.capability.name.clone(),
                 operation: operation.clone(),
                 reason: reason.clone(),
+            }),
+            Some((operation, Failure::NoRoom(what))) => Err(Error::Capacity {
+                what: format!("the emulator's {operation} ({what})"),
+                needed_bytes: 0,
+                available_bytes: 0,
+                advice: "free host memory, or allow this process more of it (ulimit -v, cgroups)".to_string(),
             }),
             None => Ok(()),
         }
@@ -257,10 +264,14 @@ impl Emulator {
                 guard(&state.memory, &footprint);
                 let result = self.pool.run(&launch);
                 unguard(&state.memory);
-                if let Err(reason) = result {
-                    let seed = self.options.seed;
-                    state.error =
-                        Some((format!("kernel {}", kernel.name), format!("{reason} (seed {seed})")));
+                if let Err(failure) = result {
+                    let failure = match failure {
+                        Failure::Kernel(reason) => {
+                            Failure::Kernel(format!("{reason} (seed {})", self.options.seed))
+                        }
+                        no_room => no_room,
+                    };
+                    state.error = Some((format!("kernel {}", kernel.name), failure));
                 }
             }
             Op::CopyToDevice { dst, src, bytes } => {
@@ -284,6 +295,16 @@ impl Emulator {
             Op::Wait { .. } => {}
         }
     }
+}
+
+fn no_host_memory(what: &str, bytes: usize, advice: &str) -> Error {
+    let (needed, free) = (bytes as u64, free_host_bytes());
+    // What the machine has free is not what a limit (ulimit -v) leaves this process; nobody tells that number.
+    let (what, needed_bytes, available_bytes) = match needed > free {
+        true => (what.to_string(), needed, free),
+        false => (format!("{what} of {bytes} bytes"), 0, 0),
+    };
+    Error::Capacity { what, needed_bytes, available_bytes, advice: advice.to_string() }
 }
 
 /// Under AddressSanitizer, makes everything but the launch's own memory out of bounds: gaps of the arena, and regions
@@ -330,12 +351,8 @@ impl Machine for Emulator {
         // SAFETY: the layout has a non-zero size.
         let base = unsafe { std::alloc::alloc(layout) };
         if base.is_null() {
-            return Err(Error::Capacity {
-                what: "the device allocation".to_string(),
-                needed_bytes: bytes as u64,
-                available_bytes: free_host_bytes(),
-                advice: "free host memory or use a smaller image or model".to_string(),
-            });
+            let advice = "free host memory or use a smaller image or model";
+            return Err(no_host_memory("the device allocation", bytes, advice));
         }
         // Fresh pages are zero, which hides reads of what was never written: NaN patterns do not.
         // SAFETY: `bytes` bytes were just allocated.
@@ -357,12 +374,7 @@ impl Machine for Emulator {
         // SAFETY: the layout has a non-zero size.
         let base = unsafe { std::alloc::alloc_zeroed(layout(bytes)?) };
         if base.is_null() {
-            return Err(Error::Capacity {
-                what: "a host buffer".to_string(),
-                needed_bytes: bytes as u64,
-                available_bytes: free_host_bytes(),
-                advice: "free host memory".to_string(),
-            });
+            return Err(no_host_memory("a host buffer", bytes, "free host memory"));
         }
         Ok(base)
     }

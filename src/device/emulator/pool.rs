@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::runtime::{Cta, Launch, Rng};
+use super::runtime::{Cta, Failure, Launch, Rng};
 use super::{Order, faults, sanitizer};
 
 /// How often the pool looks whether its workers get on. Ticks are counted, not time: a machine that slept does not
@@ -23,7 +23,7 @@ struct Task {
     num_ctas: usize,
     next: AtomicUsize,
     failed: AtomicBool,
-    error: Mutex<Option<(usize, String)>>,
+    error: Mutex<Option<(usize, Failure)>>,
 }
 
 // SAFETY: the pointers in `launch` are only read, and outlive the task (module text).
@@ -62,6 +62,8 @@ struct Shared {
 pub(super) struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    /// Why there is none.
+    without_workers: Option<Failure>,
 }
 
 impl Pool {
@@ -74,17 +76,26 @@ impl Pool {
             work: Condvar::new(),
             done: Condvar::new(),
         });
-        let workers = (0..threads)
-            .map(|worker| {
-                let shared = shared.clone();
-                std::thread::spawn(move || work(&shared, worker))
-            })
-            .collect();
-        Pool { shared, workers }
+        let (mut workers, mut without_workers) = (Vec::with_capacity(threads), None);
+        for worker in 0..threads {
+            let shared = shared.clone();
+            match std::thread::Builder::new().spawn(move || work(&shared, worker)) {
+                Ok(started) => workers.push(started),
+                // Fewer do it, too.
+                Err(why) => {
+                    without_workers = workers.is_empty().then(|| Failure::no_room("a thread", why));
+                    break;
+                }
+            }
+        }
+        Pool { shared, workers, without_workers }
     }
 
     /// Runs every CTA of the launch; the error is that of the lowest CTA that failed.
-    pub fn run(&self, launch: &Launch<'_>) -> Result<(), String> {
+    pub fn run(&self, launch: &Launch<'_>) -> Result<(), Failure> {
+        if let Some(why) = &self.without_workers {
+            return Err(why.clone());
+        }
         let num_ctas = launch.grid.iter().map(|&n| n as usize).product();
         // SAFETY: only the lifetime changes; this function does not return before the workers that use it are done.
         let launch = unsafe { std::mem::transmute::<Launch<'_>, Launch<'static>>(*launch) };

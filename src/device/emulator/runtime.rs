@@ -132,6 +132,21 @@ pub(super) struct Launch<'a> {
     pub records: Option<&'a Arc<Records>>,
 }
 
+/// Why a launch came to no end.
+#[derive(Clone)]
+pub(super) enum Failure {
+    /// What the kernel did.
+    Kernel(String),
+    /// The host has no room for what runs it.
+    NoRoom(String),
+}
+
+impl Failure {
+    pub fn no_room(what: &str, why: std::io::Error) -> Failure {
+        Failure::NoRoom(format!("{what}: {why}"))
+    }
+}
+
 /// The runtime of one worker: the fibers and shared memory that it uses for CTA after CTA.
 pub(super) struct Cta {
     index: CtaIndex,

@@ -19,8 +19,9 @@ pub(super) struct Job {
     pub params: *const c_void,
 }
 
-pub(super) fn new_fiber() -> (Coroutine<Job, (), (), DefaultStack>, Stack) {
-    let stack = DefaultStack::new(STACK_BYTES).expect("a fiber stack of 64 KiB");
+/// A fiber and where its stack is, if there is memory for it.
+pub(super) fn new_fiber() -> std::io::Result<(Coroutine<Job, (), (), DefaultStack>, Stack)> {
+    let stack = DefaultStack::new(STACK_BYTES)?;
     let (top, bottom) = (stack.base().get(), stack.limit().get());
     let extent = Stack { bottom: bottom as *const c_void, bytes: top - bottom, ..Stack::UNKNOWN };
     let coroutine = Coroutine::with_stack(stack, |yielder: &Yielder<Job, ()>, mut job: Job| {
@@ -42,7 +43,7 @@ pub(super) fn new_fiber() -> (Coroutine<Job, (), (), DefaultStack>, Stack) {
             job = yielder.suspend(());
         }
     });
-    (coroutine, extent)
+    Ok((coroutine, extent))
 }
 
 /// Gives way to the scheduler until this thread is made ready again.

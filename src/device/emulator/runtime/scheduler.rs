@@ -9,13 +9,14 @@ use super::collectives::Warp;
 use super::copies::COPY_GROUPS;
 use super::fiber::{Job, new_fiber};
 use super::{
-    Cta, CtaIndex, Fiber, Launch, Order, Progress, Rng, SANITIZER, Stack, State, Thread, WARP, sanitizer,
-    schnell_emu_set_self,
+    Cta, CtaIndex, Failure, Fiber, Launch, Order, Progress, Rng, SANITIZER, Stack, State, Thread, WARP,
+    sanitizer, schnell_emu_set_self,
 };
 
 impl Cta {
     /// Runs the CTA at `cta` of the launch to its end. The error names the place and who waited where.
-    pub fn run(&mut self, launch: &Launch<'_>, cta: [u32; 3], progress: &Progress) -> Result<(), String> {
+    pub fn run(&mut self, launch: &Launch<'_>, cta: [u32; 3], progress: &Progress) -> Result<(), Failure> {
+        self.add_fibers(launch.threads as usize)?;
         self.prepare(launch, cta);
         self.progress = progress;
         let job = Job { entry: launch.entry, params: launch.params };
@@ -24,7 +25,7 @@ impl Cta {
             let warp = self.next_warp(from);
             if self.let_a_copy_arrive(warp.is_none()) {
                 if self.error.is_some() {
-                    return Err(self.abandon());
+                    return Err(Failure::Kernel(self.abandon()));
                 }
                 continue;
             }
@@ -39,7 +40,7 @@ impl Cta {
                 progress.turns.fetch_add(1, Ordering::Relaxed);
                 self.resume(warp, lane, job);
                 if self.error.is_some() {
-                    return Err(self.abandon());
+                    return Err(Failure::Kernel(self.abandon()));
                 }
                 if self.order == Order::Random {
                     break;
@@ -48,7 +49,7 @@ impl Cta {
         }
         if self.live != 0 {
             self.error = Some(format!("deadlock: {}", self.who_waits_where()));
-            return Err(self.abandon());
+            return Err(Failure::Kernel(self.abandon()));
         }
         self.recorder.finish();
         sanitizer::acquire(&raw const self.ended);
@@ -110,7 +111,6 @@ impl Cta {
         // The CTA before may have been another worker's: what hands the fibers over is not instrumented.
         sanitizer::acquire(&raw const self.ended);
         sanitizer::release(&raw const self.begun);
-        self.add_fibers(threads);
         let this: *mut Cta = self;
         for thread in &mut self.threads[..threads] {
             thread.index = &raw const self.index;
@@ -129,11 +129,12 @@ impl Cta {
     }
 
     /// Makes what is missing of `threads` fibers.
-    fn add_fibers(&mut self, threads: usize) {
+    fn add_fibers(&mut self, threads: usize) -> Result<(), Failure> {
         let this: *mut Cta = self;
         while self.fibers.len() < threads {
             let thread = self.fibers.len() as u32;
-            let (coroutine, stack) = new_fiber();
+            let fiber = new_fiber();
+            let (coroutine, stack) = fiber.map_err(|e| Failure::no_room("the stack of a thread", e))?;
             self.fibers.push(coroutine);
             self.threads.push(Thread {
                 index: std::ptr::null(),
@@ -152,6 +153,7 @@ impl Cta {
                 copies_done: [0; COPY_GROUPS],
             });
         }
+        Ok(())
     }
 
     fn resume(&mut self, warp: usize, lane: usize, job: Job) {
