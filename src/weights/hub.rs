@@ -3,23 +3,32 @@
 //!
 //! Layout of the cache: `models--org--name/refs/main` holds a commit, `snapshots/<commit>/` the files.
 
+use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 
 use crate::{Error, Result, files};
 
-/// The folder of `id` (`org/name`) in the user's cache: `$HF_HUB_CACHE`, else `$HF_HOME/hub`, else
-/// `~/.cache/huggingface/hub`.
+/// The folder of `id` (`org/name`) in the user's cache: `$HF_HUB_CACHE`, else `$HUGGINGFACE_HUB_CACHE` (its older name), else
+/// `$HF_HOME/hub`, else `~/.cache/huggingface/hub`.
 ///
 /// # Errors
 /// [`Error::Input`] when it is not there, saying how to get it.
 pub fn snapshot(id: &str) -> Result<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = set("HF_HUB_CACHE")
+    snapshot_in(&cache(|name| std::env::var_os(name)), id)
+}
+
+/// Where the Hugging Face tools keep what they download, by the variables that they read, in their order.
+fn cache(variable: impl Fn(&str) -> Option<OsString>) -> PathBuf {
+    let set = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let from_home = |path: PathBuf| match (path.strip_prefix("~"), set("HOME")) {
+        (Ok(rest), Some(home)) => home.join(rest),
+        _ => path,
+    };
+    set("HF_HUB_CACHE")
+        .or_else(|| set("HUGGINGFACE_HUB_CACHE"))
         .or_else(|| Some(set("HF_HOME")?.join("hub")))
         .or_else(|| Some(set("XDG_CACHE_HOME")?.join("huggingface/hub")))
-        .or_else(|| Some(set("HOME")?.join(".cache/huggingface/hub")))
-        .unwrap_or_default();
-    snapshot_in(&cache, id)
+        .map_or_else(|| from_home(PathBuf::from("~/.cache/huggingface/hub")), from_home)
 }
 
 fn snapshot_in(cache: &Path, id: &str) -> Result<PathBuf> {
@@ -42,6 +51,27 @@ fn snapshot_in(cache: &Path, id: &str) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_cache_is_where_the_tools_look_for_it() {
+        let all = [
+            ("HF_HUB_CACHE", "/a", "/a"),
+            ("HUGGINGFACE_HUB_CACHE", "~/b", "/home/b"),
+            ("HF_HOME", "/c", "/c/hub"),
+            ("XDG_CACHE_HOME", "/d", "/d/huggingface/hub"),
+            ("HOME", "/home", "/home/.cache/huggingface/hub"),
+        ];
+        // Each counts when those before it are absent, or empty.
+        for (first, (_, _, expected)) in all.iter().enumerate() {
+            for before in [None, Some(OsString::new())] {
+                let found = cache(|name| match all.iter().position(|(known, ..)| *known == name)? {
+                    at if at < first => before.clone(),
+                    at => Some(all[at].1.into()),
+                });
+                assert_eq!(found, Path::new(expected));
+            }
+        }
+    }
 
     #[test]
     fn finds_the_snapshot_that_main_points_to_and_says_what_to_do_otherwise() {
