@@ -140,3 +140,77 @@ fn noise_has_the_shape_of_the_latents_and_is_finite() {
     symlink("gone", &file).unwrap();
     refused(3, &["a link to gone", "missing"]);
 }
+
+/// Whatever is named as a model and is none: what it is, and what a model is.
+#[test]
+fn what_is_no_model_is_said() {
+    let (sandbox, model) = (Sandbox::new(), copy_of_demo());
+    let here = |name: &str| sandbox.path(name);
+    let tensors = |name: &str, names: &[&str]| {
+        let tensors: Vec<_> = names.iter().map(|name| (*name, Dtype::F32, vec![1], vec![0; 4])).collect();
+        save_tensors(&here(name), &tensors);
+    };
+    tensors("whole.safetensors", &["model.diffusion_model.x", "text_encoders.t5xxl.y", "vae.z"]);
+    tensors("flux1-schnell.safetensors", &["double_blocks.0.x", "img_in.weight"]);
+    tensors("noise.safetensors", &["noise"]);
+    tensors("other.safetensors", &["a", "b"]);
+    std::fs::write(here("pointer"), "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+        .unwrap();
+    std::fs::write(here("page"), "<!DOCTYPE html><title>Login</title>").unwrap();
+    std::fs::write(here("flux.gguf"), "GGUF\x03\0\0\0\0\0\0\0").unwrap();
+    for folder in ["empty", "above", "cache/snapshots/abc", "single", "parts/vae"] {
+        std::fs::create_dir_all(here(folder)).unwrap();
+    }
+    symlink(model.path(), here("above/FLUX")).unwrap();
+    symlink("gone", here("dangling")).unwrap();
+    std::fs::copy(here("whole.safetensors"), here("single/a.safetensors")).unwrap();
+    let part = |name: &str| text(&model.path().join(name)).to_string();
+    let whole = ["one checkpoint with transformer, text encoders and VAE", "not read yet"];
+    for (given, code, words) in [
+        ("whole.safetensors", 5, &whole[..]),
+        ("single", 5, &whole),
+        ("flux1-schnell.safetensors", 5, &["the transformer alone"]),
+        ("noise.safetensors", 3, &["one tensor, noise"]),
+        ("other.safetensors", 3, &["no model that is known"]),
+        ("pointer", 3, &["Git LFS pointer", "git lfs pull"]),
+        ("page", 3, &["web page"]),
+        ("flux.gguf", 3, &["GGUF", "only safetensors"]),
+        ("empty", 3, &["an empty folder"]),
+        ("above", 3, &["above/FLUX"]),
+        ("cache", 3, &["Hugging Face cache", "snapshots/abc"]),
+        ("parts", 3, &["with vae, but without its index"]),
+        ("dangling", 3, &["a link to gone"]),
+        (&part("vae"), 3, &["AutoencoderKL", "a part of the model"]),
+        (&part("text_encoder_2"), 3, &["T5EncoderModel", "a part of the model"]),
+        (&part("tokenizer"), 3, &["the folder of a tokenizer"]),
+        (&part("model_index.json"), 3, &["name it:"]),
+        (&part(WEIGHTS), 3, &["a VAE"]),
+        (&part("transformer/diffusion_pytorch_model.safetensors"), 3, &["a transformer"]),
+    ] {
+        let expected =
+            if given == "dangling" { "missing" } else { "a model is a folder with model_index.json" };
+        for args in [vec!["plan", "--model", given], quick(&["--model", given])] {
+            sandbox.refuses(args, code, &[words, &[expected]].concat());
+        }
+    }
+    sandbox.refuses(["plan", "--model", "./nowhere"], 7, &["cannot read ./nowhere:"]);
+}
+
+/// In place of any file of a model.
+#[test]
+fn pointers_and_pages_are_told_from_files() {
+    let (sandbox, model) = (Sandbox::new(), copy_of_demo());
+    let files = ["model_index.json", "vae/config.json", WEIGHTS, "tokenizer_2/tokenizer.json"];
+    for file in files {
+        let path = model.path().join(file);
+        let kept = bytes(&path);
+        for (content, words) in [
+            ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+            ("\n<html><body>Please log in</body></html>", "web page"),
+        ] {
+            std::fs::write(&path, content).unwrap();
+            sandbox.refuses(quick(&["--model", text(model.path())]), 3, &[text(&path), words]);
+        }
+        std::fs::write(&path, kept).unwrap();
+    }
+}

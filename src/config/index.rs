@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::fields::read_json;
+use super::layout;
 use crate::{Error, Result};
 
 /// Each component and the classes that this crate stands in for.
@@ -18,6 +19,7 @@ const COMPONENTS: [(&str, &[&str]); 7] = [
 
 /// Refuses a folder that is another pipeline, or whose components are other classes than [`COMPONENTS`].
 pub(super) fn check_model_index(dir: &Path) -> Result<()> {
+    layout::check(dir)?;
     let path = dir.join("model_index.json");
     let index: serde_json::Map<String, serde_json::Value> = read_json(&path)?;
     let class = match index.get("_class_name") {

@@ -23,6 +23,7 @@ mod clip;
 mod fields;
 mod flux;
 mod index;
+mod layout;
 mod scheduler;
 mod t5;
 mod vae;

@@ -11,10 +11,12 @@
 //!
 //! Left out: the tensors of weight files, which are read piece by piece (`src/weights`).
 
+mod foreign;
 mod read;
 mod temporary;
 mod write;
 
+pub(crate) use foreign::{FOREIGN_BYTES, foreign};
 pub use read::{Kind, exists, open, read, read_json};
 pub use temporary::{Temporary, remove_temporaries};
 pub use write::{Target, write};

@@ -106,7 +106,13 @@ pub fn read(path: &Path, kind: Kind) -> Result<Vec<u8>> {
     if len > limit {
         return Err(kind.wrong(path, &format!("{len} bytes or more; expected at most {limit}")));
     }
-    Ok(bytes)
+    match kind {
+        Kind::Prompts | Kind::Reference => Ok(bytes),
+        _ => match super::foreign(&bytes[..bytes.len().min(super::FOREIGN_BYTES)]) {
+            Some(what) => Err(kind.wrong(path, what)),
+            None => Ok(bytes),
+        },
+    }
 }
 
 /// Reads a JSON file; what is malformed is named with line and column.

@@ -42,7 +42,10 @@ impl SafeTensors {
     /// [`Error::Io`] when it cannot be read, [`Error::Weights`] when it is malformed (see the module).
     pub fn open(path: &Path) -> Result<Self> {
         let (file, file_bytes) = files::open(path)?;
-        let wrong = |what: String| Error::weights(path, what);
+        let mut start = [0; files::FOREIGN_BYTES];
+        let len = file.read_at(&mut start, 0).map_err(Error::io("read", path))?;
+        let found = files::foreign(&start[..len]);
+        let wrong = |what: String| Error::weights(path, found.map_or(what, str::to_string));
 
         if file_bytes < 8 {
             return Err(wrong(format!("not a safetensors file: {file_bytes} bytes, expected at least 8")));
