@@ -1,9 +1,12 @@
 //! From the VAE's numbers to a picture file.
 //!
 //! [`to_rgb8`] is the plain version of what the kernel does at the end of a generation; [`contact_sheet`] puts pictures
-//! side by side; [`encode_png`] makes a file of one, [`write_png`] saves it.
+//! side by side; [`encode`] makes a file of one, with what made it.
 
-use std::path::Path;
+mod encode;
+mod metadata;
+
+pub use encode::{ImageFormat, encode};
 
 use crate::{Error, Result};
 
@@ -14,31 +17,8 @@ pub fn to_rgb8(values: &[f32]) -> Vec<u8> {
     values.iter().map(|x| (255.0 * (0.5 * x + 0.5).clamp(0.0, 1.0)).round_ties_even() as u8).collect()
 }
 
-/// A keyword and a text that a PNG file carries beside its pixels (an iTXt chunk).
+/// A keyword and a text that a file carries beside its pixels.
 pub type Note = (&'static str, String);
-
-/// The PNG file of an 8-bit RGB picture, `rgb` being `[height, width, 3]`, with `notes` kept in it.
-///
-/// # Errors
-/// [`Error::Input`] when `rgb` has another length or a size is 0 or a keyword is not 1 to 79 Latin-1 characters.
-pub fn encode_png(width: u32, height: u32, rgb: &[u8], notes: &[Note]) -> Result<Vec<u8>> {
-    let expected = u128::from(width) * u128::from(height) * 3;
-    if expected == 0 || rgb.len() as u128 != expected {
-        return Err(Error::Input(format!(
-            "a picture of {width} x {height} with {} bytes: expected {expected} and no empty side",
-            rgb.len()
-        )));
-    }
-    encode(width, height, rgb, notes).map_err(|e| Error::Input(format!("the picture cannot be encoded: {e}")))
-}
-
-/// Writes the file of [`encode_png`], whole or not at all.
-///
-/// # Errors
-/// Its own, and those of [`crate::files::write`].
-pub fn write_png(path: &Path, width: u32, height: u32, rgb: &[u8], notes: &[Note]) -> Result<()> {
-    crate::files::write(path, &encode_png(width, height, rgb, notes)?)
-}
 
 /// White pixels between the pictures of a contact sheet. models/demo/evaluate.py cuts sheets up and must know it, too.
 const SHEET_GAP: usize = 4;
@@ -90,21 +70,6 @@ pub fn contact_sheet(
     Ok((sheet_width, sheet_height, sheet))
 }
 
-fn encode(width: u32, height: u32, rgb: &[u8], notes: &[Note]) -> Result<Vec<u8>, png::EncodingError> {
-    let mut bytes = Vec::new();
-    let mut encoder = png::Encoder::new(&mut bytes, width, height);
-    encoder.set_color(png::ColorType::Rgb);
-    encoder.set_depth(png::BitDepth::Eight);
-    for (keyword, text) in notes {
-        // iTXt, since prompts are Unicode.
-        encoder.add_itxt_chunk(keyword.to_string(), text.clone())?;
-    }
-    let mut writer = encoder.write_header()?;
-    writer.write_image_data(rgb)?;
-    writer.finish()?;
-    Ok(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,22 +79,6 @@ mod tests {
         let x = |level: f32| 2.0 * (level / 255.0) - 1.0;
         assert_eq!(to_rgb8(&[-1.0, 1.0, 0.0, x(3.0), x(3.4), x(3.6)]), [0, 255, 128, 3, 3, 4]);
         assert_eq!(to_rgb8(&[-7.0, 7.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY]), [0, 255, 0, 255, 0]);
-    }
-
-    #[test]
-    fn pngs_read_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x.png");
-        let rgb: Vec<u8> = (0..5 * 4 * 3).map(|i| (i * 4) as u8).collect();
-        write_png(&path, 5, 4, &rgb, &[("prompt", "山 café".to_string())]).unwrap();
-        let decoder = png::Decoder::new(std::io::Cursor::new(std::fs::read(&path).unwrap()));
-        let mut reader = decoder.read_info().unwrap();
-        let mut pixels = vec![0; rgb.len()];
-        reader.next_frame(&mut pixels).unwrap();
-        assert_eq!(pixels, rgb);
-        let info = reader.info();
-        assert_eq!((info.width, info.height, info.color_type), (5, 4, png::ColorType::Rgb));
-        assert_eq!(info.utf8_text[0].get_text().unwrap(), "山 café");
     }
 
     #[test]
@@ -151,18 +100,5 @@ mod tests {
         assert!(matches!(contact_sheet(2, 2, 5, &[]), Err(Error::Input(_))));
         assert!(sheet_size(16, 256, 1024, 1024).is_ok());
         assert!(matches!(sheet_size(16, 256, 8192, 8192), Err(Error::Input(_))));
-    }
-
-    #[test]
-    fn bad_pictures_are_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x.png");
-        for (width, height, bytes) in [(0, 4, 0), (4, 4, 47), (u32::MAX, u32::MAX, 3)] {
-            assert!(matches!(write_png(&path, width, height, &vec![0; bytes], &[]), Err(Error::Input(_))));
-        }
-        let note = [("", "no keyword".to_string())];
-        assert!(matches!(write_png(&path, 1, 1, &[0; 3], &note), Err(Error::Input(_))));
-        let nowhere = dir.path().join("no/x.png");
-        assert!(matches!(write_png(&nowhere, 1, 1, &[0; 3], &[]), Err(Error::Io { .. })));
     }
 }

@@ -103,6 +103,7 @@ pub use config::PipelineConfig;
 pub use device::EmulatorOptions;
 pub use device::{Capability, Device};
 pub use error::{Error, Result};
+pub use image::ImageFormat;
 pub use models::layers::Quantize;
 pub use pipeline::timing::{StageTime, Timings};
 pub use pipeline::{

@@ -7,6 +7,7 @@ mod golden;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::Command;
 
 use command::*;
 use schnell::weights::{Dtype, SafeTensors};
@@ -31,6 +32,8 @@ fn shapes_that_cannot_be_are_refused() {
     sandbox.refuses(quick(&["--height", "72"]), 2, &["height 72", "64 and 80"]);
     sandbox.refuses(quick(&["--height", "0"]), 2, &["height 0"]);
     sandbox.refuses(quick(&["--width", "8208"]), 2, &["width 8208", "8192"]);
+    let most = usize::MAX.to_string();
+    sandbox.refuses(quick(&["--width", &most]), 2, &["nearest are 8192 and 8192"]);
     sandbox.refuses(quick(&["--width", "-16"]), 2, &["-1"]);
     sandbox.refuses(quick(&["--steps", "0"]), 2, &["0 steps", "1 to 1000"]);
     for length in ["0", "513"] {
@@ -44,7 +47,7 @@ fn shapes_that_cannot_be_are_refused() {
 fn outputs_that_cannot_be_written_are_refused() {
     let sandbox = Sandbox::new();
     sandbox.refuses(quick(&["--output", "missing/out.png"]), 7, &["cannot write missing/out.png"]);
-    sandbox.refuses(quick(&["--output", "out.jpg"]), 2, &["out.jpg", ".png"]);
+    sandbox.refuses(quick(&["--output", "out.gif"]), 2, &["out.jpg", ".png"]);
     sandbox.refuses(quick(&["--output", "out"]), 2, &["out", ".png"]);
     std::fs::create_dir(sandbox.path("folder.png")).unwrap();
     sandbox.refuses(quick(&["--output", "folder.png"]), 2, &["folder.png is a folder"]);
@@ -521,5 +524,88 @@ fn plans_print_every_region_from_config_files_alone() {
             }
             assert_eq!(sandbox.entries(), [""; 0]);
         }
+    }
+}
+
+#[test]
+fn a_model_of_devs_family_has_devs_defaults() {
+    let (sandbox, model) = (Sandbox::new(), schnell_configs());
+    let starts = |words: &str| {
+        let ran = sandbox.run(["plan", "--model", text(model.path())]);
+        assert!(ran.stdout.starts_with(words), "{}", ran.stdout);
+    };
+    starts("1024 x 1024, 4 steps, 256 T5 tokens");
+    let path = model.path().join("transformer/config.json");
+    let mut config: Value = serde_json::from_slice(&bytes(&path)).unwrap();
+    config["guidance_embeds"] = true.into();
+    std::fs::write(&path, config.to_string()).unwrap();
+    starts("1024 x 1024, 28 steps, 512 T5 tokens");
+}
+
+/// A warning stands before the work, once.
+#[test]
+fn flags_without_effect_are_said_before_the_work() {
+    let sandbox = Sandbox::new();
+    let together = "take effect only together";
+    save_tensors(&sandbox.path("n.safetensors"), &[("noise", Dtype::F32, vec![1, 16, 64], vec![0; 4096])]);
+    for (flags, words) in [
+        (&["--guidance", "7"][..], "guidance 7 has no effect"),
+        (&["--guidance", "3.5"], "guidance 3.5 has no effect"),
+        (&["--negative-prompt", "a square"], together),
+        (&["--true-cfg-scale", "2"], together),
+        (&["--true-cfg-scale", "0.5"], together),
+        (&["--seed", "4294967303"], "seed 4294967303 draws the same picture as seed 7: torch's"),
+        (
+            &["--seed", "4294967303", "--grid", "2x1"],
+            "seed 4294967304 draws the same picture as seed 8: torch's",
+        ),
+        (&["--seed", "7", "--noise", "n.safetensors"], "seed 7 has no effect"),
+    ] {
+        let ran = sandbox.run(quick(flags));
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        let warned: Vec<usize> = ran.stderr.match_indices("warning:").map(|(at, _)| at).collect();
+        assert_eq!(warned.len(), 1, "{flags:?}: {}", ran.stderr);
+        let work = ran.stderr.find("running on the emulator").unwrap();
+        assert!(warned[0] < work && ran.stderr[warned[0]..work].contains(words), "{}", ran.stderr);
+    }
+    let high = sandbox.run(quick(&["--seed", "4294967303", "--no-metadata", "--output", "high.png"]));
+    let low = sandbox.run(quick(&["--seed", "7", "--no-metadata", "--output", "low.png"]));
+    assert!(high.code == 0 && low.code == 0 && !low.stderr.contains("warning"), "{}", low.stderr);
+    assert_eq!(bytes(&sandbox.path("high.png")), bytes(&sandbox.path("low.png")));
+}
+
+#[test]
+fn a_random_seed_is_said_and_draws_the_picture_again() {
+    let sandbox = Sandbox::new();
+    let seed = |name: &str| {
+        let ran = sandbox.run(quick(&["--seed", "random", "--output", name]));
+        let line = ran.stderr.lines().find_map(|line| line.strip_prefix("--seed random: "));
+        line.unwrap_or_else(|| panic!("{}", ran.stderr)).to_string()
+    };
+    let (a, b) = (seed("a.png"), seed("b.png"));
+    assert!(a != b && a.parse::<u32>().is_ok() && b.parse::<u32>().is_ok(), "{a} {b}");
+    sandbox.run(quick(&["--seed", &a, "--output", "again.png"]));
+    assert_eq!(bytes(&sandbox.path("a.png")), bytes(&sandbox.path("again.png")));
+    sandbox.refuses(quick(&["--seed", "-1"]), 2, &["-1"]);
+    sandbox.refuses(quick(&["--seed", "dice"]), 2, &["`dice` is no seed", "random"]);
+}
+
+/// Address space that ends somewhere in the middle: no panic, and no end that never comes.
+#[test]
+fn little_memory_is_no_reason_to_wait_forever() {
+    let sandbox = Sandbox::new();
+    for kib in (80_000..130_000).step_by(8_000) {
+        let mut command = Command::new("bash");
+        command.args(["-c", &format!("ulimit -v {kib} && exec timeout -k 1 100 \"$@\""), "-"]);
+        command.arg(env!("CARGO_BIN_EXE_schnell")).args(quick(&[])).current_dir(sandbox.path(""));
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        // What the allocator of Rust cannot give ends in SIGABRT.
+        assert!(
+            matches!(output.status.code(), Some(0 | 4 | 7 | 134) | None),
+            "{kib}: {:?} {said}",
+            output.status
+        );
+        assert!(!said.contains("panicked"), "{kib}: {said}");
     }
 }

@@ -257,3 +257,42 @@ fn nothing_is_left_of_a_run_that_is_stopped() {
         assert_eq!(sandbox.entries(), [""; 0]);
     }
 }
+
+/// The name decides the format, and all carry what made the picture.
+#[test]
+fn pictures_are_what_their_name_ends_in() {
+    let sandbox = Sandbox::new();
+    let draw = |name: &str, more: &[&str]| {
+        let ran = sandbox.run(quick(&[&["--seed", "7", "--output", name], more].concat()));
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        bytes(&sandbox.path(name))
+    };
+    draw("a.png", &[]);
+    let (_, expected) = pixels(&sandbox.path("a.png"));
+    let (jpeg, webp) = (draw("a.jpg", &[]), draw("a.WebP", &[]));
+    assert_eq!(jpeg, draw("b.jpeg", &[]));
+    assert_eq!(webp, draw("b.webp", &[]));
+    let holds = |file: &[u8], words: &str| file.windows(words.len()).any(|at| at == words.as_bytes());
+    for file in [&jpeg, &webp] {
+        for words in ["<schnell:prompt>a red circle</", "<schnell:seed>7</", "<schnell:model>", "schnell 0."]
+        {
+            assert!(holds(file, words), "{words}");
+        }
+    }
+    for name in ["bare.jpg", "bare.webp"] {
+        assert!(!holds(&draw(name, &["--no-metadata"]), "red circle"), "{name}");
+    }
+    let mut decoder = image_webp::WebPDecoder::new(std::io::Cursor::new(&webp)).unwrap();
+    let mut drawn = vec![0; expected.len()];
+    decoder.read_image(&mut drawn).unwrap();
+    assert_eq!(drawn, expected);
+    let drawn = jpeg_decoder::Decoder::new(&jpeg[..]).decode().unwrap();
+    let off: u64 = drawn.iter().zip(&expected).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+    assert!(drawn.len() == expected.len() && off < 2 * drawn.len() as u64, "{off}");
+
+    sandbox.refuses(quick(&["--output", "a.gif"]), 2, &["a.gif", ".png, .jpg or .webp"]);
+    let sheet = ["--grid", "16x16", "--width", "1024", "--height", "1024", "--output", "s.webp"];
+    sandbox.refuses(quick(&sheet), 2, &["16444 x 16444", "WebP", "16384"]);
+    let long = "x".repeat(70_000);
+    sandbox.refuses(quick(&["--negative-prompt", &long, "--output", "l.jpg"]), 2, &["notes", "JPEG", "PNG"]);
+}

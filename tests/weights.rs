@@ -33,7 +33,7 @@ fn networks_name_no_tensor_twice() {
 fn networks_ask_for_what_diffusers_saves() {
     for pipeline in ["a", "b"] {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(pipeline);
-        let config = PipelineConfig::open(&dir.join("pipeline")).unwrap();
+        let config = PipelineConfig::open(dir.join("pipeline")).unwrap();
         let manifest: Value = serde_json::from_slice(&fs::read(dir.join("manifest.json")).unwrap()).unwrap();
         for part in Part::ALL {
             let stored: Vec<(&str, Vec<usize>)> = manifest["tensors"]

@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use super::temporary::Temporary;
+use crate::image::ImageFormat;
 use crate::{Error, Result};
 
 /// As many links as Linux follows.
@@ -87,6 +88,22 @@ impl Target {
     /// Whether it is a file with a name, rather than a device or a pipe.
     pub fn is_regular(&self) -> bool {
         matches!(self.place, Place::Regular(_))
+    }
+
+    /// What a picture becomes that is written here.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a regular file whose name ends in no format.
+    pub fn image_format(&self) -> Result<ImageFormat> {
+        match ImageFormat::of(&self.name) {
+            Some(format) => Ok(format),
+            // What is no regular file needs no ending.
+            None if !self.is_regular() => Ok(ImageFormat::Png),
+            None => Err(Error::Input(format!(
+                "{}: pictures are PNG, JPEG or WebP; use a name that ends in .png, .jpg or .webp",
+                self.name.display()
+            ))),
+        }
     }
 
     /// Where a regular file is or will be, without links.

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::shown;
-use crate::image::Note;
+use crate::files::Target;
+use crate::image::{ImageFormat, Note};
 use crate::models::flux::BRANCHES;
 use crate::pipeline::load::Prompt;
 use crate::pipeline::plan::{Plan, Shape};
-use crate::pipeline::request::{DEFAULT_GUIDANCE, Noise, Request};
+use crate::pipeline::request::{Noise, Request};
 use crate::pipeline::timing::Timings;
 use crate::sampling::TimeRounding;
 use crate::{Error, Result};
@@ -58,7 +59,7 @@ pub struct Output {
     pub notes: Vec<Note>,
 }
 
-/// The PNG's metadata: what another run needs to draw the same picture (but for noise that was given).
+/// The file's metadata: what another run needs to draw the same picture (but for noise that was given).
 pub(super) fn notes(request: &Request, plan: &Plan, shape: &Shape, digest: &str) -> Vec<Note> {
     let mut notes = vec![("prompt", request.prompt.clone())];
     notes.extend(request.prompt_2.clone().map(|text| ("prompt_2", text)));
@@ -99,30 +100,28 @@ pub(super) fn warnings(request: &Request, plan: &Plan, prompt: &Prompt) -> Vec<S
             format!("{encoder} did not see the last {tokens} tokens of the prompt `{}...`", shown(&start))
         })
         .collect();
-    if request.negative_prompt.is_some() != (request.true_cfg_scale > 1.0) {
-        warnings.push("a negative prompt and a true CFG scale above 1 take effect only together".to_string());
-    }
-    if request.guidance != DEFAULT_GUIDANCE && !plan.config().flux.guidance {
-        warnings.push(format!("guidance {} has no effect on this model", request.guidance));
-    }
+    warnings.extend(request.warnings(plan.config()));
     warnings
 }
 
 impl Output {
-    /// The picture as a PNG file, with its `notes`.
+    /// The picture as a file, with its `notes`.
     ///
     /// # Errors
-    /// [`Error::Input`] when `rgb` or `notes` were changed to what no PNG can be.
-    pub fn png(&self) -> Result<Vec<u8>> {
-        crate::image::encode_png(self.width as u32, self.height as u32, &self.rgb, &self.notes)
+    /// [`Error::Input`] when `rgb` or `notes` were changed to what no such file can be.
+    pub fn encode(&self, format: ImageFormat) -> Result<Vec<u8>> {
+        crate::image::encode(format, self.width, self.height, &self.rgb, &self.notes)
     }
 
-    /// Writes [`Output::png`].
+    /// Writes [`Output::encode`], in the format that the name ends in: `.png`, `.jpg`, `.jpeg` or `.webp`. What is no regular
+    /// file, as a FIFO, is sent a PNG unless it ends so.
     ///
     /// # Errors
-    /// Its own, and those of [`crate::files::write`].
+    /// Its own, [`Error::Input`] for another ending, and those of [`crate::files::write`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        crate::files::write(path.as_ref(), &self.png()?)
+        let mut target = Target::new(path.as_ref())?;
+        let format = target.image_format()?;
+        target.write(&self.encode(format)?)
     }
 }
 

@@ -1,5 +1,6 @@
 //! What is asked of a pipeline, and what it says while it works.
 
+use crate::config::PipelineConfig;
 use crate::pipeline::plan::Shape;
 use crate::sampling::{NoiseKind, TimeRounding};
 
@@ -42,7 +43,7 @@ pub struct Request {
     pub steps: Option<usize>,
     /// T5 tokens, padding included; as above.
     pub t5_length: Option<usize>,
-    /// Same seed, same bytes.
+    /// Same seed, same bytes. Its lowest 32 bits count, as in torch's CPU generator.
     pub seed: u64,
     /// How the seed becomes noise.
     pub noise: Noise,
@@ -133,6 +134,35 @@ impl Request {
     /// Whether the negative prompt takes effect: by diffusers' rule.
     pub fn true_cfg(&self) -> bool {
         self.negative_prompt.is_some() && self.true_cfg_scale > 1.0
+    }
+
+    /// What of it has no effect on a picture by a model of this config; [`Output::warnings`](crate::Output::warnings) has it,
+    /// too.
+    pub fn warnings(&self, config: &PipelineConfig) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let scaled = self.true_cfg_scale != 1.0;
+        if (self.negative_prompt.is_some() || scaled) && !self.true_cfg() {
+            let text = "a negative prompt and a true CFG scale above 1 take effect only together";
+            warnings.push(text.to_string());
+        }
+        if self.guidance != DEFAULT_GUIDANCE && !config.flux.guidance {
+            warnings.push(format!(
+                "guidance {} has no effect: this model has no guidance embedder",
+                self.guidance
+            ));
+        }
+        let low = self.seed & u64::from(u32::MAX);
+        match &self.noise {
+            Noise::Given(_) if self.seed != 0 => {
+                warnings.push(format!("seed {} has no effect: the noise is given", self.seed));
+            }
+            Noise::Seeded(_) if self.seed != low => warnings.push(format!(
+                "seed {} draws the same picture as seed {low}: torch's CPU generator uses 32 bits of it",
+                self.seed
+            )),
+            _ => {}
+        }
+        warnings
     }
 
     /// The shape it asks for, of a pipeline whose first one is `first`.

@@ -1,4 +1,6 @@
-//! Prompts as token ids, as the fast CLIP and T5 tokenizers of transformers 4 give them.
+//! Prompts as token ids, exactly as transformers' fast CLIP and T5 tokenizers give them, and all of transformers 5. The slow CLIP
+//! tokenizer of transformers 4 differs: with ftfy for curly quotes, HTML entities and full-width letters, without it for CJK and
+//! emoji that are joined.
 //!
 //! Both are the `tokenizers` crate underneath, which is also what transformers' fast tokenizers are. Where a folder
 //! has a `tokenizer.json` it decides; where it has only the older files (FLUX.1 ships CLIP's that way), the same

@@ -1,4 +1,4 @@
-//! `schnell generate`: prompt in, PNG out.
+//! `schnell generate`: prompt in, picture out.
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -8,12 +8,12 @@ use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use schnell::image::Note;
 use schnell::{
-    Device, Error, Model, Noise, NoiseKind, Output, Pipeline, Plan, Progress, Request, Result, TimeRounding,
-    Timings, human_bytes,
+    Device, Error, ImageFormat, Model, Noise, NoiseKind, Output, Pipeline, PipelineConfig, Plan, Progress,
+    Request, Result, Shape, TimeRounding, Timings, human_bytes,
 };
 
 use crate::inputs::{self, NoiseSource};
-use crate::options::{self, DeviceOption, PlanOptions};
+use crate::options::{self, DeviceOption, PlanOptions, Seed};
 use crate::outputs::Outputs;
 use crate::terminal::say;
 
@@ -43,25 +43,25 @@ pub struct Args {
     allow_empty_prompt: bool,
     #[command(flatten)]
     plan: PlanOptions,
-    /// Same seed, same bytes
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    /// Same seed, same bytes: a number, of which torch's CPU generator uses 32 bits, or random, which draws one and says which
+    #[arg(long, default_value = "0")]
+    seed: Seed,
     /// Starting noise: f32, bf16, bf16-legacy (torch up to 2.11), or a safetensors file with one f32 tensor
     #[arg(long, value_name = "KIND|FILE", default_value = "f32")]
     noise: String,
     /// Network time exact, or rounded as diffusers does in bf16 (0.75 becomes 752 instead of 750)
     #[arg(long, value_enum, default_value_t = TimestepsOption::Exact)]
     timesteps: TimestepsOption,
-    /// Guidance scale, for models with a guidance embedder (schnell has none)
-    #[arg(long, value_name = "G", default_value_t = 3.5)]
-    guidance: f32,
+    /// Guidance scale, for models with a guidance embedder (schnell has none) [default: 3.5]
+    #[arg(long, value_name = "G")]
+    guidance: Option<f32>,
     /// auto, cuda:N or emulator
     #[arg(long, default_value = "auto")]
     device: DeviceOption,
-    /// Where the picture goes; - is standard output
-    #[arg(long, short, value_name = "FILE.png", default_value = "out.png")]
+    /// Where the picture goes: a PNG, JPEG or WebP by the name's ending; - is standard output, which gets a PNG
+    #[arg(long, short, value_name = "FILE.png|.jpg|.webp", default_value = "out.png")]
     output: PathBuf,
-    /// Leave out of the PNG what made the picture: prompts, seed, steps and other settings, model digest, version
+    /// Leave out of the file what made the picture: prompts, seed, steps and other settings, model digest, version
     #[arg(long)]
     no_metadata: bool,
     /// Write the time of every stage as JSON; with --grid a list, picture by picture
@@ -119,7 +119,7 @@ pub fn run(args: &Args) -> Result<()> {
     let outputs = Outputs::open(&args.output, args.timings.as_deref(), args.dump.as_deref())?;
     // As in diffusers; what it ignores silently is said aloud.
     let true_cfg = args.negative_prompt.is_some() && args.true_cfg_scale > 1.0;
-    if !args.true_cfg_scale.is_finite() || !args.guidance.is_finite() {
+    if !args.true_cfg_scale.is_finite() || !args.guidance.is_none_or(f32::is_finite) {
         return Err(Error::Input("--true-cfg-scale and --guidance take finite numbers".to_string()));
     }
     if args.grid.is_some() && args.noise.parse::<NoiseKind>().is_err() {
@@ -145,36 +145,75 @@ pub fn run(args: &Args) -> Result<()> {
         plan.check_budget(budget).map_err(options::in_flags)?;
     }
     let cells = args.grid.map_or(1, Grid::cells);
-    if let Some(grid) = args.grid {
-        // Refused now rather than after everything has been drawn.
-        schnell::image::sheet_size(grid.columns, grid.cells(), plan.shape().width, plan.shape().height)?;
-    }
+    check_picture(args, outputs.format(), plan.shape(), &prompts)?;
     let (device, note) = args.device.open(&plan, cells)?;
     let model = Model::open_folder(&folder)?;
     for warning in model.warnings() {
         say(format!("warning: {warning}"));
     }
     let request = request(args, noise);
+    let first_seed = args.seed.number();
     // Prompt after prompt; when all had their turn, again with the next seed.
     let requests: Vec<Request> = (0..cells)
         .map(|cell| {
             let mut request = request.clone();
             request.prompt = prompts[cell % prompts.len()].clone();
-            request.seed(args.seed.wrapping_add((cell / prompts.len()) as u64))
+            request.seed(first_seed.wrapping_add((cell / prompts.len()) as u64))
         })
         .collect();
+    if args.seed == Seed::Random {
+        say(format_args!("--seed random: {first_seed}"));
+    }
+    let warned = warn(args, &requests, &config);
     if let Some(note) = note {
         say(note);
     }
-    draw(args, outputs, &model, plan, &device, &requests)
+    draw(args, outputs, &model, plan, &device, &requests, warned)
+}
+
+/// Says of what was asked for in vain, once, before the work; returns all that has been said with that.
+fn warn(args: &Args, requests: &[Request], config: &PipelineConfig) -> HashSet<String> {
+    let mut said = HashSet::new();
+    // The last has the largest seed; in all else they are alike.
+    for warning in requests.last().map(|request| request.warnings(config)).unwrap_or_default() {
+        say(format_args!("warning: {warning}"));
+    }
+    said.extend(requests.iter().flat_map(|request| request.warnings(config)));
+    let has_embedder = config.flux.guidance;
+    if let Some(guidance) = args.guidance.filter(|_| !has_embedder)
+        && !said.iter().any(|text| text.starts_with("guidance"))
+    {
+        say(format_args!("warning: guidance {guidance} has no effect: this model has no guidance embedder"));
+    }
+    said
+}
+
+/// Refuses now, rather than after everything has been drawn, what the file cannot be.
+fn check_picture(args: &Args, format: ImageFormat, shape: Shape, prompts: &[String]) -> Result<()> {
+    let (mut width, mut height, mut cells) = (shape.width, shape.height, 1);
+    if let Some(grid) = args.grid {
+        cells = grid.cells();
+        (width, height) = schnell::image::sheet_size(grid.columns, cells, width, height)?;
+    }
+    let mut notes: Vec<Note> = Vec::new();
+    if !args.no_metadata {
+        let each: Vec<&str> = (0..cells).map(|cell| prompts[cell % prompts.len()].as_str()).collect();
+        notes.push(("prompt", each.join("\n")));
+        notes.extend(args.prompt_2.clone().map(|text| ("prompt_2", text)));
+        notes.extend(args.negative_prompt.clone().map(|text| ("negative_prompt", text)));
+        // Seeds of 20 digits, and more than the rest ever takes.
+        notes.push(("seed", "0".repeat(21 * cells + 1000)));
+    }
+    format.check(width, height, &notes)
 }
 
 /// What all pictures have in common.
 fn request(args: &Args, noise: Noise) -> Request {
-    let mut request = Request::new("").noise(noise).guidance(args.guidance).timesteps(match args.timesteps {
+    let mut request = Request::new("").noise(noise).timesteps(match args.timesteps {
         TimestepsOption::Exact => TimeRounding::Exact,
         TimestepsOption::Bf16 => TimeRounding::Bf16,
     });
+    request.guidance = args.guidance.unwrap_or(request.guidance);
     request.prompt_2 = args.prompt_2.clone();
     request.negative_prompt = args.negative_prompt.clone();
     request.true_cfg_scale = args.true_cfg_scale;
@@ -207,6 +246,7 @@ fn draw(
     plan: Plan,
     device: &Device,
     requests: &[Request],
+    mut warned: HashSet<String>,
 ) -> Result<()> {
     let name = files.name().to_path_buf();
     let arena = plan.arena_bytes();
@@ -230,26 +270,27 @@ fn draw(
     }
     bar.0.finish_and_clear();
     let what = match args.grid {
-        None => save_one(args, files, &outputs[0])?,
-        Some(grid) => save_sheet(args, files, grid, &outputs)?,
+        None => save_one(files, &outputs[0], requests[0].seed)?,
+        Some(grid) => save_sheet(files, grid, &outputs, requests[0].seed)?,
     };
-    let mut warned = HashSet::new();
-    for warning in outputs.iter().flat_map(|output| &output.warnings).filter(|text| warned.insert(*text)) {
-        say(format_args!("warning: {warning}"));
+    for warning in outputs.iter().flat_map(|output| &output.warnings) {
+        if warned.insert(warning.clone()) {
+            say(format_args!("warning: {warning}"));
+        }
     }
     say(format_args!("{}: {what}, {} of device memory", name.display(), human_bytes(arena)));
     Ok(())
 }
 
 /// Writes the picture and what else was asked for; says what it is.
-fn save_one(args: &Args, files: Outputs, output: &Output) -> Result<String> {
-    files.write(&output.png()?, &output.dumps, &output.timings)?;
+fn save_one(files: Outputs, output: &Output, seed: u64) -> Result<String> {
+    let file = output.encode(files.format())?;
+    files.write(&file, &output.dumps, &output.timings)?;
     let timings = &output.timings;
     Ok(format!(
-        "{} x {}, seed {}, {:.2} s on {} ({})",
+        "{} x {}, seed {seed}, {:.2} s on {} ({})",
         output.width,
         output.height,
-        args.seed,
         timings.total_ms * 1e-3,
         timings.device,
         timings.summary()
@@ -257,7 +298,7 @@ fn save_one(args: &Args, files: Outputs, output: &Output) -> Result<String> {
 }
 
 /// Writes one sheet of all pictures; says what it is.
-fn save_sheet(args: &Args, files: Outputs, grid: Grid, outputs: &[Output]) -> Result<String> {
+fn save_sheet(files: Outputs, grid: Grid, outputs: &[Output], seed: u64) -> Result<String> {
     let first = &outputs[0];
     let pictures: Vec<&[u8]> = outputs.iter().map(|output| output.rgb.as_slice()).collect();
     let (width, height, rgb) =
@@ -275,16 +316,16 @@ fn save_sheet(args: &Args, files: Outputs, grid: Grid, outputs: &[Output]) -> Re
             _ => (*keyword, text.clone()),
         })
         .collect();
-    let png = schnell::image::encode_png(width as u32, height as u32, &rgb, &notes)?;
+    let file = schnell::image::encode(files.format(), width, height, &rgb, &notes)?;
     let timings: Vec<&Timings> = outputs.iter().map(|output| &output.timings).collect();
-    files.write(&png, &[], &timings)?;
+    files.write(&file, &[], &timings)?;
     let total: f64 = timings.iter().map(|t| t.total_ms * 1e-3).sum();
     Ok(format!(
-        "{width} x {height}, {} pictures of {} x {}, from seed {}, {total:.2} s on {} (the first: {})",
+        "{width} x {height}, {} picture{} of {} x {}, from seed {seed}, {total:.2} s on {} (the first: {})",
         outputs.len(),
+        if outputs.len() == 1 { "" } else { "s" },
         first.width,
         first.height,
-        args.seed,
         first.timings.device,
         first.timings.summary()
     ))

@@ -1,5 +1,7 @@
 //! Flags that several subcommands share, and what they mean in the library's terms.
 
+use std::hash::BuildHasher;
+
 use clap::{Args, ValueEnum};
 use schnell::{Device, Error, ModelFolder, PipelineConfig, Plan, Quantize, Result, Shape};
 
@@ -104,6 +106,38 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
         return Err(format!("{text} is not a sensible amount of memory"));
     }
     Ok(bytes as u64)
+}
+
+/// A number, or the wish for one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seed {
+    Number(u64),
+    Random,
+}
+
+impl Seed {
+    /// The number; another one at each call for a wish.
+    pub fn number(self) -> u64 {
+        match self {
+            Seed::Number(seed) => seed,
+            // As many bits as count.
+            Seed::Random => std::hash::RandomState::new().hash_one(()) >> 32,
+        }
+    }
+}
+
+impl std::str::FromStr for Seed {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "random" => Ok(Seed::Random),
+            _ => text
+                .parse()
+                .map(Seed::Number)
+                .map_err(|_| format!("`{text}` is no seed; use a number from 0 to {}, or random", u64::MAX)),
+        }
+    }
 }
 
 /// `auto`, `cuda:N` or `emulator`.

@@ -7,12 +7,14 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
+use schnell::ImageFormat;
 use schnell::files::{self, Target};
 use schnell::{Dump, Error, Plan, Result};
 
 /// Where everything goes.
 pub struct Outputs {
     picture: Target,
+    format: ImageFormat,
     timings: Option<Target>,
     dump: Option<PathBuf>,
 }
@@ -30,15 +32,8 @@ impl Outputs {
             true => Ok(Target::stdout()),
             false => Target::new(path),
         };
-        let is_png = picture.extension().is_some_and(|e| e.eq_ignore_ascii_case("png"));
         let picture = open(picture)?;
-        // What is no regular file needs no ending.
-        if picture.is_regular() && !is_png {
-            return Err(Error::Input(format!(
-                "{}: pictures are PNG; use a name that ends in .png",
-                picture.name().display()
-            )));
-        }
+        let format = picture.image_format()?;
         let timings = timings.map(open).transpose()?;
         if timings.as_ref().is_some_and(|timings| timings.is_same(&picture)) {
             return Err(Error::Input(format!(
@@ -46,7 +41,7 @@ impl Outputs {
                 picture.name().display()
             )));
         }
-        Ok(Outputs { picture, timings, dump: dump.map(Path::to_path_buf) })
+        Ok(Outputs { picture, format, timings, dump: dump.map(Path::to_path_buf) })
     }
 
     /// Refuses to write over what is read: `inputs`, and the files of the model in `model`.
@@ -114,14 +109,19 @@ impl Outputs {
         Ok(())
     }
 
+    /// What the picture becomes.
+    pub fn format(&self) -> ImageFormat {
+        self.format
+    }
+
     /// As the user says it.
     pub fn name(&self) -> &Path {
         self.picture.name()
     }
 
     /// Writes everything; the picture first, which nothing else may cost.
-    pub fn write(mut self, png: &[u8], dumps: &[Dump], timings: &impl serde::Serialize) -> Result<()> {
-        self.picture.write(png)?;
+    pub fn write(mut self, picture: &[u8], dumps: &[Dump], timings: &impl serde::Serialize) -> Result<()> {
+        self.picture.write(picture)?;
         let dumped = self.dump.as_ref().map_or(Ok(()), |dir| write_dumps(dir, dumps));
         if let Some(target) = &mut self.timings {
             let json = serde_json::to_vec_pretty(timings)
