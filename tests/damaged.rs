@@ -79,6 +79,21 @@ fn numbers_that_are_not_finite_are_refused_by_tensor_wherever_they_go() {
     }
 }
 
+/// What an interrupted download into a file of its full size leaves.
+#[test]
+fn weights_that_are_all_zero_are_refused_by_name() {
+    let sandbox = Sandbox::new();
+    for file in [VAE, T5] {
+        let dir = copy_of_demo();
+        let path = dir.path().join(file);
+        let mut data = bytes(&path);
+        let half = data.len() / 2;
+        data[half..].fill(0);
+        std::fs::write(&path, data).unwrap();
+        refuses(&sandbox, dir.path(), 3, &[file, "every number of tensor", "is 0: download the file again"]);
+    }
+}
+
 #[test]
 fn scales_below_zero_are_refused() {
     let sandbox = Sandbox::new();

@@ -270,7 +270,7 @@ impl<'a> Uploader<'a> {
                 tensor.name, rows.room
             )));
         }
-        let mut row = 0;
+        let (mut row, mut is_zero) = (0, true);
         while row < num_rows {
             let count = per_chunk.min(num_rows - row);
             self.next = (self.next + 1) % SLOTS;
@@ -278,15 +278,25 @@ impl<'a> Uploader<'a> {
             let host = &mut self.stages[self.next].host.as_mut_slice()[..count * rows.room];
             let shape = RowsOf { rows: count, row_len, pitch: row_len };
             match stored {
-                Stored::Nf4 => read_nf4(tensor, host, row, shape)?,
+                Stored::Nf4 => {
+                    read_nf4(tensor, host, row, shape)?;
+                    is_zero &= host[..count * row_len / BLOCK * 4].iter().all(|byte| *byte == 0);
+                }
                 Stored::As(_) => {
                     let first = host.len() - count * rows.stored;
                     tensor.read_at(row as u64 * rows.stored as u64, &mut host[first..])?;
+                    is_zero &= host[first..].iter().all(|byte| *byte == 0);
                     convert(target, tensor, host, shape)?;
                 }
             }
             self.send(target, stored, row, count * rows.staged, shape)?;
             row += count;
+        }
+        // Biases may be; what is multiplied with never is in a trained model, but in a file that was made at its full size and
+        // then not filled.
+        if is_zero && tensor.name.ends_with("weight") {
+            let what = format!("every number of tensor {} is 0: download the file again", tensor.name);
+            return Err(Error::weights(tensor.file.path(), what));
         }
         Ok(())
     }
