@@ -88,7 +88,7 @@ pub fn within<T: Converted>(dtype: Dtype, buffer: &mut [u8], shape: RowsOf) -> R
     // Numbers at a time: read before any of the bytes that they become is written.
     const PIECE: usize = 1024;
     let mut piece = [0; 4 * PIECE];
-    let is_there = first == 0 && stored == size && pitch == row_len && !(dtype == Dtype::F16);
+    let is_there = first == 0 && stored == size && pitch == row_len && dtype != Dtype::F16;
     for row in (0..rows).filter(|_| !is_there) {
         for at in (0..row_len).step_by(PIECE) {
             let count = PIECE.min(row_len - at);
