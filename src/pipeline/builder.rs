@@ -108,40 +108,14 @@ impl<'a> PipelineBuilder<'a> {
         }
         let device = match &self.device {
             Some(device) => device.clone(),
-            None => first_device(&plan)?,
+            None => {
+                let (device, note) = plan.first_device(1)?;
+                if let Some(note) = note {
+                    tracing::warn!("{note}");
+                }
+                device
+            }
         };
         Pipeline::bind(self.model, plan, &device, self.dumps, progress)
     }
-}
-
-/// The first GPU, or the emulator where there is none and it would finish within [`EMULATOR_LIMIT_S`].
-fn first_device(plan: &Plan) -> Result<Device> {
-    match Device::cuda(0) {
-        Err(why @ Error::Unsupported(_)) => on_the_emulator(plan, why.to_string()),
-        opened => opened,
-    }
-}
-
-/// A plan that would take longer on the emulator needs to be asked for by name.
-#[cfg(feature = "emulator")]
-const EMULATOR_LIMIT_S: f64 = 20.0 * 60.0;
-
-#[cfg(feature = "emulator")]
-fn on_the_emulator(plan: &Plan, why: String) -> Result<Device> {
-    let device = Device::emulator(Default::default());
-    let seconds = plan.emulator_seconds(device.capability().threads);
-    if seconds > EMULATOR_LIMIT_S {
-        return Err(Error::Unsupported(format!(
-            "no GPU ({why}), and a picture would take about {:.0} minutes on the emulator; choose the emulator as device, a \
-             smaller image or a smaller model",
-            seconds / 60.0
-        )));
-    }
-    tracing::warn!("no GPU ({why}): running on the emulator, about {seconds:.0} s a picture");
-    Ok(device)
-}
-
-#[cfg(not(feature = "emulator"))]
-fn on_the_emulator(_: &Plan, why: String) -> Result<Device> {
-    Err(Error::Unsupported(format!("no GPU ({why})")))
 }

@@ -1,7 +1,8 @@
 //! Prompt in, picture out: [`Model`] (a folder, opened and checked), [`Plan`] (what it takes), [`Pipeline`] (on a device,
 //! weights loaded), [`Pipeline::generate`].
 //!
-//! Reading order: `folder.rs`, `model.rs`, `plan.rs`, `builder.rs`, `request.rs`, `load.rs` (binding), `run.rs` (the one loop that enqueues), `output.rs`,
+//! Reading order: `folder.rs`, `model.rs`, `plan.rs`, `machine.rs`, `builder.rs`, `request.rs` (`noise_file.rs` beside it),
+//! `load.rs` (binding), `run.rs` (the one loop that enqueues), `output.rs`,
 //! `timing.rs`.
 //!
 //! ```
@@ -18,6 +19,7 @@
 mod builder;
 mod folder;
 mod load;
+mod machine;
 mod model;
 mod noise_file;
 mod output;
@@ -312,7 +314,7 @@ impl Pipeline {
         }
         put(bytes, inputs.sinusoids, &sinusoids);
         if let Some(range) = inputs.guidance {
-            put(bytes, range, &sampling::guidance_embedding(request.guidance, request.timesteps));
+            put(bytes, range, &sampling::guidance_embedding(request.guidance_scale(), request.timesteps));
         }
         put(bytes, inputs.latents, noise);
         let rounded: Vec<bf16> = noise.iter().map(|v| bf16::from_f32(*v)).collect();

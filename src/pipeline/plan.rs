@@ -20,9 +20,6 @@ pub const MAX_STEPS: usize = 1000;
 /// Longest T5 prompt in tokens.
 pub const MAX_T5_LENGTH: usize = 512;
 
-/// FLOP/s per thread that the emulator is assumed to reach; the kernels' benches measured more.
-const EMULATOR_FLOPS_PER_THREAD: f64 = 5e9;
-
 /// What decides the sizes of all buffers.
 ///
 /// ```
@@ -201,7 +198,8 @@ pub struct Work {
 impl Work {
     /// All of one generation.
     pub fn total(&self, steps: usize) -> u64 {
-        self.clip + self.t5 + self.modulation + self.step * steps as u64 + self.decode
+        let once = [self.clip, self.t5, self.modulation, self.decode];
+        once.into_iter().fold(self.step.saturating_mul(steps as u64), u64::saturating_add)
     }
 }
 
@@ -324,12 +322,6 @@ impl Plan {
         }
     }
 
-    /// Seconds that one generation of [`Plan::shape`] would take on the emulator with this many threads: a rough guess, on the
-    /// slow side.
-    pub fn emulator_seconds(&self, threads: usize) -> f64 {
-        self.work().total(self.shape().steps) as f64 / (threads.max(1) as f64 * EMULATOR_FLOPS_PER_THREAD)
-    }
-
     /// Every operation of a generation of [`Plan::shape`], a line each.
     pub fn launches(&self) -> String {
         show::launches(&self.first().placed)
@@ -349,7 +341,7 @@ impl Plan {
             needed_bytes: self.arena_bytes(),
             available_bytes: budget_bytes,
             advice:
-                "allow more, ask for a smaller image, or keep the weights in NF4; the plan lists every region"
+                "allow more, ask for a smaller image, or keep all Linears in NF4; the plan lists every region"
                     .to_string(),
         })
     }

@@ -68,21 +68,11 @@ impl PlanOptions {
     }
 }
 
-/// An error of the library, its advice in the command's words.
+/// The refusal of [`Plan::check_budget`], its advice in the command's words.
 pub fn in_flags(error: Error) -> Error {
-    match error {
-        Error::Capacity { what, needed_bytes, available_bytes, advice } => Error::Capacity {
-            advice: match advice.starts_with("allow more") {
-                true => "raise --budget, ask for a smaller image, or keep --quantize nf4; `schnell plan` lists every region"
-                    .to_string(),
-                false => advice,
-            },
-            what,
-            needed_bytes,
-            available_bytes,
-        },
-        other => other,
-    }
+    let Error::Capacity { what, needed_bytes, available_bytes, .. } = error else { return error };
+    let advice = "raise --budget, ask for a smaller image, or use --quantize nf4-all; `schnell plan` lists every region";
+    Error::Capacity { what, needed_bytes, available_bytes, advice: advice.to_string() }
 }
 
 /// `6.5GiB`, `900MiB`, `7GB`, `5000000000`.
@@ -165,64 +155,15 @@ impl std::str::FromStr for DeviceOption {
     }
 }
 
-/// A run that would take longer on the emulator is refused.
-const EMULATOR_LIMIT_S: f64 = 20.0 * 60.0;
-
 impl DeviceOption {
     /// Opens the device, and refuses the emulator for work that it would not finish. Also what the user should know
     /// about the choice.
     pub fn open(self, plan: &Plan, num_pictures: usize) -> Result<(Device, Option<String>)> {
-        let emulator = |why: Option<Error>| {
-            let device = open_emulator()?;
-            let threads = device.capability().threads;
-            let seconds = num_pictures as f64 * plan.emulator_seconds(threads);
-            let reason = why.map(|why| format!(" ({why})")).unwrap_or_default();
-            if seconds > EMULATOR_LIMIT_S {
-                return Err(Error::Unsupported(format!(
-                    "{} {} x {} would take about {} on the emulator{reason}; use a GPU, a smaller image or a smaller \
-                     model",
-                    if num_pictures == 1 {
-                        "this model at".to_string()
-                    } else {
-                        format!("{num_pictures} pictures by this model at")
-                    },
-                    plan.shape().width,
-                    plan.shape().height,
-                    human_time(seconds)
-                )));
-            }
-            let no_gpu = if reason.is_empty() { String::new() } else { format!("no GPU{reason}: ") };
-            let note = format!("{no_gpu}running on the emulator, about {}", human_time(seconds));
-            Ok((device, Some(note)))
-        };
         match self {
             DeviceOption::Cuda(ordinal) => Ok((Device::cuda(ordinal)?, None)),
-            DeviceOption::Emulator => emulator(None),
-            DeviceOption::Auto => match Device::cuda(0) {
-                Ok(device) => Ok((device, None)),
-                Err(why @ Error::Unsupported(_)) => emulator(Some(why)),
-                Err(other) => Err(other),
-            },
+            DeviceOption::Emulator => plan.emulator(num_pictures, None),
+            DeviceOption::Auto => plan.first_device(num_pictures),
         }
-    }
-}
-
-#[cfg(feature = "emulator")]
-fn open_emulator() -> Result<Device> {
-    Ok(Device::emulator(Default::default()))
-}
-
-#[cfg(not(feature = "emulator"))]
-fn open_emulator() -> Result<Device> {
-    Err(Error::Unsupported("schnell was built without the feature `emulator`".to_string()))
-}
-
-fn human_time(seconds: f64) -> String {
-    match seconds {
-        s if s < 120.0 => format!("{s:.0} s"),
-        s if s < 7200.0 => format!("{:.0} minutes", s / 60.0),
-        s if s < 172_800.0 => format!("{:.0} hours", s / 3600.0),
-        s => format!("{:.0} days", s / 86_400.0),
     }
 }
 

@@ -1,0 +1,76 @@
+//! The machine for a plan, where the caller names none, and whether the emulator would finish.
+
+use super::Plan;
+use crate::device::Device;
+use crate::{Error, Result};
+
+/// FLOP/s per thread that the emulator is assumed to reach; the kernels' benches measured more.
+#[cfg(feature = "emulator")]
+const EMULATOR_FLOPS_PER_THREAD: f64 = 5e9;
+/// A run that would take longer on the emulator is refused.
+#[cfg(feature = "emulator")]
+const EMULATOR_LIMIT_S: f64 = 20.0 * 60.0;
+
+impl Plan {
+    /// The first GPU, or the emulator where there is none; and what a person should know of the choice.
+    ///
+    /// # Errors
+    /// Those of [`Device::cuda`] when there is a GPU, of [`Plan::emulator`] when there is none.
+    #[doc(hidden)]
+    pub fn first_device(&self, num_pictures: usize) -> Result<(Device, Option<String>)> {
+        match Device::cuda(0) {
+            Ok(device) => Ok((device, None)),
+            Err(why @ Error::Unsupported(_)) => self.emulator(num_pictures, Some(why)),
+            Err(other) => Err(other),
+        }
+    }
+
+    /// The emulator, and what a person should know of it; `why` there is no GPU is said, too.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for work that it would not finish in 20 minutes, and in builds without it.
+    #[doc(hidden)]
+    #[cfg(feature = "emulator")]
+    pub fn emulator(&self, num_pictures: usize, why: Option<Error>) -> Result<(Device, Option<String>)> {
+        let device = Device::emulator(Default::default());
+        let flops = num_pictures as f64 * self.work().total(self.shape().steps) as f64;
+        let seconds = flops / (device.capability().threads.max(1) as f64 * EMULATOR_FLOPS_PER_THREAD);
+        let reason = why.map(|why| format!(" ({why})")).unwrap_or_default();
+        if seconds > EMULATOR_LIMIT_S {
+            let what = match num_pictures {
+                1 => "this model at".to_string(),
+                n => format!("{n} pictures by this model at"),
+            };
+            return Err(Error::Unsupported(format!(
+                "{what} {} x {} would take about {} on the emulator{reason}; use a GPU, a smaller image or a smaller model",
+                self.shape().width,
+                self.shape().height,
+                human_time(seconds)
+            )));
+        }
+        let no_gpu = if reason.is_empty() { String::new() } else { format!("no GPU{reason}: ") };
+        Ok((device, Some(format!("{no_gpu}running on the emulator, about {}", human_time(seconds)))))
+    }
+
+    /// The emulator, which this build has not.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`], always.
+    #[doc(hidden)]
+    #[cfg(not(feature = "emulator"))]
+    pub fn emulator(&self, _num_pictures: usize, why: Option<Error>) -> Result<(Device, Option<String>)> {
+        Err(why.unwrap_or_else(|| {
+            Error::Unsupported("schnell was built without the feature `emulator`".to_string())
+        }))
+    }
+}
+
+#[cfg(feature = "emulator")]
+fn human_time(seconds: f64) -> String {
+    match seconds {
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7200.0 => format!("{:.0} minutes", s / 60.0),
+        s if s < 172_800.0 => format!("{:.0} hours", s / 3600.0),
+        s => format!("{:.0} days", s / 86_400.0),
+    }
+}
