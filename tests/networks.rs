@@ -55,7 +55,7 @@ impl Drawn {
         let mut pipeline =
             Pipeline::builder(&model).with_plan(plan).device(&emulator()).dumps().load().unwrap();
         let prompt = "an oil painting of a quiet lighthouse and two misty ships at night";
-        let request = Request { dump: true, guidance: GUIDANCE, ..Request::new(prompt).seed(11) };
+        let request = Request { dump: true, guidance: Some(GUIDANCE), ..Request::new(prompt).seed(11) };
         let output = pipeline.generate(&request).unwrap();
         let stages = output.dumps.into_iter().map(|dump| {
             let values = match dump.values {

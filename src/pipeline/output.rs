@@ -75,7 +75,7 @@ pub(super) fn notes(request: &Request, plan: &Plan, shape: &Shape, digest: &str)
         Noise::Given(_) => notes.push(("noise", "given".to_string())),
     }
     if plan.config().flux.guidance {
-        notes.push(("guidance", request.guidance.to_string()));
+        notes.push(("guidance", request.guidance_scale().to_string()));
     }
     if request.timesteps == TimeRounding::Bf16 {
         notes.push(("timesteps", "bf16".to_string()));

@@ -49,8 +49,8 @@ pub struct Request {
     pub noise: Noise,
     /// In which precision the network's time is formed.
     pub timesteps: TimeRounding,
-    /// For models with a guidance embedder; ignored by others.
-    pub guidance: f32,
+    /// For models with a guidance embedder, 3.5 if nothing is said; ignored by others.
+    pub guidance: Option<f32>,
     /// Keep every stage's tensor ([`Output::dumps`](crate::pipeline::Output::dumps)); needs
     /// [`PipelineBuilder::dumps`](crate::pipeline::PipelineBuilder::dumps).
     pub dump: bool,
@@ -71,7 +71,7 @@ impl Request {
             seed: 0,
             noise: Noise::Seeded(NoiseKind::F32),
             timesteps: TimeRounding::Exact,
-            guidance: DEFAULT_GUIDANCE,
+            guidance: None,
             dump: false,
         }
     }
@@ -123,7 +123,7 @@ impl Request {
 
     /// Sets the guidance scale, for models with a guidance embedder.
     pub fn guidance(self, guidance: f32) -> Request {
-        Request { guidance, ..self }
+        Request { guidance: Some(guidance), ..self }
     }
 
     /// Keeps every stage's tensor.
@@ -145,11 +145,8 @@ impl Request {
             let text = "a negative prompt and a true CFG scale above 1 take effect only together";
             warnings.push(text.to_string());
         }
-        if self.guidance != DEFAULT_GUIDANCE && !config.flux.guidance {
-            warnings.push(format!(
-                "guidance {} has no effect: this model has no guidance embedder",
-                self.guidance
-            ));
+        if let Some(guidance) = self.guidance.filter(|_| !config.flux.guidance) {
+            warnings.push(format!("guidance {guidance} has no effect: this model has no guidance embedder"));
         }
         let low = self.seed & u64::from(u32::MAX);
         match &self.noise {
@@ -163,6 +160,11 @@ impl Request {
             _ => {}
         }
         warnings
+    }
+
+    /// The guidance scale that counts.
+    pub(super) fn guidance_scale(&self) -> f32 {
+        self.guidance.unwrap_or(DEFAULT_GUIDANCE)
     }
 
     /// The shape it asks for, of a pipeline whose first one is `first`.
@@ -183,7 +185,7 @@ impl Request {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Progress {
-    /// Bytes of weights read, and all there are; weights that the files hold in 4 bits count as the f32 they read as.
+    /// Bytes of weights read, and all there are; those that the files hold in 4 bits by what they take there.
     Loading {
         /// So far.
         done: u64,

@@ -138,7 +138,7 @@ pub fn run(args: &Args) -> Result<()> {
     // Config files say what cannot be; weights are opened, not yet read, when it can.
     let config = folder.config()?;
     let plan = Plan::new(&config, args.plan.shape(&config, true_cfg), args.plan.quantize())?;
-    outputs.check_dump(&plan, &inputs)?;
+    outputs.check_dump(&plan, &inputs, folder.path())?;
     drop(inputs);
     let noise = noise.read(&plan)?;
     if let Some(budget) = args.plan.budget {
@@ -164,7 +164,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.seed == Seed::Random {
         say(format_args!("--seed random: {first_seed}"));
     }
-    let warned = warn(args, &requests, &config);
+    let warned = warn(&requests, &config);
     if let Some(note) = note {
         say(note);
     }
@@ -172,20 +172,12 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// Says of what was asked for in vain, once, before the work; returns all that has been said with that.
-fn warn(args: &Args, requests: &[Request], config: &PipelineConfig) -> HashSet<String> {
-    let mut said = HashSet::new();
+fn warn(requests: &[Request], config: &PipelineConfig) -> HashSet<String> {
     // The last has the largest seed; in all else they are alike.
     for warning in requests.last().map(|request| request.warnings(config)).unwrap_or_default() {
         say(format_args!("warning: {warning}"));
     }
-    said.extend(requests.iter().flat_map(|request| request.warnings(config)));
-    let has_embedder = config.flux.guidance;
-    if let Some(guidance) = args.guidance.filter(|_| !has_embedder)
-        && !said.iter().any(|text| text.starts_with("guidance"))
-    {
-        say(format_args!("warning: guidance {guidance} has no effect: this model has no guidance embedder"));
-    }
-    said
+    requests.iter().flat_map(|request| request.warnings(config)).collect()
 }
 
 /// Refuses now, rather than after everything has been drawn, what the file cannot be.
@@ -213,7 +205,7 @@ fn request(args: &Args, noise: Noise) -> Request {
         TimestepsOption::Exact => TimeRounding::Exact,
         TimestepsOption::Bf16 => TimeRounding::Bf16,
     });
-    request.guidance = args.guidance.unwrap_or(request.guidance);
+    request.guidance = args.guidance;
     request.prompt_2 = args.prompt_2.clone();
     request.negative_prompt = args.negative_prompt.clone();
     request.true_cfg_scale = args.true_cfg_scale;
