@@ -95,8 +95,13 @@ impl Model {
         &self.config
     }
 
-    /// What a person should know of its files: weights that nothing uses, and
-    /// which of two sets was taken.
+    /// Bytes of tensors that were read from its files so far: how a test knows what loading costs.
+    #[cfg(feature = "check")]
+    pub fn bytes_read(&self) -> u64 {
+        self.source.bytes_read()
+    }
+
+    /// What a person should know of its files: weights that nothing uses, and which of two sets was taken.
     pub fn warnings(&self) -> &[String] {
         self.source.warnings()
     }

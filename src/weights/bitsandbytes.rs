@@ -154,9 +154,7 @@ fn quant_state(tensor: &TensorInfo) -> Result<Result<QuantState, String>> {
 impl Quantized {
     /// Bytes of the file that codes and absmax take.
     pub(super) fn stored_bytes(&self) -> u64 {
-        let nested =
-            self.nested.as_ref().map_or(0, |nested| 4 * (nested.absmax.len() + nested.book.len()) as u64);
-        self.codes.bytes + self.absmax.bytes + nested
+        self.codes.bytes + self.absmax.bytes
     }
 
     /// Codes from byte `first` on, two a byte, the even element in the high nibble.

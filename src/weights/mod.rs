@@ -17,8 +17,8 @@
 //! ```
 //!
 //! Files are read by `pread`, never mapped: a mapped file that shrinks kills the process, and pages of a mapping
-//! count as ours. Checkpoints that come already quantized by [`bitsandbytes`] keep their codes, and read as what they mean where these are not wanted. Left out so far:
-//! single-file layouts.
+//! count as ours. Checkpoints that come already quantized by [`bitsandbytes`] keep their codes, and read as what they mean
+//! where these are not wanted. Left out so far: single-file layouts.
 
 pub mod bitsandbytes;
 pub mod convert;
@@ -251,6 +251,13 @@ impl Source {
             }
         }
         Ok(hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// Bytes of tensors that were read from the files so far.
+    pub fn bytes_read(&self) -> u64 {
+        let files = Part::ALL.into_iter().flat_map(|part| self.tensors(part)).map(|(_, info)| &info.file);
+        let files: BTreeMap<_, _> = files.map(|file| (Arc::as_ptr(file), file)).collect();
+        files.values().map(|file| file.bytes_read()).sum()
     }
 
     /// What a person should know of these files: weights that nothing uses, and which of two sets was taken.

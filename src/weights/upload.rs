@@ -183,8 +183,8 @@ pub(crate) fn upload(
     weights: &[Weight],
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<()> {
-    let slot = |i: usize| -> Result<Stage> {
-        Ok(Stage {
+    let slot = |i: usize| -> Result<StagingSlot> {
+        Ok(StagingSlot {
             host: device.allocate_host(staging.slot_bytes)?,
             device: staging.slots.part(i * staging.slot_bytes, staging.slot_bytes),
             copied: device.create_event()?,
@@ -216,7 +216,8 @@ pub(crate) fn upload(
     uploader.check_finite()
 }
 
-struct Stage {
+/// A pinned buffer and its place on the device.
+struct StagingSlot {
     host: HostBuffer,
     device: Slot<u8>,
     /// The bytes have arrived in the device-side slot.
@@ -228,7 +229,7 @@ struct Stage {
 struct Uploader<'a> {
     device: &'a Device,
     arena: &'a Arena,
-    stages: [Stage; SLOTS],
+    stages: [StagingSlot; SLOTS],
     next: usize,
     /// Of numbers that are not finite, one for each of `quantized`.
     counters: View<u32>,
