@@ -17,6 +17,8 @@ mod judge;
 mod models;
 #[path = "hostile/orders.rs"]
 mod orders;
+#[path = "common/rng.rs"]
+mod rng;
 #[path = "hostile/tokenizers.rs"]
 mod tokenizers;
 #[path = "hostile/world.rs"]

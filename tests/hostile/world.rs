@@ -11,22 +11,19 @@ use serde_json::Value;
 
 use crate::command::DEMO;
 use crate::golden::Golden;
+use crate::rng::Rng;
 
-/// splitmix64.
-pub struct Dice(u64);
+/// Decides what there is to decide.
+pub struct Dice(Rng);
 
 impl Dice {
     pub fn new(seed: u64, index: usize) -> Dice {
-        let mut dice = Dice(seed);
-        Dice(dice.bits() ^ (index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        let first = Rng(seed).bits();
+        Dice(Rng(first ^ (index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)))
     }
 
     pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.bits()
     }
 
     /// 0 to `n - 1`; 0 for `n` = 0.
