@@ -216,6 +216,11 @@ fn a_dump_is_of_one_run() {
     std::fs::create_dir_all(sandbox.path("e/sigmas.safetensors")).unwrap();
     sandbox.refuses(quick(&["--dump", "e"]), 2, &["e/sigmas.safetensors is a folder"]);
     sandbox.refuses(quick(&["--dump", "f/g", "--budget", "1KiB"]), 4, &[]);
+    let model = copy_of_demo();
+    let part = model.path().join("scheduler");
+    let args = ["--model", text(model.path()), "--dump", text(&part)];
+    sandbox.refuses(quick(&args), 2, &["scheduler: a folder of the model"]);
+    assert_eq!(std::fs::read_dir(part).unwrap().count(), 1);
 }
 
 // ---- what is left -----------------------------------------------------------------------------------------

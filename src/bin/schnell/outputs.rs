@@ -67,12 +67,12 @@ impl Outputs {
         Ok(())
     }
 
-    /// Tries the dump's files for the stages of `plan`.
-    pub fn check_dump(&self, plan: &Plan, inputs: &[&Path]) -> Result<()> {
+    /// Tries the dump's files for the stages of `plan`, a picture by the model in `model`.
+    pub fn check_dump(&self, plan: &Plan, inputs: &[&Path], model: &Path) -> Result<()> {
         let Some(dir) = &self.dump else { return Ok(()) };
         let names: Vec<String> = plan.dump_stages().iter().map(|stage| Dump::file_name(stage)).collect();
         let made = make_folder(dir)?;
-        let checked = self.check_stages(dir, &names, inputs);
+        let checked = self.check_stages(dir, &names, inputs, model);
         // Nothing is there before there is something to put into it.
         for folder in made.iter().rev() {
             let _ = std::fs::remove_dir(folder);
@@ -80,7 +80,7 @@ impl Outputs {
         checked
     }
 
-    fn check_stages(&self, dir: &Path, names: &[String], inputs: &[&Path]) -> Result<()> {
+    fn check_stages(&self, dir: &Path, names: &[String], inputs: &[&Path], model: &Path) -> Result<()> {
         for entry in std::fs::read_dir(dir).map_err(Error::io("read", dir))? {
             let name = entry.map_err(Error::io("read", dir))?.file_name();
             let is_stage = Path::new(&name).extension().is_some_and(|e| e == "safetensors");
@@ -98,6 +98,12 @@ impl Outputs {
             let others = [Some(&self.picture), self.timings.as_ref()];
             if others.into_iter().flatten().any(|other| other.is_same(&target)) {
                 return Err(Error::Input(format!("--dump writes {}, too; name two files", path.display())));
+            }
+            if is_of_model(&target, model) {
+                return Err(Error::Input(format!(
+                    "--dump {}: a folder of the model; name another",
+                    dir.display()
+                )));
             }
             if let Some(input) = inputs.iter().find(|input| target.is_file(input)) {
                 return Err(Error::Input(format!(
