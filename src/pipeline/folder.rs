@@ -77,8 +77,9 @@ impl ModelFolder {
     /// What the config files say, and what the weight files hold in 4 bits, where they are there.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) when a config file is missing or unreadable, [`Error::Weights`](crate::Error::Weights) when one is malformed or they contradict
-    /// each other, [`Error::Unsupported`](crate::Error::Unsupported) when they describe a model with no code here.
+    /// [`Error::Io`](crate::Error::Io) when a config file is missing or unreadable,
+    /// [`Error::Weights`](crate::Error::Weights) when one is malformed or they contradict each other,
+    /// [`Error::Unsupported`](crate::Error::Unsupported) when they describe a model with no code here.
     pub fn config(&self) -> Result<PipelineConfig> {
         let mut config = PipelineConfig::open(&self.path)?;
         config.in_nf4 = InNf4::find(&self.path, &config)?;
