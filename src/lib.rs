@@ -108,7 +108,7 @@ pub use models::layers::Quantize;
 pub use pipeline::timing::{StageTime, Timings};
 pub use pipeline::{
     Dump, DumpValues, Model, ModelFolder, Noise, NoiseFile, OnProgress, Output, Pipeline, PipelineBuilder,
-    Plan, Progress, Region, Request, Shape, Work, gib, human_bytes,
+    Plan, Progress, Region, Request, Shape, Traffic, Work, gib, human_bytes,
 };
 pub use sampling::{NoiseKind, TimeRounding};
 

@@ -99,18 +99,32 @@ fn budgets_and_devices_that_mean_nothing_are_refused() {
     }
 }
 
-/// Both numbers, in bytes: what is needed, as the plan prints it, and what there is.
+/// Both numbers, in bytes: the least that it takes, and what there is. With just that it runs, and draws the same.
 #[test]
 fn a_budget_that_is_too_small_is_refused_with_both_numbers() {
     let sandbox = Sandbox::new();
     let shape = ["--width", "64", "--height", "64", "--steps", "1", "--t5-length", "16"];
-    let plan = sandbox.run(["plan"].iter().chain(&shape)).stdout;
-    let arena = plan.lines().find(|line| line.starts_with("arena")).unwrap();
-    let arena = arena.split_whitespace().find(|word| word.parse::<u64>().is_ok()).unwrap();
-    sandbox.refuses(quick(&["--budget", "100KiB"]), 4, &[arena, "102400", "--budget"]);
-    sandbox.refuses(["plan", "--budget", "100KiB"].iter().chain(&shape), 4, &[arena, "102400"]);
-    assert_eq!(sandbox.run(["plan", "--budget", arena].iter().chain(&shape)).code, 0);
-    assert_eq!(sandbox.run(quick(&["--budget", arena])).code, 0);
+    let arena = |args: &[&str]| {
+        let plan = sandbox.run(["plan"].iter().chain(&shape).chain(args));
+        assert_eq!(plan.code, 0, "{}", plan.stderr);
+        let line = plan.stdout.lines().find(|line| line.starts_with("arena")).unwrap().to_string();
+        line.split_whitespace().find_map(|word| word.parse::<u64>().ok()).unwrap()
+    };
+    let said = sandbox.run(quick(&["--budget", "100KiB"])).stderr;
+    let numbers = said.split_whitespace().filter_map(|word| word.parse::<u64>().ok());
+    let least = numbers.max().unwrap().to_string();
+    sandbox.refuses(quick(&["--budget", "100KiB"]), 4, &[&least, "102400", "--budget"]);
+    sandbox.refuses(["plan", "--budget", "100KiB"].iter().chain(&shape), 4, &[&least, "102400"]);
+    let below = (least.parse::<u64>().unwrap() - 1).to_string();
+    sandbox.refuses(quick(&["--budget", &below]), 4, &[&least, &below]);
+    assert_eq!(arena(&["--budget", &least]).to_string(), least);
+    assert!(arena(&[]).to_string() > least);
+    let drawn = |name: &str, budget: &[&str]| {
+        let args = [&["--output", name], budget].concat();
+        assert_eq!(sandbox.run(quick(&args)).code, 0);
+        pixels(&sandbox.path(name)).1
+    };
+    assert!(drawn("least.png", &["--budget", &least]) == drawn("all.png", &[]));
 }
 
 #[test]

@@ -35,6 +35,16 @@ impl<T> Slot<T> {
         self.len
     }
 
+    /// Of the first byte.
+    pub fn offset(&self) -> usize {
+        self.offset
+    }
+
+    /// As far behind byte `to` as it is behind byte `from`.
+    pub fn moved(&self, from: usize, to: usize) -> Slot<T> {
+        Slot::new(self.offset - from + to, self.len)
+    }
+
     /// `len` elements from element `start` on.
     ///
     /// # Panics

@@ -15,7 +15,7 @@ use crate::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
 use crate::kernels::nf4_quantize::Nf4Layout;
 use crate::memory::arena::Slot;
 use crate::program::place::ALIGNMENT;
-use crate::program::{Kind, Recorder, STREAM};
+use crate::program::{Kind, Recorder, STREAM, Tier};
 use crate::weights::upload::Target;
 use crate::weights::{InNf4, Needed, Part};
 use crate::{Error, Result};
@@ -103,8 +103,8 @@ pub(crate) struct Weights {
     pub list: Vec<Weight>,
     /// Bytes of NF4 codes and absmax, by [`Part`].
     pub nf4_bytes: [u64; 4],
-    /// Bytes of the arena that they fill.
-    pub resident_bytes: usize,
+    /// Bytes that they fill, one behind the other; [`Target`] tells places in these.
+    pub image_bytes: usize,
     made: HashMap<(Part, String), Made>,
 }
 
@@ -123,8 +123,8 @@ pub(crate) struct Network<'a> {
     part: Part,
     quantize: Quantize,
     in_files: &'a InNf4,
-    /// Printed with the weights that follow.
-    region: String,
+    /// Printed with the weights that follow; how soon they leave the device when they do not all fit.
+    unit: (String, Tier),
 }
 
 /// The left-hand side of [`Network::gemm`]: rows of tokens.
@@ -204,7 +204,8 @@ impl<'a> Network<'a> {
         quantize: Quantize,
         in_files: &'a InNf4,
     ) -> Self {
-        Network { recorder, weights, part, quantize, in_files, region: format!("{part}.weights") }
+        let unit = (format!("{part}.weights"), Tier::Fixed);
+        Network { recorder, weights, part, quantize, in_files, unit }
     }
 
     /// What kernels are launched on.
@@ -218,16 +219,17 @@ impl<'a> Network<'a> {
         self.recorder.buffer(&name, len)
     }
 
-    /// Under which name the weights that follow are printed.
-    pub fn region(&mut self, name: String) {
-        self.region = name;
+    /// The weights that follow are called `name`, and stay or leave together.
+    pub fn unit(&mut self, name: String, tier: Tier) {
+        self.unit = (name, tier);
     }
 
-    /// Resident memory, and its place in the arena: weights lie one behind the other in the order in which they are asked for.
+    /// Memory for weights, and its place among them all: one behind the other in the order in which they are asked for.
     fn resident<T>(&mut self, len: usize) -> Result<(View<T>, Slot<T>)> {
-        let (_, view) = self.recorder.resident::<T>(&self.region, len, Kind::Weight)?;
-        let slot = Slot::new(self.weights.resident_bytes, len);
-        self.weights.resident_bytes += (len * size_of::<T>()).next_multiple_of(ALIGNMENT);
+        let (name, tier) = &self.unit;
+        let (_, view) = self.recorder.resident::<T>(name, len, Kind::Weight(*tier))?;
+        let slot = Slot::new(self.weights.image_bytes, len);
+        self.weights.image_bytes += (len * size_of::<T>()).next_multiple_of(ALIGNMENT);
         Ok((view, slot))
     }
 

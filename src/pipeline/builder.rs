@@ -33,7 +33,7 @@ impl<'a> PipelineBuilder<'a> {
         }
     }
 
-    /// Bytes of device memory that may be used at most.
+    /// Bytes of device memory that may be used at most: see [`Plan::within`].
     pub fn budget(self, bytes: u64) -> Self {
         PipelineBuilder { budget: Some(bytes), ..self }
     }
@@ -82,10 +82,10 @@ impl<'a> PipelineBuilder<'a> {
                 plan
             }
         };
-        if let Some(budget) = self.budget {
-            plan.check_budget(budget)?;
+        match self.budget {
+            Some(budget) => plan.within(budget),
+            None => Ok(plan),
         }
-        Ok(plan)
     }
 
     /// Makes the one allocation, readies the kernels that the plan uses and loads the weights.

@@ -8,8 +8,9 @@ use crate::memory::arena::Arena;
 use crate::models::flux::{clip, t5};
 use crate::text::tokenizer::{ClipTokenizer, T5Tokenizer, Tokens};
 use crate::weights::Part;
-use crate::weights::upload::{EmbeddingTable, upload};
+use crate::weights::upload::{Destination, EmbeddingTable, upload};
 
+use super::plan::ShapePlan;
 use super::run::Bound;
 use super::{Model, ModelFolder, OnProgress, Pipeline, Plan, Progress, Shape};
 
@@ -75,13 +76,22 @@ impl Pipeline {
         let host = device.allocate_host(host_bytes as usize)?;
         let dump_bytes = plan.shapes.iter().map(|shape| shape.dump_bytes()).max().unwrap_or(0);
         let dump_host = dumps.then(|| device.allocate_host(dump_bytes)).transpose()?;
-        let staging = &plan.shapes[0].staging;
-        let weights = &plan.weights.list;
-        upload(device, &arena, staging, &model.source, weights, &mut |done, total| {
+        let mut pinned = match plan.pinned_weights() {
+            0 => None,
+            bytes => Some(device.allocate_host(bytes as usize)?),
+        };
+        let ShapePlan { staging, unit_in_the_making, placed, .. } = &*plan.shapes[0];
+        let destination = Destination {
+            arena: &arena,
+            homes: &placed.homes,
+            unit_in_the_making: *unit_in_the_making,
+            pinned: pinned.as_mut(),
+        };
+        upload(device, destination, staging, &model.source, &plan.weights.list, &mut |done, total| {
             progress(Progress::Loading { done, total })
         })?;
         let (text, digest) = (TextInput::open(model)?, model.digest()?);
         let device = device.clone();
-        Ok(Pipeline { device, plan, arena, bound, host, filled: None, dump_host, text, digest })
+        Ok(Pipeline { device, plan, arena, bound, pinned, host, filled: None, dump_host, text, digest })
     }
 }

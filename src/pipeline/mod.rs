@@ -48,7 +48,7 @@ use load::{Prompt, TextInput};
 pub use model::Model;
 pub use noise_file::NoiseFile;
 pub use output::{Dump, DumpValues, Output};
-pub use plan::{Plan, Region, Shape, Work, gib, human_bytes};
+pub use plan::{Plan, Region, Shape, Traffic, Work, gib, human_bytes};
 pub use request::{Noise, Progress, Request};
 use run::{Bound, Dumps};
 
@@ -66,6 +66,8 @@ pub struct Pipeline {
     arena: Arena,
     /// The last was used last.
     bound: Vec<Bound>,
+    /// Streamed weights.
+    pinned: Option<HostBuffer>,
     host: HostBuffer,
     /// The shape whose tables `host` holds.
     filled: Option<Shape>,
@@ -218,7 +220,8 @@ impl Pipeline {
         let mut dumps = Dumps { on: request.dump, all: Vec::new() };
         dumps.before(&prompts, noise, &sigmas, packed);
         let bound = self.bound.last_mut().ok_or_else(|| Error::Internal("nothing is bound".to_string()))?;
-        bound.run(&self.device, &mut self.host, self.dump_host.as_mut(), &mut dumps, progress)?;
+        let weights = self.pinned.as_ref();
+        bound.run(&self.device, weights, &mut self.host, self.dump_host.as_mut(), &mut dumps, progress)?;
         let timings = bound.timings(&self.device, &[("tokenize", tokenize_ms), ("inputs", inputs_ms)])?;
         let bytes = self.host.as_slice();
         let take = |range: HostRange| &bytes[range.start..range.start + range.bytes];

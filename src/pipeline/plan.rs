@@ -8,7 +8,8 @@ use crate::config::PipelineConfig;
 use crate::device::Capability;
 use crate::models::flux::{self, Inputs, Outputs};
 use crate::models::layers::{Quantize, Weights};
-use crate::program::{Kind, Placed, Recorder, show};
+use crate::program::residency::{self, UNIT_IN_THE_MAKING};
+use crate::program::{HomePlace, Kind, Placed, Program, Recorder, Streamed, What, show};
 use crate::weights::Part;
 use crate::weights::upload::Staging;
 use crate::{Error, Result};
@@ -134,27 +135,56 @@ pub(crate) struct ShapePlan {
     pub host_bytes: usize,
     /// Where loading stages what it quantizes.
     pub staging: Staging,
+    /// Byte of the arena from which on loading puts streamed units together.
+    pub unit_in_the_making: usize,
+}
+
+/// What networks record of a shape, before it has places.
+struct Recorded {
+    program: Program,
+    weights: Weights,
+    inputs: Inputs,
+    outputs: Outputs,
+    host_bytes: usize,
+    /// By number.
+    staging: usize,
+}
+
+impl Recorded {
+    fn new(
+        config: &PipelineConfig,
+        shape: &Shape,
+        quantize: Quantize,
+        capability: &Capability,
+    ) -> Result<Recorded> {
+        let (mut recorder, mut weights) = (Recorder::fresh(capability), Weights::default());
+        let (inputs, outputs) = flux::record(&mut recorder, &mut weights, config, shape, quantize)?;
+        let staging_len = Staging::new(&weights.list, 0).num_bytes();
+        let (staging, _) = recorder.resident::<u8>("load.staging", staging_len, Kind::Load)?;
+        let (program, host_bytes) = recorder.finish()?;
+        Ok(Recorded { program, weights, inputs, outputs, host_bytes, staging })
+    }
 }
 
 impl ShapePlan {
-    /// Records on `recorder`; the weights that were asked for come beside it.
+    /// With `streamed` weights in pinned memory; the weights that were asked for come beside it.
     fn record(
         config: &PipelineConfig,
         shape: Shape,
         quantize: Quantize,
-        capability: &Capability,
+        streamed: &Streamed,
     ) -> Result<(ShapePlan, Weights)> {
-        let (mut recorder, mut weights) = (Recorder::fresh(capability), Weights::default());
-        let (inputs, outputs) = flux::record(&mut recorder, &mut weights, config, &shape, quantize)?;
-        let staging_len = Staging::new(&weights.list, 0).num_bytes();
-        let (staging, _) = recorder.resident::<u8>("load.staging", staging_len, Kind::Load)?;
-        let (program, host_bytes) = recorder.finish()?;
-        let placed = Placed::new(program)?;
-        if placed.resident_bytes != weights.resident_bytes {
+        let recorded = Recorded::new(config, &shape, quantize, &Capability::unknown())?;
+        let Recorded { program, weights, inputs, outputs, host_bytes, staging } = recorded;
+        let placed = Placed::new(program, streamed)?;
+        if placed.homes.last().map_or(0, |home| home.unit.image.end) != weights.image_bytes {
             return Err(Error::Internal("weights do not lie as they were asked for".to_string()));
         }
         let staging = Staging::new(&weights.list, placed.offsets[staging]);
-        Ok((ShapePlan { shape, placed, inputs, outputs, host_bytes, staging }, weights))
+        let buffers = placed.program.buffers.iter().zip(&placed.offsets);
+        let making = buffers.rev().find(|(buffer, _)| buffer.name == UNIT_IN_THE_MAKING);
+        let unit_in_the_making = making.map_or(0, |(_, &offset)| offset);
+        Ok((ShapePlan { shape, placed, inputs, outputs, host_bytes, staging, unit_in_the_making }, weights))
     }
 
     /// The same program with the params that it has when the arena begins at `address`.
@@ -208,6 +238,7 @@ impl Work {
 pub struct Plan {
     config: PipelineConfig,
     quantize: Quantize,
+    streamed: Streamed,
     pub(crate) weights: Arc<Weights>,
     /// The first is that of [`Plan::shape`].
     pub(crate) shapes: Vec<Arc<ShapePlan>>,
@@ -234,9 +265,66 @@ impl Plan {
     /// [`Error::Input`] for a shape that cannot be, [`Error::Unsupported`] for a model that the kernels cannot run.
     pub fn new(config: &PipelineConfig, shape: Shape, quantize: Quantize) -> Result<Plan> {
         shape.check(config)?;
-        let (first, weights) = ShapePlan::record(config, shape, quantize, &Capability::unknown())?;
-        let shapes = vec![Arc::new(first)];
-        Ok(Plan { config: config.clone(), quantize, weights: Arc::new(weights), shapes })
+        let streamed = Streamed::default();
+        let (first, weights) = ShapePlan::record(config, shape, quantize, &streamed)?;
+        let (shapes, weights) = (vec![Arc::new(first)], Arc::new(weights));
+        Ok(Plan { config: config.clone(), quantize, streamed, weights, shapes })
+    }
+
+    /// The fastest that keeps within `budget_bytes` of device memory: as many weights as fit stay there, the others lie in pinned
+    /// memory and are copied when they are needed. First to leave are layers of the text encoders, which run once a prompt, then the
+    /// modulations, then blocks. Pictures are the same, bit for bit.
+    ///
+    /// ```
+    /// # use schnell::{Model, Plan, Quantize, Shape};
+    /// # fn main() -> schnell::Result<()> {
+    /// let plan = Plan::new(Model::demo()?.config(), Shape::square(64), Quantize::Nf4)?;
+    /// let smaller = plan.clone().within(plan.arena_bytes() - 1)?;
+    /// assert!(smaller.arena_bytes() < plan.arena_bytes() && smaller.traffic().pinned > 0);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Capacity`] with the least it takes, when that is more.
+    pub fn within(self, budget_bytes: u64) -> Result<Plan> {
+        let units = residency::units(&self.record_first()?.program);
+        let order = Streamed::order(&units);
+        let with = |num: usize| self.clone().with_streamed(Streamed::of(&order[..num]));
+        let resident = with(0)?;
+        if resident.arena_bytes() <= budget_bytes {
+            return Ok(resident);
+        }
+        let least = with(order.len())?;
+        if least.arena_bytes() > budget_bytes {
+            let Shape { width, height, .. } = self.shape();
+            return Err(Error::Capacity {
+                what: format!("a {width} x {height} image with {} weights, streamed", self.quantize),
+                needed_bytes: least.arena_bytes(),
+                available_bytes: budget_bytes,
+                advice: "allow more, or ask for a smaller image; the plan lists every region".to_string(),
+            });
+        }
+        // The fewest that are enough: bytes fall as more are streamed.
+        let (mut too_few, mut best) = (0, least);
+        while best.streamed.len() - too_few > 1 {
+            let middle = with(usize::midpoint(too_few, best.streamed.len()))?;
+            match middle.arena_bytes() <= budget_bytes {
+                true => best = middle,
+                false => too_few = middle.streamed.len(),
+            }
+        }
+        Ok(best)
+    }
+
+    fn record_first(&self) -> Result<Recorded> {
+        Recorded::new(&self.config, &self.shape(), self.quantize, &Capability::unknown())
+    }
+
+    fn with_streamed(mut self, streamed: Streamed) -> Result<Plan> {
+        self.streamed = streamed;
+        let shapes = self.shapes.iter().map(|planned| self.plan_shape(planned.shape).map(Arc::new));
+        self.shapes = shapes.collect::<Result<_>>()?;
+        Ok(self)
     }
 
     /// The same with room for another shape, too: both use the same weights and the same memory, one at a time.
@@ -252,9 +340,8 @@ impl Plan {
     /// A shape that uses this plan's weights.
     pub(crate) fn plan_shape(&self, shape: Shape) -> Result<ShapePlan> {
         shape.check(&self.config)?;
-        let (planned, weights) =
-            ShapePlan::record(&self.config, shape, self.quantize, &Capability::unknown())?;
-        if weights.resident_bytes != self.weights.resident_bytes {
+        let (planned, weights) = ShapePlan::record(&self.config, shape, self.quantize, &self.streamed)?;
+        if weights.image_bytes != self.weights.image_bytes {
             return Err(Error::Internal("weights differ from shape to shape".to_string()));
         }
         Ok(planned)
@@ -289,7 +376,7 @@ impl Plan {
         show::regions(&self.first().placed)
             .into_iter()
             .map(|region| Region {
-                is_resident: region.kind == Kind::Weight,
+                is_resident: region.kind.is_resident(),
                 name: region.name,
                 offset: region.offset,
                 bytes: region.bytes,
@@ -327,24 +414,43 @@ impl Plan {
         show::launches(&self.first().placed)
     }
 
-    /// Refuses a budget that the arena exceeds.
-    ///
-    /// # Errors
-    /// [`Error::Capacity`] with both numbers.
-    pub fn check_budget(&self, budget_bytes: u64) -> Result<()> {
-        if self.arena_bytes() <= budget_bytes {
-            return Ok(());
+    /// What streamed weights cost beside device memory, for [`Plan::shape`].
+    pub fn traffic(&self) -> Traffic {
+        let program = &self.first().placed.program;
+        let copied = |name: &str| -> u64 {
+            let of_name = program.stages.iter().filter(|stage| stage.name == name);
+            let ops = of_name.flat_map(|stage| &program.ops[stage.ops.clone()]);
+            let uploads = ops.filter(|op| matches!(op.what, What::Upload { .. }));
+            uploads.flat_map(|op| &op.touches).map(|touch| touch.hull().len() as u64).sum()
+        };
+        Traffic {
+            pinned: self.pinned_weights(),
+            encoders: copied("clip") + copied("t5"),
+            modulation: copied("modulation"),
+            step: copied("step"),
         }
-        let Shape { width, height, .. } = self.shape();
-        Err(Error::Capacity {
-            what: format!("a {width} x {height} image with {} weights", self.quantize),
-            needed_bytes: self.arena_bytes(),
-            available_bytes: budget_bytes,
-            advice:
-                "allow more, ask for a smaller image, or keep all Linears in NF4; the plan lists every region"
-                    .to_string(),
-        })
     }
+
+    /// Bytes of pinned memory for streamed weights.
+    pub(crate) fn pinned_weights(&self) -> u64 {
+        let homes = self.first().placed.homes.iter();
+        let pinned = homes.filter(|home| matches!(home.place, HomePlace::Pinned(_)));
+        pinned.map(|home| home.unit.image.len() as u64).sum()
+    }
+}
+
+/// Bytes of weights that do not stay on the device: see [`Plan::within`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Traffic {
+    /// In pinned host memory.
+    pub pinned: u64,
+    /// Copied while the prompt is encoded.
+    pub encoders: u64,
+    /// Copied before the first step.
+    pub modulation: u64,
+    /// Copied in each step.
+    pub step: u64,
 }
 
 /// Bytes of so many GiB: `gib(6.5)`. Nothing for what is no amount.
@@ -373,7 +479,7 @@ impl fmt::Display for Plan {
             writeln!(f, "{region}")?;
         }
         let sum = |resident: bool| -> u64 {
-            let kind = |kind: Kind| (kind == Kind::Weight) == resident;
+            let kind = |kind: Kind| kind.is_resident() == resident;
             regions.iter().filter(|r| kind(r.kind)).map(|r| r.bytes as u64).sum()
         };
         let (flux, t5) = self.nf4_bytes();
@@ -388,6 +494,13 @@ impl fmt::Display for Plan {
         line("arena: the one device allocation", self.arena_bytes())?;
         line("pinned host memory while loading", loading)?;
         line("pinned host memory while generating", running)?;
+        let Traffic { pinned, encoders, modulation, step } = self.traffic();
+        if pinned > 0 {
+            line("pinned host memory of streamed weights", pinned)?;
+            line("  copied while a prompt is encoded", encoders)?;
+            line("  copied before the first step", modulation)?;
+            line("  copied in each step", step)?;
+        }
         writeln!(f)?;
         let tera = |flops: u64| flops as f64 * 1e-12;
         let work = self.work();
@@ -427,12 +540,12 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_below_the_arena_is_refused_with_both_numbers() {
+    fn a_budget_below_the_least_is_refused_with_both_numbers() {
         let plan = schnell(512);
-        let need = plan.arena_bytes();
-        plan.check_budget(need).unwrap();
-        let error = plan.check_budget(need - 1).unwrap_err();
-        assert!(matches!(error, Error::Capacity { needed_bytes, .. } if needed_bytes == need));
+        let Error::Capacity { needed_bytes, .. } = plan.clone().within(1).unwrap_err() else { panic!() };
+        assert_eq!(plan.clone().within(needed_bytes).unwrap().arena_bytes(), needed_bytes);
+        let error = plan.within(needed_bytes - 1).unwrap_err();
+        assert!(matches!(error, Error::Capacity { needed_bytes: again, .. } if again == needed_bytes));
     }
 
     #[test]

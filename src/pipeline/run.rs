@@ -3,6 +3,7 @@
 //! Everything is decided before: an operation is enqueued as it is, without allocating. The host waits only to stay at most one
 //! turn of a repeated stage ahead, for dumps, and at the end.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -11,8 +12,8 @@ use half::bf16;
 use crate::device::{Config, Device, Event, HostBuffer, Params, StreamId, View, Work};
 use crate::memory::arena::Arena;
 use crate::models::flux::{BRANCHES, Inputs, Outputs};
-use crate::program::op::Kept;
-use crate::program::{Kind, Program, STREAM, What};
+use crate::program::op::{Kept, Op};
+use crate::program::{Kind, Placed, Program, STREAM, What};
 use crate::{Error, Result};
 
 use super::load::Prompt;
@@ -26,7 +27,7 @@ pub(super) struct Bound {
     plan: Arc<ShapePlan>,
     ops: Vec<BoundOp>,
     stages: Vec<BoundStage>,
-    /// Of the waits between streams; an operation's numbers point here.
+    /// Behind operations that another stream waits for; an operation's numbers point here.
     events: Vec<Event>,
     clock: Clock,
 }
@@ -47,6 +48,7 @@ enum Ready {
     Send { to: View<u8>, host: usize },
     Fetch { from: View<u8>, host: usize },
     Fill { view: View<u8>, value: u8 },
+    Upload { to: View<u8>, from: usize },
 }
 
 #[derive(Debug)]
@@ -67,29 +69,40 @@ impl Bound {
         let capability = device.capability();
         let again = plan.record_at(whole.config(), whole.quantize(), capability, arena.address()?)?;
         let placed = &plan.placed;
-        same_operations(&placed.program, &again)?;
+        same_operations(placed, &again, arena)?;
         let view = |touch: &crate::program::Touch| {
             let hull = touch.hull();
             arena.bytes(placed.offsets[touch.buffer] + hull.start, hull.len())
         };
-        let mut ops = Vec::with_capacity(again.ops.len());
-        for (i, (op, first)) in again.ops.into_iter().zip(&placed.program.ops).enumerate() {
-            let what = match op.what {
-                What::Launch { config, params } => {
-                    within(&op.work, arena)?;
-                    device.prepare(config.kernel)?;
-                    device.note_launched(config.kernel);
-                    Ready::Launch { config, params, work: op.work }
+        let mut ops = Vec::with_capacity(placed.program.ops.len());
+        let mut recorded = again.ops.into_iter();
+        // One event behind each operation that any other waits for.
+        let signals: BTreeSet<usize> = placed.waits.iter().map(|wait| wait.signal).collect();
+        let signals: Vec<usize> = signals.into_iter().collect();
+        for (i, first) in placed.program.ops.iter().enumerate() {
+            let what = match first.what {
+                What::Upload { from } => Ready::Upload { to: view(&first.touches[0])?, from },
+                _ => {
+                    let op = recorded.next().ok_or_else(another_program)?;
+                    match op.what {
+                        What::Launch { config, params } => {
+                            within(&op.work, arena)?;
+                            device.prepare(config.kernel)?;
+                            device.note_launched(config.kernel);
+                            Ready::Launch { config, params, work: op.work }
+                        }
+                        What::Send { host } => Ready::Send { to: view(&first.touches[0])?, host },
+                        What::Fetch { host } => Ready::Fetch { from: view(&first.touches[0])?, host },
+                        What::Fill { value } => Ready::Fill { view: view(&first.touches[0])?, value },
+                        What::Upload { .. } => return Err(another_program()),
+                        #[cfg(test)]
+                        What::Nothing => continue,
+                    }
                 }
-                What::Send { host } => Ready::Send { to: view(&first.touches[0])?, host },
-                What::Fetch { host } => Ready::Fetch { from: view(&first.touches[0])?, host },
-                What::Fill { value } => Ready::Fill { view: view(&first.touches[0])?, value },
-                #[cfg(test)]
-                What::Nothing => continue,
             };
-            let waits = placed.waits.iter().enumerate().filter(|(_, wait)| wait.waiter == i);
-            let waits = waits.map(|(event, _)| event).collect();
-            let signal = placed.waits.iter().position(|wait| wait.signal == i);
+            let waits = placed.waits.iter().filter(|wait| wait.waiter == i);
+            let waits = waits.filter_map(|wait| signals.binary_search(&wait.signal).ok()).collect();
+            let signal = signals.binary_search(&i).ok();
             ops.push(BoundOp { what, stream: first.stream, waits, signal });
         }
         let stage = |stage: &crate::program::Stage| {
@@ -110,7 +123,7 @@ impl Bound {
             })
         };
         let stages = placed.program.stages.iter().map(stage).collect::<Result<Vec<_>>>()?;
-        let events = placed.waits.iter().map(|_| device.create_event()).collect::<Result<_>>()?;
+        let events = signals.iter().map(|_| device.create_event()).collect::<Result<_>>()?;
         let clock = Clock::new(device, stages.iter().map(|stage| stage.repeats).sum())?;
         Ok(Bound { plan, ops, stages, events, clock })
     }
@@ -136,6 +149,7 @@ impl Bound {
     pub fn run(
         &mut self,
         device: &Device,
+        weights: Option<&HostBuffer>,
         host: &mut HostBuffer,
         mut dump_host: Option<&mut HostBuffer>,
         dumps: &mut Dumps,
@@ -150,7 +164,7 @@ impl Bound {
                 _ => None,
             };
             if announced.is_some_and(|event| progress(event).is_break()) {
-                return stop(device);
+                return stop(ops, device);
             }
             for turn in 0..stage.repeats {
                 if device.capability().is_emulator {
@@ -158,11 +172,11 @@ impl Bound {
                         device.fill(STREAM, view, 0xff)?;
                     }
                 }
-                enqueue(device, &ops[stage.ops.clone()], events, host)?;
+                enqueue(device, &ops[stage.ops.clone()], events, weights, host)?;
                 clock.stage(device, stage.labels[turn].clone())?;
                 if stage.name == "step" {
                     if progress(Progress::Step { index: turn, total: stage.repeats }).is_break() {
-                        return stop(device);
+                        return stop(ops, device);
                     }
                     clock.keep_pace(device)?;
                 }
@@ -173,26 +187,46 @@ impl Bound {
                 }
             }
         }
-        device.synchronize(STREAM)
+        drain(ops, device)
     }
 
     /// Enqueues one turn of the stage called `name` and nothing else: what the host pays for it.
     #[cfg(test)]
-    pub fn enqueue_once(&self, device: &Device, host: &mut HostBuffer, name: &str) -> Result<usize> {
+    pub fn enqueue_once(
+        &self,
+        device: &Device,
+        weights: Option<&HostBuffer>,
+        host: &mut HostBuffer,
+        name: &str,
+    ) -> Result<usize> {
         let stage = self.stages.iter().find(|stage| stage.name == name);
         let ops = &self.ops[stage.map_or(0..0, |stage| stage.ops.clone())];
-        enqueue(device, ops, &self.events, host)?;
+        enqueue(device, ops, &self.events, weights, host)?;
         Ok(ops.len())
     }
 }
 
+/// Waits until what has been enqueued is done.
+fn drain(ops: &[BoundOp], device: &Device) -> Result<()> {
+    if ops.iter().any(|op| op.stream == StreamId::Copy) {
+        device.synchronize(StreamId::Copy)?;
+    }
+    device.synchronize(STREAM)
+}
+
 /// Waits until what has been enqueued is done, and says so.
-fn stop(device: &Device) -> Result<()> {
-    device.synchronize(STREAM)?;
+fn stop(ops: &[BoundOp], device: &Device) -> Result<()> {
+    drain(ops, device)?;
     Err(Error::Stopped)
 }
 
-fn enqueue(device: &Device, ops: &[BoundOp], events: &[Event], host: &mut HostBuffer) -> Result<()> {
+fn enqueue(
+    device: &Device,
+    ops: &[BoundOp],
+    events: &[Event],
+    weights: Option<&HostBuffer>,
+    host: &mut HostBuffer,
+) -> Result<()> {
     for op in ops {
         for &event in &op.waits {
             device.wait(op.stream, &events[event])?;
@@ -207,6 +241,10 @@ fn enqueue(device: &Device, ops: &[BoundOp], events: &[Event], host: &mut HostBu
             Ready::Send { to, host: at } => device.copy_to_device(op.stream, to, host, *at)?,
             Ready::Fetch { from, host: at } => device.copy_to_host(op.stream, host, *at, from)?,
             Ready::Fill { view, value } => device.fill(op.stream, view, *value)?,
+            Ready::Upload { to, from } => {
+                let weights = weights.ok_or_else(|| Error::Internal("no streamed weights".to_string()))?;
+                device.copy_to_device(op.stream, to, weights, *from)?;
+            }
         }
         if let Some(event) = op.signal {
             device.record(op.stream, &events[event])?;
@@ -215,20 +253,30 @@ fn enqueue(device: &Device, ops: &[BoundOp], events: &[Event], host: &mut HostBu
     Ok(())
 }
 
-/// The two recordings must be of the same operations.
-fn same_operations(first: &Program, again: &Program) -> Result<()> {
-    let same = first.ops.len() == again.ops.len()
-        && first.ops.iter().zip(&again.ops).all(|(a, b)| match (&a.what, &b.what) {
+/// The two recordings must be of the same operations, on the bytes that the passes have given to each.
+fn same_operations(placed: &Placed, again: &Program, arena: &Arena) -> Result<()> {
+    let base = arena.address()?;
+    let recorded = placed.program.ops.iter().filter(|op| !matches!(op.what, What::Upload { .. }));
+    let place = |touch: &crate::program::Touch| base + (placed.offsets[touch.buffer] + touch.start) as u64;
+    let same = |(first, other): (&Op, &Op)| {
+        let what = match (&first.what, &other.what) {
             (What::Launch { config, .. }, What::Launch { config: other, .. }) => config == other,
             (What::Send { host }, What::Send { host: other })
             | (What::Fetch { host }, What::Fetch { host: other }) => host == other,
             (What::Fill { value }, What::Fill { value: other }) => value == other,
             _ => false,
-        });
-    match same {
+        };
+        let places = first.touches.iter().map(place);
+        what && places.eq(other.work.spans.iter().map(|span| span.address))
+    };
+    match recorded.clone().count() == again.ops.len() && recorded.zip(&again.ops).all(same) {
         true => Ok(()),
-        false => Err(Error::Internal("recorded again, the program is another".to_string())),
+        false => Err(another_program()),
     }
+}
+
+fn another_program() -> Error {
+    Error::Internal("recorded again, the program is another".to_string())
 }
 
 /// Whatever a launch touches is the arena's.
@@ -249,7 +297,9 @@ fn dead_at(plan: &ShapePlan, op: usize, arena: &Arena) -> Result<Vec<View<u8>>> 
     let buffers = placed.program.buffers.iter().zip(&placed.offsets).zip(&placed.live);
     let mut alive: Vec<(usize, usize)> = buffers
         .filter(|((buffer, _), live)| {
-            buffer.kind == Kind::Work && live.iter().any(|&(first, last)| first <= op && op <= last)
+            // A copy may be on its way whose bytes nobody will read.
+            buffer.kind == Kind::Streamed
+                || buffer.kind.is_work() && live.iter().any(|&(first, last)| first <= op && op <= last)
         })
         .map(|((buffer, &offset), _)| (offset, offset + buffer.bytes))
         .collect();
@@ -369,7 +419,7 @@ mod tests {
         let arena = Arena::new(plan.arena_bytes() as usize, &device).unwrap();
         let bound = Bound::new(plan.shapes[0].clone(), &plan, &device, &arena).unwrap();
         let mut host = device.allocate_host(plan.host_bytes().1 as usize).unwrap();
-        let ops = bound.enqueue_once(&device, &mut host, "step").unwrap();
+        let ops = bound.enqueue_once(&device, None, &mut host, "step").unwrap();
         assert!(ops > 20, "{ops}");
         let skipped = device.num_skipped_launches();
         let allocations = ALLOCATIONS.get();
@@ -377,7 +427,7 @@ mod tests {
         let best = (0..200)
             .map(|_| {
                 let begun = Instant::now();
-                bound.enqueue_once(&device, &mut host, "step").unwrap();
+                bound.enqueue_once(&device, None, &mut host, "step").unwrap();
                 begun.elapsed()
             })
             .min()

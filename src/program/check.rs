@@ -20,7 +20,7 @@ pub(crate) struct Fault {
 /// See [`Fault`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FaultKind {
-    /// A buffer leaves the arena, or a touch its buffer.
+    /// A buffer leaves the arena, a touch its buffer, or a part what it is a part of.
     OutOfBounds,
     /// A buffer that does not begin where vectors may.
     Misaligned,
@@ -32,7 +32,7 @@ pub(crate) enum FaultKind {
     Overlap,
     /// Two operations of two streams on the same bytes, one of them writing, with nothing that orders them.
     Unordered,
-    /// A write into a weight, or a buffer that is none among them.
+    /// A write into a weight (other than its copy from pinned memory), or a buffer that is none among them.
     WritesResident,
     /// An operation that lies in no stage, or in two.
     Stages,
@@ -53,39 +53,26 @@ impl From<Fault> for crate::Error {
 }
 
 const ALIGNMENT: usize = 256;
-/// The instance of what happened before the first operation.
-const BEFORE: usize = usize::MAX;
-
-/// Some bytes of the arena: whose they are, which instance wrote them, and who of each stream read them last.
-#[derive(Clone, Copy)]
-struct Piece {
-    end: usize,
-    buffer: usize,
-    writer: usize,
-    readers: [Option<usize>; StreamId::COUNT],
-}
 
 /// The first fault, if there is one.
 pub(crate) fn check(placed: &Placed) -> Result<(), Fault> {
     bounds(placed)?;
     stages(placed)?;
-    let mut paper = Paper {
-        placed,
-        is_one_stream: placed.program.ops.iter().all(|op| op.stream == StreamId::Compute),
-        order: Vec::new(),
-        streams: Vec::new(),
-        knows: Vec::new(),
-        memory: BTreeMap::new(),
-    };
+    let mut paper = Paper { placed, memory: BTreeMap::new() };
+    let mut streams =
+        placed.program.ops.iter().any(|op| op.stream != StreamId::Compute).then(Streams::default);
     for (i, buffer) in placed.program.buffers.iter().enumerate() {
-        if buffer.kind == Kind::Weight && buffer.bytes > 0 {
-            paper.take(i, placed.offsets[i], placed.offsets[i] + buffer.bytes, BEFORE)?;
+        if buffer.kind.is_resident() && buffer.bytes > 0 {
+            paper.take(i, placed.offsets[i], placed.offsets[i] + buffer.bytes);
         }
     }
     for stage in &placed.program.stages {
         for _ in 0..stage.repeats.min(2) {
             for op in stage.ops.clone() {
                 paper.carry_out(op)?;
+                if let Some(streams) = &mut streams {
+                    streams.carry_out(placed, op)?;
+                }
             }
             for kept in &stage.kept {
                 paper.read(&kept.touch, &format!("what is kept as {}", kept.name))?;
@@ -101,24 +88,33 @@ fn fault(kind: FaultKind, what: String) -> Result<(), Fault> {
 
 fn bounds(placed: &Placed) -> Result<(), Fault> {
     let buffers = &placed.program.buffers;
-    let mut is_used: Vec<bool> = buffers.iter().map(|buffer| buffer.kind == Kind::Weight).collect();
+    let mut is_used: Vec<bool> = buffers.iter().map(|buffer| buffer.kind.is_resident()).collect();
     for touch in placed.program.ops.iter().flat_map(|op| &op.touches) {
         is_used[touch.buffer] = true;
     }
-    let weights = buffers.iter().zip(&placed.offsets).filter(|(buffer, _)| buffer.kind == Kind::Weight);
+    let weights = buffers.iter().zip(&placed.offsets).filter(|(buffer, _)| buffer.kind.is_resident());
     let resident = weights.map(|(buffer, offset)| offset.saturating_add(buffer.bytes)).max().unwrap_or(0);
     let places = buffers.iter().zip(&placed.offsets).zip(is_used);
     for ((buffer, &offset), _) in places.filter(|(_, is_used)| *is_used) {
         if offset % ALIGNMENT != 0 {
             return fault(FaultKind::Misaligned, format!("{} begins at {offset}", buffer.name));
         }
-        if buffer.kind != Kind::Weight && offset < resident {
+        if !buffer.kind.is_resident() && offset < resident {
             let what = format!("{} at {offset} lies among the weights, which end at {resident}", buffer.name);
             return fault(FaultKind::WritesResident, what);
         }
         if offset.checked_add(buffer.bytes).is_none_or(|end| end > placed.bytes) {
             let what = format!("{} at {offset} with {} bytes leaves the arena", buffer.name, buffer.bytes);
             return fault(FaultKind::OutOfBounds, what);
+        }
+    }
+    for (buffer, &offset) in buffers.iter().zip(&placed.offsets) {
+        if let Kind::Part { of, start } = buffer.kind {
+            let fits = start.checked_add(buffer.bytes).is_some_and(|end| end <= buffers[of].bytes);
+            if !fits || placed.offsets[of].checked_add(start) != Some(offset) {
+                let what = format!("{} is no part of {}", buffer.name, buffers[of].name);
+                return fault(FaultKind::OutOfBounds, what);
+            }
         }
     }
     for (i, op) in placed.program.ops.iter().enumerate() {
@@ -133,7 +129,13 @@ fn bounds(placed: &Placed) -> Result<(), Fault> {
                     format!("operation {i} touches {touch:?} of {}, {} bytes", buffer.name, buffer.bytes);
                 return fault(FaultKind::OutOfBounds, what);
             }
-            if touch.mode != Mode::Read && buffer.kind == Kind::Weight {
+            let is_upload = matches!(op.what, What::Upload { .. });
+            let may_write = match buffer.kind {
+                Kind::Weight(_) | Kind::Part { .. } => false,
+                Kind::Streamed => is_upload,
+                Kind::Load | Kind::Work => !is_upload,
+            };
+            if touch.mode != Mode::Read && !may_write {
                 return fault(FaultKind::WritesResident, format!("operation {i} writes {}", buffer.name));
             }
         }
@@ -159,7 +161,7 @@ fn bounds(placed: &Placed) -> Result<(), Fault> {
             What::Launch { .. } => true,
             #[cfg(test)]
             What::Nothing => true,
-            What::Send { .. } | What::Fill { .. } => {
+            What::Send { .. } | What::Fill { .. } | What::Upload { .. } => {
                 matches!(op.touches[..], [Touch { mode: Mode::Write, .. }])
             }
             What::Fetch { .. } => matches!(op.touches[..], [Touch { mode: Mode::Read, .. }]),
@@ -188,29 +190,16 @@ fn stages(placed: &Placed) -> Result<(), Fault> {
     }
 }
 
+/// Which bytes are whose, operation by operation.
 struct Paper<'a> {
     placed: &'a Placed,
-    /// Then nothing is unordered, and who wrote or read a piece does not matter: pieces of one buffer are one.
-    is_one_stream: bool,
-    /// By instance: its operation, its stream's number, and up to which instance of the other stream it knows all done.
-    order: Vec<usize>,
-    streams: Vec<usize>,
-    knows: Vec<Option<usize>>,
-    /// By first byte.
-    memory: BTreeMap<usize, Piece>,
+    /// By first byte: one past the last, and the buffer.
+    memory: BTreeMap<usize, (usize, usize)>,
 }
 
 impl Paper<'_> {
     fn carry_out(&mut self, op: usize) -> Result<(), Fault> {
         let operation = &self.placed.program.ops[op];
-        let (at, stream) = (self.order.len(), operation.stream.index());
-        let before = (0..at).rev().find(|&i| self.streams[i] == stream).and_then(|i| self.knows[i]);
-        let waits = self.placed.waits.iter().filter(|wait| wait.waiter == op);
-        let signals = waits.filter_map(|wait| (0..at).rev().find(|&i| self.order[i] == wait.signal));
-        let knows = signals.filter(|&i| self.streams[i] != stream).chain(before).max();
-        self.order.push(op);
-        self.streams.push(stream);
-        self.knows.push(knows);
         let name = format!("operation {op}");
         // Reads first: an update reads what was there.
         for touch in operation.touches.iter().filter(|t| t.mode != Mode::Write) {
@@ -218,67 +207,47 @@ impl Paper<'_> {
         }
         for touch in operation.touches.iter().filter(|t| t.mode != Mode::Read) {
             let base = self.placed.offsets[touch.buffer] + touch.start;
-            let all = self.piece_at(base).filter(|piece| piece.end >= base + touch.hull().len());
-            if self.is_one_stream && all.is_some_and(|piece| piece.buffer == touch.buffer) {
-                continue;
-            }
-            for row in joined(touch) {
-                self.take(touch.buffer, base + row.0, base + row.1, at)?;
+            if !self.is_all_of(touch.buffer, base, base + touch.hull().len()) {
+                for row in joined(touch) {
+                    self.take(touch.buffer, base + row.0, base + row.1);
+                }
             }
         }
         Ok(())
     }
 
-    /// Whether what instance `other` did is done when the last instance begins.
-    fn is_ordered(&self, other: usize) -> bool {
-        let Some(last) = self.order.len().checked_sub(1) else { return true };
-        other == BEFORE
-            || self.streams[other] == self.streams[last]
-            || self.knows[last].is_some_and(|k| other <= k)
-    }
-
-    fn unordered(&self, other: usize, bytes: std::ops::Range<usize>) -> Result<(), Fault> {
-        let last = self.order.last().copied().unwrap_or_default();
-        let what = format!("operations {} and {last} meet at {bytes:?} on two streams", self.order[other]);
-        fault(FaultKind::Unordered, what)
+    /// Whether one piece of `buffer` holds the bytes `from..to`.
+    fn is_all_of(&self, buffer: usize, from: usize, to: usize) -> bool {
+        let last = self.memory.range(..=from).next_back();
+        last.is_some_and(|(_, &(end, whose))| whose == buffer && end >= to)
     }
 
     fn read(&mut self, touch: &Touch, who: &str) -> Result<(), Fault> {
-        let program = &self.placed.program;
         let base = self.placed.offsets[touch.buffer] + touch.start;
-        let name = |i: usize| &program.buffers[i].name;
-        let at = self.order.len().saturating_sub(1);
-        let stream = self.streams.last().copied().unwrap_or_default();
-        let hull = touch.hull();
-        let all = self.piece_at(base).filter(|piece| piece.end >= base + hull.len());
-        if self.is_one_stream && all.is_some_and(|piece| piece.buffer == touch.buffer) {
+        let name = |i: usize| &self.placed.program.buffers[i].name;
+        if self.is_all_of(touch.buffer, base, base + touch.hull().len()) {
             return Ok(());
         }
         for (from, to) in joined(touch) {
             let (from, to) = (base + from, base + to);
+            let before = self.memory.range(..=from).next_back().map(|(&start, _)| start);
             let mut next = from;
-            self.split(from);
-            self.split(to);
-            let pieces: Vec<(usize, Piece)> = self.memory.range(from..to).map(|(&s, &p)| (s, p)).collect();
-            for (start, piece) in pieces {
-                if start != next {
+            for (&start, &(end, buffer)) in self.memory.range(before.unwrap_or(from)..to) {
+                if end <= from {
+                    continue;
+                }
+                if start > next {
                     break;
                 }
-                next = piece.end;
-                if piece.buffer != touch.buffer {
+                if buffer != touch.buffer {
                     let what = format!(
                         "{who} reads {} where {} was written since",
                         name(touch.buffer),
-                        name(piece.buffer)
+                        name(buffer)
                     );
                     return fault(FaultKind::Reused, what);
                 }
-                if !self.is_ordered(piece.writer) {
-                    return self.unordered(piece.writer, start..piece.end);
-                }
-                if let Some(piece) = self.memory.get_mut(&start).filter(|_| !self.is_one_stream) {
-                    piece.readers[stream] = Some(at);
-                }
+                next = end;
             }
             if next < to {
                 let what = format!(
@@ -292,54 +261,160 @@ impl Paper<'_> {
         Ok(())
     }
 
-    /// Bytes `from..to` become `buffer`'s, written by instance `writer`.
-    fn take(&mut self, buffer: usize, from: usize, to: usize, writer: usize) -> Result<(), Fault> {
+    /// Bytes `from..to` become `buffer`'s; neighbors of one buffer are one piece.
+    fn take(&mut self, buffer: usize, mut from: usize, mut to: usize) {
         if from == to {
-            return Ok(());
+            return;
         }
-        self.split(from);
-        self.split(to);
-        let old: Vec<(usize, Piece)> = self.memory.range(from..to).map(|(&s, &p)| (s, p)).collect();
-        for (start, piece) in old {
-            let others = std::iter::once(piece.writer).chain(piece.readers.into_iter().flatten());
-            for other in others {
-                if !self.is_ordered(other) {
-                    return self.unordered(other, start..piece.end);
-                }
-            }
+        split(&mut self.memory, from);
+        split(&mut self.memory, to);
+        let old: Vec<usize> = self.memory.range(from..to).map(|(&start, _)| start).collect();
+        for start in old {
             self.memory.remove(&start);
         }
-        let mut piece = Piece { end: to, buffer, writer, readers: [None; StreamId::COUNT] };
-        let mut start = from;
-        if self.is_one_stream {
-            piece.writer = BEFORE;
-            if let Some(next) = self.memory.get(&to).copied().filter(|next| next.buffer == buffer) {
-                self.memory.remove(&to);
-                piece.end = next.end;
-            }
-            if let Some((&before, _)) =
-                self.memory.range(..from).next_back().filter(|(_, p)| p.buffer == buffer && p.end == from)
-            {
-                start = before;
-            }
+        if let Some(&(end, _)) = self.memory.get(&to).filter(|(_, whose)| *whose == buffer) {
+            self.memory.remove(&to);
+            to = end;
         }
-        self.memory.insert(start, piece);
+        if let Some((&start, _)) =
+            self.memory.range(..from).next_back().filter(|(_, piece)| **piece == (from, buffer))
+        {
+            from = start;
+        }
+        self.memory.insert(from, (to, buffer));
+    }
+}
+
+/// What each stream knows of the other. Bytes between rows count as touched: a plan has no reason to have another stream
+/// work there.
+#[derive(Default)]
+struct Streams {
+    /// By instance: its operation, its stream's number, and up to which instance of the other stream it knows all done.
+    order: Vec<usize>,
+    streams: Vec<usize>,
+    knows: Vec<Option<usize>>,
+    /// By stream and by operation, the last instance.
+    last: [Option<usize>; StreamId::COUNT],
+    last_of: BTreeMap<usize, usize>,
+    /// By first byte.
+    memory: BTreeMap<usize, Piece>,
+}
+
+/// Some bytes of the arena: which instance wrote them, and which of each stream read them last.
+#[derive(Clone, Copy)]
+struct Piece {
+    end: usize,
+    writer: Option<usize>,
+    readers: [Option<usize>; StreamId::COUNT],
+}
+
+impl Streams {
+    fn carry_out(&mut self, placed: &Placed, op: usize) -> Result<(), Fault> {
+        let operation = &placed.program.ops[op];
+        let (at, stream) = (self.order.len(), operation.stream.index());
+        let before = self.last[stream].and_then(|i| self.knows[i]);
+        let waits = placed.waits.iter().filter(|wait| wait.waiter == op);
+        let signals = waits.filter_map(|wait| self.last_of.get(&wait.signal).copied());
+        let knows = signals.filter(|&i| self.streams[i] != stream).chain(before).max();
+        self.order.push(op);
+        self.streams.push(stream);
+        self.knows.push(knows);
+        self.last[stream] = Some(at);
+        self.last_of.insert(op, at);
+        for touch in &operation.touches {
+            let hull = touch.hull();
+            let base = placed.offsets[touch.buffer];
+            self.touch(at, base + hull.start, base + hull.end, touch.mode)?;
+        }
         Ok(())
     }
 
-    /// The piece that holds byte `at`.
-    fn piece_at(&self, at: usize) -> Option<Piece> {
-        self.memory.range(..=at).next_back().map(|(_, &piece)| piece).filter(|piece| piece.end > at)
+    /// Instance `at`, the last one, touches bytes `from..to`.
+    fn touch(&mut self, at: usize, from: usize, to: usize, mode: Mode) -> Result<(), Fault> {
+        if from == to {
+            return Ok(());
+        }
+        split(&mut self.memory, from);
+        split(&mut self.memory, to);
+        let mut next = from;
+        let known: Vec<(usize, Piece)> = self.memory.range(from..to).map(|(&s, &p)| (s, p)).collect();
+        for (start, mut piece) in known {
+            let readers = piece.readers.iter().copied().filter(|_| mode != Mode::Read);
+            if let Some(other) = readers.chain([piece.writer]).flatten().find(|&i| !self.is_ordered(i)) {
+                let (other, last) = (self.order[other], self.order[at]);
+                let what =
+                    format!("operations {other} and {last} meet at {start}..{} on two streams", piece.end);
+                return fault(FaultKind::Unordered, what);
+            }
+            if next < start {
+                self.put(at, next, start, mode);
+            }
+            next = piece.end;
+            if mode == Mode::Read {
+                piece.readers[self.streams[at]] = Some(at);
+                self.memory.insert(start, piece);
+            } else {
+                self.memory.remove(&start);
+            }
+        }
+        match mode {
+            Mode::Read if next < to => self.put(at, next, to, mode),
+            Mode::Read => {}
+            _ => self.put(at, from, to, mode),
+        }
+        Ok(())
     }
 
-    /// Makes a piece begin at `at`, if one holds it.
-    fn split(&mut self, at: usize) {
-        if let Some((&start, &piece)) = self.memory.range(..at).next_back()
-            && piece.end > at
-        {
-            self.memory.insert(start, Piece { end: at, ..piece });
-            self.memory.insert(at, piece);
+    fn put(&mut self, at: usize, from: usize, to: usize, mode: Mode) {
+        let mut piece = Piece { end: to, writer: None, readers: [None; StreamId::COUNT] };
+        match mode {
+            Mode::Read => piece.readers[self.streams[at]] = Some(at),
+            _ => piece.writer = Some(at),
         }
+        self.memory.insert(from, piece);
+    }
+
+    /// Whether what instance `other` did is done when the last instance begins.
+    fn is_ordered(&self, other: usize) -> bool {
+        let Some(last) = self.order.len().checked_sub(1) else { return true };
+        self.streams[other] == self.streams[last] || self.knows[last].is_some_and(|k| other <= k)
+    }
+}
+
+/// What lies from some byte to another.
+trait Extent: Copy {
+    fn end(&self) -> usize;
+    /// The same up to `end`.
+    fn up_to(self, end: usize) -> Self;
+}
+
+impl Extent for (usize, usize) {
+    fn end(&self) -> usize {
+        self.0
+    }
+
+    fn up_to(self, end: usize) -> Self {
+        (end, self.1)
+    }
+}
+
+impl Extent for Piece {
+    fn end(&self) -> usize {
+        self.end
+    }
+
+    fn up_to(self, end: usize) -> Self {
+        Piece { end, ..self }
+    }
+}
+
+/// Makes a piece begin at `at`, if one holds it.
+fn split<P: Extent>(memory: &mut BTreeMap<usize, P>, at: usize) {
+    if let Some((&start, &piece)) = memory.range(..at).next_back()
+        && piece.end() > at
+    {
+        memory.insert(start, piece.up_to(at));
+        memory.insert(at, piece);
     }
 }
 

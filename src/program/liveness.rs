@@ -108,7 +108,7 @@ fn cut(at: impl Iterator<Item = usize>) -> Vec<usize> {
     set.into_iter().collect()
 }
 
-/// For every buffer, when it is occupied; empty for weights, which always are, and for what nothing touches.
+/// For every buffer, when it is occupied; empty for resident weights, which always are, and for what nothing touches.
 pub(crate) fn liveness(program: &Program) -> Vec<Live> {
     let n = program.ops.len();
     // What is kept at the end of a stage is read by its last operation, as it were.
@@ -134,8 +134,8 @@ pub(crate) fn liveness(program: &Program) -> Vec<Live> {
         .iter()
         .zip(&by_buffer)
         .map(|(buffer, touches)| match buffer.kind {
-            Kind::Work => live_of(touches, &order, &instances),
-            Kind::Weight | Kind::Load => Live::new(),
+            Kind::Work | Kind::Streamed => live_of(touches, &order, &instances),
+            Kind::Weight(_) | Kind::Load | Kind::Part { .. } => Live::new(),
         })
         .collect()
 }

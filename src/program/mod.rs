@@ -23,8 +23,9 @@ pub(crate) mod show;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use op::{Kind, Program, Stage, Touch, What};
+pub(crate) use op::{Kind, Program, Stage, Tier, Touch, What};
 pub(crate) use record::{HostRange, Recorder, STREAM};
+pub(crate) use residency::{Home, HomePlace, Streamed};
 
 use crate::Result;
 
@@ -36,8 +37,10 @@ pub(crate) struct Placed {
     pub offsets: Vec<usize>,
     /// Size of the arena.
     pub bytes: usize,
-    /// Bytes at the arena's start that weights fill, in every program of a model alike.
+    /// Bytes at the arena's start that resident weights fill, in every program of a pipeline alike.
     pub resident_bytes: usize,
+    /// Where the weights are, in the order in which they were asked for; alike, too.
+    pub homes: Vec<residency::Home>,
     /// For every buffer the operations during which it holds something that matters.
     pub live: Vec<liveness::Live>,
     /// Across streams.
@@ -45,16 +48,18 @@ pub(crate) struct Placed {
 }
 
 impl Placed {
-    /// All passes, and the check of what they made.
+    /// All passes, and the check of what they made; `streamed` weights do not stay.
     ///
     /// # Errors
     /// [`crate::Error::Internal`] when the check finds a fault, which is one of this crate.
-    pub fn new(program: Program) -> Result<Placed> {
-        let program = residency::all_resident(program);
+    pub fn new(program: Program, streamed: &Streamed) -> Result<Placed> {
+        let units = residency::units(&program);
+        let program = residency::residency(program, streamed)?;
         let live = liveness::liveness(&program);
         let (offsets, bytes, resident_bytes) = place::place(&program, &live);
         let waits = order::order(&program, &offsets);
-        let placed = Placed { program, offsets, bytes, resident_bytes, live, waits };
+        let homes = residency::homes(units, streamed, &offsets);
+        let placed = Placed { program, offsets, bytes, resident_bytes, homes, live, waits };
         check::check(&placed)?;
         Ok(placed)
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::device::{Config, Mode, Params, Rows, StreamId, Work};
 
 /// See the module's text of [`super`].
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Program {
     pub buffers: Vec<Buffer>,
     pub ops: Vec<Op>,
@@ -25,15 +25,44 @@ pub(crate) struct Buffer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// From the model's files, before the first operation; never written again.
-    Weight,
+    Weight(Tier),
     /// Used while weights are loaded, and not after.
     Load,
     /// By operations.
     Work,
+    /// By operations: weights that are copied from pinned memory whenever they are needed.
+    Streamed,
+    /// It is a part of buffer `of`, from byte `start` on, and operations touch that one.
+    Part { of: usize, start: usize },
+}
+
+impl Kind {
+    /// Weights that have a place of their own.
+    pub fn is_resident(self) -> bool {
+        matches!(self, Kind::Weight(_))
+    }
+
+    /// Whether operations fill it.
+    pub fn is_work(self) -> bool {
+        matches!(self, Kind::Work | Kind::Streamed)
+    }
+}
+
+/// In which order weights leave the device when they do not all fit: what is needed least often goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Tier {
+    /// Of the text encoders: once a prompt.
+    Encoder,
+    /// Once a prompt and schedule.
+    Modulation,
+    /// Once a step.
+    Block,
+    /// Stays: small, or needed all the time.
+    Fixed,
 }
 
 /// One thing to enqueue.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Op {
     pub what: What,
     pub stream: StreamId,
@@ -43,7 +72,7 @@ pub(crate) struct Op {
 }
 
 /// See [`Op`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum What {
     Launch {
         config: Config,
@@ -60,6 +89,10 @@ pub(crate) enum What {
     /// Every byte of the one touch.
     Fill {
         value: u8,
+    },
+    /// From byte `from` of the streamed weights in pinned memory into the one touch.
+    Upload {
+        from: usize,
     },
     /// For tests of the passes, to which it does not matter.
     #[cfg(test)]

@@ -20,24 +20,23 @@ pub(crate) fn order(program: &Program, offsets: &[usize]) -> Vec<Wait> {
     }
     let unrolled = program.unrolled();
     let mut waits: Vec<Wait> = Vec::new();
-    // By stream: up to which instance of the other stream it has waited.
+    // By stream: its instances so far, and up to which of the other's it has waited.
+    let mut instances: [Vec<usize>; StreamId::COUNT] = Default::default();
     let mut seen = [None::<usize>; StreamId::COUNT];
     for (at, &op) in unrolled.iter().enumerate() {
-        let later = &program.ops[op];
-        let conflict = (0..at).rev().find(|&i| {
-            let earlier = &program.ops[unrolled[i]];
-            earlier.stream != later.stream && conflicts(earlier, later, offsets)
-        });
-        let stream = later.stream.index();
-        if let Some(signal) = conflict
-            && seen[stream].is_none_or(|so_far| so_far < signal)
-        {
+        let (later, stream) = (&program.ops[op], program.ops[op].stream.index());
+        let others = instances.iter().enumerate().filter(|(other, _)| *other != stream);
+        let unseen = others.flat_map(|(_, list)| list.iter().rev().copied());
+        let unseen = unseen.take_while(|&i| seen[stream].is_none_or(|so_far| so_far < i));
+        let conflict = unseen.into_iter().find(|&i| conflicts(&program.ops[unrolled[i]], later, offsets));
+        if let Some(signal) = conflict {
             seen[stream] = Some(signal);
             let wait = Wait { waiter: op, signal: unrolled[signal] };
             if !waits.contains(&wait) {
                 waits.push(wait);
             }
         }
+        instances[stream].push(at);
     }
     waits
 }

@@ -13,7 +13,7 @@ pub(crate) const ALIGNMENT: usize = 256;
 pub(crate) fn place(program: &Program, live: &[Live]) -> (Vec<usize>, usize, usize) {
     let mut offsets = vec![0; program.buffers.len()];
     let mut base = 0;
-    let weights = program.buffers.iter().zip(&mut offsets).filter(|(b, _)| b.kind == Kind::Weight);
+    let weights = program.buffers.iter().zip(&mut offsets).filter(|(b, _)| b.kind.is_resident());
     for (buffer, offset) in weights {
         *offset = base;
         base += buffer.bytes.next_multiple_of(ALIGNMENT);
@@ -41,6 +41,11 @@ pub(crate) fn place(program: &Program, live: &[Live]) -> (Vec<usize>, usize, usi
     let (end, places) = best.unwrap_or((base, Vec::new()));
     for (i, offset) in places {
         offsets[i] = offset;
+    }
+    for (i, buffer) in program.buffers.iter().enumerate() {
+        if let Kind::Part { of, start } = buffer.kind {
+            offsets[i] = offsets[of] + start;
+        }
     }
     (offsets, end.max(loading).max(ALIGNMENT), base)
 }

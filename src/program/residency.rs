@@ -1,9 +1,252 @@
-//! What stays on the device. So far everything does; what does not fit a budget will get a slot of a ring here, and copies
-//! on the copy stream before the operations that read it.
+//! What stays on the device. Weights that do not fit lie in pinned memory, and are copied a [`Unit`] at a time on the copy
+//! stream, ahead of the operations that read them: the copy of a unit may begin when the unit before the last has been read, so
+//! that it hides behind what is computed with the last one, and two units at a time are on the device.
+//!
+//! In a repeated stage the first unit of the next turn is copied behind the last of this one. What the last turn copies so is
+//! for nothing, and costs nothing: nobody waits for it.
 
-use super::op::Program;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
-/// All weights have a place of their own.
-pub(crate) fn all_resident(program: Program) -> Program {
-    program
+use super::op::{Buffer, Kind, Op, Program, Stage, Tier, Touch, What};
+use super::place::ALIGNMENT;
+use crate::device::{Mode, Rows, StreamId, Work};
+use crate::{Error, Result};
+
+/// Weights that networks ask for under one name, one behind the other: a layer, a block.
+#[derive(Clone, Debug)]
+pub(crate) struct Unit {
+    pub name: String,
+    pub tier: Tier,
+    /// By number.
+    buffers: Vec<usize>,
+    /// Where it lies if all weights lie one behind the other in the order in which they are asked for.
+    pub image: Range<usize>,
+}
+
+/// All weights of a program, in that order.
+pub(crate) fn units(program: &Program) -> Vec<Unit> {
+    let (mut units, mut end) = (Vec::<Unit>::new(), 0);
+    for (i, buffer) in program.buffers.iter().enumerate() {
+        let Kind::Weight(tier) = buffer.kind else { continue };
+        let start = end;
+        end += buffer.bytes.next_multiple_of(ALIGNMENT);
+        match units.last_mut().filter(|unit| unit.name == buffer.name && unit.tier == tier) {
+            Some(unit) => {
+                unit.buffers.push(i);
+                unit.image.end = end;
+            }
+            None => {
+                let name = buffer.name.clone();
+                units.push(Unit { name, tier, buffers: vec![i], image: start..end });
+            }
+        }
+    }
+    units
+}
+
+/// Where a unit's weights are when no operation needs them.
+#[derive(Clone, Debug)]
+pub(crate) struct Home {
+    pub unit: Unit,
+    pub place: HomePlace,
+}
+
+/// See [`Home`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HomePlace {
+    /// From this byte of the arena on.
+    Arena(usize),
+    /// From this byte of the streamed weights in pinned memory on.
+    Pinned(usize),
+}
+
+/// The homes of `units`, whose resident buffers lie at `offsets`.
+pub(crate) fn homes(units: Vec<Unit>, streamed: &Streamed, offsets: &[usize]) -> Vec<Home> {
+    let mut pinned = 0;
+    let home = |unit: Unit| {
+        let place = if streamed.has(&unit) {
+            pinned += unit.image.len();
+            HomePlace::Pinned(pinned - unit.image.len())
+        } else {
+            HomePlace::Arena(unit.buffers.first().map_or(0, |&first| offsets[first]))
+        };
+        Home { unit, place }
+    };
+    units.into_iter().map(home).collect()
+}
+
+/// Names of units that are streamed; the same in every program of a pipeline.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Streamed(BTreeSet<String>);
+
+impl Streamed {
+    /// In which order units leave the device: tier by tier; of the encoders and modulations the larger first, of the blocks
+    /// such that those that have gone are spread evenly, and each has the most to hide behind.
+    pub fn order(units: &[Unit]) -> Vec<String> {
+        let mut order: Vec<(Tier, usize, usize)> = Vec::new();
+        for tier in [Tier::Encoder, Tier::Modulation, Tier::Block] {
+            let of_tier: Vec<usize> = (0..units.len()).filter(|&i| units[i].tier == tier).collect();
+            for (rank, &i) in of_tier.iter().enumerate() {
+                let first = match tier {
+                    Tier::Block => (rank as u32).reverse_bits() as usize,
+                    _ => usize::MAX - units[i].image.len(),
+                };
+                order.push((tier, first, i));
+            }
+        }
+        order.sort_unstable();
+        order.into_iter().map(|(_, _, i)| units[i].name.clone()).collect()
+    }
+
+    pub fn of<'a>(names: impl IntoIterator<Item = &'a String>) -> Streamed {
+        Streamed(names.into_iter().cloned().collect())
+    }
+
+    pub fn has(&self, unit: &Unit) -> bool {
+        unit.tier != Tier::Fixed && self.0.contains(&unit.name)
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// What the buffer is called in which a streamed unit is put together.
+pub(crate) const UNIT_IN_THE_MAKING: &str = "load.unit";
+
+/// Operations `first..=last`, which read of all streamed units only this one.
+struct Visit {
+    unit: usize,
+    first: usize,
+    last: usize,
+}
+
+/// `program` with the `streamed` units in buffers that operations fill, by copies that are inserted.
+///
+/// # Errors
+/// [`Error::Internal`] for an operation that reads two of them.
+pub(crate) fn residency(mut program: Program, streamed: &Streamed) -> Result<Program> {
+    let units: Vec<Unit> = units(&program).into_iter().filter(|unit| streamed.has(unit)).collect();
+    if units.is_empty() {
+        return Ok(program);
+    }
+    // Where each lies in pinned memory.
+    let (mut pinned, mut end) = (Vec::new(), 0);
+    let first_unit = program.buffers.len();
+    for (i, unit) in units.iter().enumerate() {
+        let bytes = unit.image.len();
+        program.buffers.push(Buffer { name: unit.name.clone(), bytes, kind: Kind::Streamed });
+        let mut start = 0;
+        for &buffer in &unit.buffers {
+            program.buffers[buffer].kind = Kind::Part { of: first_unit + i, start };
+            start += program.buffers[buffer].bytes.next_multiple_of(ALIGNMENT);
+        }
+        pinned.push(end);
+        end += bytes;
+    }
+    let kinds: Vec<Kind> = program.buffers.iter().map(|buffer| buffer.kind).collect();
+    let to_whole = |touch: &mut Touch| {
+        if let Kind::Part { of, start } = kinds[touch.buffer] {
+            *touch = Touch { buffer: of, start: touch.start + start, ..*touch };
+        }
+    };
+    program.ops.iter_mut().flat_map(|op| &mut op.touches).for_each(to_whole);
+
+    let visits = visits(&program, first_unit)?;
+    let mut copies: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (before, unit) in places(&program.stages, &visits) {
+        copies.entry(before).or_default().push(unit);
+    }
+    let upload = |unit: usize| {
+        let bytes = units[unit].image.len();
+        let rows = Rows { num: 1, pitch: bytes, bytes };
+        let touch = Touch { buffer: first_unit + unit, start: 0, rows, mode: Mode::Write };
+        let what = What::Upload { from: pinned[unit] };
+        Op { what, stream: StreamId::Copy, touches: vec![touch], work: Work::default() }
+    };
+    let mut ops = Vec::with_capacity(program.ops.len() + visits.len());
+    let mut recorded = program.ops.into_iter().enumerate();
+    for stage in &mut program.stages {
+        let start = ops.len();
+        for (before, op) in recorded.by_ref().take(stage.ops.len()) {
+            ops.extend(copies.get(&before).into_iter().flatten().map(|unit| upload(*unit)));
+            ops.push(op);
+        }
+        stage.ops = start..ops.len();
+    }
+    program.ops = ops;
+    // Loading puts a unit together on the device before it goes to its home.
+    let bytes = units.iter().map(|unit| unit.image.len()).max().unwrap_or(0);
+    program.buffers.push(Buffer { name: UNIT_IN_THE_MAKING.to_string(), bytes, kind: Kind::Load });
+    Ok(program)
+}
+
+/// Which units are read, in the order of the operations; `first_unit` is the buffer of the first.
+fn visits(program: &Program, first_unit: usize) -> Result<Vec<Visit>> {
+    let mut visits: Vec<Visit> = Vec::new();
+    for (stage, i) in program.stages.iter().flat_map(|stage| stage.ops.clone().map(move |i| (stage, i))) {
+        let touched: BTreeSet<usize> =
+            program.ops[i].touches.iter().filter_map(|touch| touch.buffer.checked_sub(first_unit)).collect();
+        if touched.len() > 1 {
+            return Err(Error::Internal(format!("operation {i} reads {} streamed units", touched.len())));
+        }
+        let Some(&unit) = touched.first() else { continue };
+        match visits.last_mut().filter(|visit| visit.unit == unit && stage.ops.contains(&visit.first)) {
+            Some(visit) => visit.last = i,
+            None => visits.push(Visit { unit, first: i, last: i }),
+        }
+    }
+    Ok(visits)
+}
+
+/// Which units are copied where: the operation before which it is, and the unit.
+fn places(stages: &[Stage], visits: &[Visit]) -> Vec<(usize, usize)> {
+    let mut places = Vec::new();
+    // In the stage before, where what the next one reads first can be copied.
+    let mut ahead: Option<usize> = None;
+    let mut rest = visits;
+    for stage in stages {
+        let num = rest.iter().take_while(|visit| stage.ops.contains(&visit.first)).count();
+        let (own, others) = rest.split_at(num);
+        rest = others;
+        if let Some(first) = own.first() {
+            places.push((ahead.unwrap_or(stage.ops.start), first.unit));
+            places.extend(own.windows(2).map(|pair| (pair[0].first, pair[1].unit)));
+            // For the next turn.
+            let last = own.last().filter(|_| stage.repeats > 1 && num > 1 && ahead.is_some());
+            places.extend(last.map(|last| (last.first, first.unit)));
+        }
+        ahead = can_prefetch(stage).then(|| own.last().map_or(stage.ops.start, |visit| visit.first));
+    }
+    places
+}
+
+/// Whether what the next stage reads may be copied in this one: it takes place once whenever the next does.
+fn can_prefetch(stage: &Stage) -> bool {
+    stage.repeats == 1 && !stage.ops.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Blocks that leave are spread: no two neighbors before half of them are gone.
+    #[test]
+    fn blocks_leave_evenly() {
+        let unit = |i: usize| Unit {
+            name: format!("block.{i}"),
+            tier: Tier::Block,
+            buffers: vec![i],
+            image: i * 256..(i + 1) * 256,
+        };
+        let units: Vec<Unit> = (0..16).map(unit).collect();
+        let order = Streamed::order(&units);
+        let first: BTreeSet<&String> = order[..8].iter().collect();
+        for pair in units.windows(2) {
+            assert!(!first.contains(&pair[0].name) || !first.contains(&pair[1].name), "{order:?}");
+        }
+        assert_eq!(order.iter().collect::<BTreeSet<_>>().len(), 16);
+    }
 }

@@ -25,10 +25,11 @@ pub(crate) fn regions(placed: &Placed) -> Vec<Region> {
     // With the first and the last stage, by their places in the program.
     type Lived = (Region, Option<(usize, usize)>);
     let mut by_name: BTreeMap<(bool, &str), Lived> = BTreeMap::new();
-    for (i, buffer) in program.buffers.iter().enumerate() {
+    let buffers = program.buffers.iter().enumerate();
+    for (i, buffer) in buffers.filter(|(_, buffer)| !matches!(buffer.kind, Kind::Part { .. })) {
         let first = placed.live[i].first().and_then(|l| stage_of(l.0));
         let last = placed.live[i].last().and_then(|l| stage_of(l.1));
-        let is_resident = buffer.kind == Kind::Weight;
+        let is_resident = buffer.kind.is_resident();
         let bytes = buffer.bytes.next_multiple_of(super::place::ALIGNMENT);
         let alive = first.zip(last);
         let region = || Region {
@@ -54,18 +55,20 @@ pub(crate) fn regions(placed: &Placed) -> Vec<Region> {
         })
         .filter(|region| region.bytes > 0)
         .collect();
-    regions.sort_by_key(|r| (r.kind != Kind::Weight, r.offset, r.name.clone()));
+    regions.sort_by_key(|r| (!r.kind.is_resident(), r.offset, r.name.clone()));
     regions
 }
 
 impl fmt::Display for Region {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let alive = match (self.kind, self.alive) {
-            (Kind::Weight, _) => "always".to_string(),
+            (Kind::Weight(_), _) => "always".to_string(),
             (Kind::Load, _) => "load".to_string(),
-            (Kind::Work, Some((first, last))) if first == last => first.to_string(),
-            (Kind::Work, Some((first, last))) => format!("{first} to {last}"),
-            (Kind::Work, None) => "never".to_string(),
+            (Kind::Streamed, Some((first, last))) if first == last => format!("{first}, streamed"),
+            (Kind::Streamed, Some((first, last))) => format!("{first} to {last}, streamed"),
+            (_, Some((first, last))) if first == last => first.to_string(),
+            (_, Some((first, last))) => format!("{first} to {last}"),
+            (_, None) => "never".to_string(),
         };
         write!(f, "{:<22} {:>14} {:>14}   {alive}", self.name, self.offset, self.bytes)
     }
@@ -84,6 +87,7 @@ pub(crate) fn launches(placed: &Placed) -> String {
                 What::Send { .. } => "send".to_string(),
                 What::Fetch { .. } => "fetch".to_string(),
                 What::Fill { value } => format!("fill {value:#04x}"),
+                What::Upload { .. } => "upload".to_string(),
                 #[cfg(test)]
                 What::Nothing => "nothing".to_string(),
             };

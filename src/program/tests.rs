@@ -4,8 +4,8 @@
 use crate::device::{Mode, Rows, StreamId, Work};
 
 use super::check::{FaultKind, check};
-use super::op::{Buffer, Kind, Op, Program, Stage, Touch, What};
-use super::{Placed, liveness, order, place};
+use super::op::{Buffer, Kind, Op, Program, Stage, Tier, Touch, What};
+use super::{Placed, Streamed, liveness, order, place};
 
 /// splitmix64.
 struct Rng(u64);
@@ -69,7 +69,7 @@ fn random_program(seed: u64) -> Program {
         let (rows, columns) = (1 + rng.below(5), 1 + rng.below(4));
         let is_weight = rng.below(5) == 0;
         let sheet = Sheet { rows, columns, written: vec![is_weight; rows * columns] };
-        let kind = if is_weight { Kind::Weight } else { Kind::Work };
+        let kind = if is_weight { Kind::Weight(Tier::Fixed) } else { Kind::Work };
         program.buffers.push(Buffer { name: format!("b{i}"), bytes: sheet.bytes(), kind });
         sheets.push(sheet);
     }
@@ -105,11 +105,173 @@ fn random_program(seed: u64) -> Program {
     program
 }
 
+/// A program with weights that may leave, of one to three buffers each, as networks ask for them; the names of those that do.
+fn random_streaming_program(seed: u64) -> (Program, Streamed) {
+    let mut rng = Rng(seed);
+    let mut program = Program::default();
+    let mut buffer = |name: String, bytes, kind| {
+        program.buffers.push(Buffer { name, bytes, kind });
+        program.buffers.len() - 1
+    };
+    let whole = |buffer: usize, bytes: usize, mode| {
+        let rows = Rows { num: 1, pitch: bytes, bytes };
+        Touch { buffer, start: 0, rows, mode }
+    };
+    let num_units = 1 + rng.below(5);
+    let (mut weights, mut gone) = (Vec::new(), Vec::new());
+    for unit in 0..num_units {
+        let tier = [Tier::Encoder, Tier::Modulation, Tier::Block, Tier::Fixed][rng.below(4)];
+        let name = format!("unit.{unit}");
+        let of_unit: Vec<(usize, usize)> = (0..1 + rng.below(3))
+            .map(|_| {
+                let bytes = CELL * (1 + rng.below(40));
+                (buffer(name.clone(), bytes, Kind::Weight(tier)), bytes)
+            })
+            .collect();
+        weights.push(of_unit);
+        if rng.below(3) > 0 {
+            gone.push(name);
+        }
+    }
+    let bytes = CELL * (1 + rng.below(30));
+    let states: Vec<usize> = (0..2).map(|i| buffer(format!("x{i}"), bytes, Kind::Work)).collect();
+    // Each reads one unit and what the one before has left.
+    let (mut state, mut is_first) = (0, true);
+    for name in ["one", "two", "three"].into_iter().take(1 + rng.below(3)) {
+        let start = program.ops.len();
+        for _ in 0..1 + rng.below(7) {
+            let unit = &weights[rng.below(num_units)];
+            let (weight, of_weight) = unit[rng.below(unit.len())];
+            let mut touches = vec![whole(weight, of_weight, Mode::Read)];
+            if !is_first {
+                touches.push(whole(states[state], bytes, Mode::Read));
+            }
+            (state, is_first) = (1 - state, false);
+            touches.push(whole(states[state], bytes, Mode::Write));
+            program.ops.push(op(StreamId::Compute, touches));
+        }
+        // So that every turn begins as the first does.
+        if (program.ops.len() - start) % 2 == 1 && start > 0 {
+            let touches =
+                vec![whole(states[state], bytes, Mode::Read), whole(states[1 - state], bytes, Mode::Write)];
+            program.ops.push(op(StreamId::Compute, touches));
+            state = 1 - state;
+        }
+        let repeats = if start == 0 { 1 } else { 1 + rng.below(3) };
+        program.stages.push(Stage { name, ops: start..program.ops.len(), repeats, kept: Vec::new() });
+    }
+    (program, Streamed::of(&gone))
+}
+
+#[test]
+fn streaming_is_right_and_needs_each_of_its_waits() {
+    let (mut uploads, mut waits, mut missing, mut smaller) = (0, 0, 0, 0);
+    for seed in 0..12_000 {
+        let all = Placed::new(random_streaming_program(seed).0, &Streamed::default()).unwrap();
+        let (program, streamed) = random_streaming_program(seed);
+        let mut placed = Placed::new(program, &streamed).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        let is_upload = |op: &&Op| matches!(op.what, What::Upload { .. });
+        uploads += placed.program.ops.iter().filter(is_upload).count();
+        smaller += (placed.bytes < all.bytes) as usize;
+        for i in 0..placed.waits.len() {
+            let wait = placed.waits.remove(i);
+            let fault = check(&placed);
+            let is_copy = |op: usize| placed.program.ops[op].stream == StreamId::Copy;
+            // Whoever reads a unit needs its copy. A copy may have waited for more than it had to.
+            missing += fault.is_err() as usize;
+            waits += 1;
+            if is_copy(wait.signal) && !placed.program.stages.iter().any(|stage| stage.repeats > 1) {
+                assert_eq!(
+                    fault.map_err(|fault| fault.kind),
+                    Err(FaultKind::Unordered),
+                    "seed {seed}: {wait:?}"
+                );
+            }
+            placed.waits.insert(i, wait);
+        }
+    }
+    assert!(uploads > 20_000 && smaller > 500, "{uploads} {smaller}");
+    assert!(missing * 10 > waits * 9, "{missing} of {waits}");
+}
+
+#[test]
+fn planted_faults_of_streaming_are_reported_by_name() {
+    use FaultKind::*;
+    let (program, streamed) = (0..)
+        .map(random_streaming_program)
+        .find(|(program, streamed)| {
+            let placed = Placed::new(program.clone(), streamed).unwrap();
+            let parts =
+                placed.program.buffers.iter().filter(|b| matches!(b.kind, Kind::Part { start: 1.., .. }));
+            parts.count() > 1 && placed.waits.len() > 3 && streamed.len() > 2
+        })
+        .unwrap();
+    let fault_of = |change: &dyn Fn(&mut Placed)| {
+        let mut placed = Placed::new(program.clone(), &streamed).unwrap();
+        change(&mut placed);
+        check(&placed).expect_err("a planted fault must show").kind
+    };
+    let part =
+        |p: &Placed| p.program.buffers.iter().position(|b| matches!(b.kind, Kind::Part { start: 1.., .. }));
+    let first =
+        |p: &Placed| p.program.ops.iter().position(|op| matches!(op.what, What::Upload { .. })).unwrap();
+    let moved = fault_of(&|p| {
+        let part = part(p).unwrap();
+        p.offsets[part] += 256;
+    });
+    assert_eq!(moved, OutOfBounds, "a part elsewhere");
+    assert_eq!(
+        fault_of(&|p| {
+            let part = part(p).unwrap();
+            p.program.buffers[part].bytes += 1 << 20;
+        }),
+        OutOfBounds
+    );
+    assert_eq!(fault_of(&|p| p.waits.clear()), Unordered);
+    let of_upload = |change: fn(&mut Op)| {
+        fault_of(&|p| {
+            let upload = first(p);
+            change(&mut p.program.ops[upload]);
+        })
+    };
+    assert_eq!(of_upload(|op| op.touches[0].rows.bytes = 0), Unwritten);
+    assert_eq!(of_upload(|op| op.what = What::Fill { value: 0 }), WritesResident);
+    assert_eq!(of_upload(|op| op.touches[0].mode = Mode::Read), Malformed);
+    // Two units that are there at once, at one place.
+    let streamed_units = |p: &Placed| -> Vec<usize> {
+        (0..p.live.len())
+            .filter(|&i| p.program.buffers[i].kind == Kind::Streamed && !p.live[i].is_empty())
+            .collect()
+    };
+    let reused = fault_of(&|p| {
+        let units = streamed_units(p);
+        let meets = |a: usize, b: usize| {
+            p.live[a].iter().any(|x| p.live[b].iter().any(|y| x.0.max(y.0) < x.1.min(y.1)))
+        };
+        let pair = units
+            .iter()
+            .flat_map(|&a| units.iter().map(move |&b| (a, b)))
+            .find(|&(a, b)| a < b && meets(a, b));
+        let (a, b) = pair.unwrap();
+        let from = p.offsets[a];
+        p.offsets[b] = from;
+        for i in 0..p.offsets.len() {
+            if let Kind::Part { of, start } = p.program.buffers[i].kind
+                && of == b
+            {
+                p.offsets[i] = from + start;
+            }
+        }
+    });
+    assert!(matches!(reused, Reused | Unordered | Overlap), "{reused:?}");
+}
+
 #[test]
 fn what_the_passes_make_of_random_programs_is_right() {
     let (mut shared, mut waits) = (0, 0);
     for seed in 0..12_000 {
-        let placed = Placed::new(random_program(seed)).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        let placed = Placed::new(random_program(seed), &Streamed::default())
+            .unwrap_or_else(|e| panic!("seed {seed}: {e}"));
         let live = (0..placed.live.len()).filter(|&i| !placed.live[i].is_empty());
         let sum: usize = live.map(|i| placed.program.buffers[i].bytes.next_multiple_of(256)).sum();
         shared += (placed.bytes < placed.resident_bytes + sum) as usize;
@@ -125,7 +287,7 @@ fn what_the_passes_make_of_random_programs_is_right() {
 fn random_plans_are_not_right_by_luck() {
     let (mut without_wait, mut overlapped) = (0, 0);
     for seed in 0..2_000 {
-        let mut placed = Placed::new(random_program(seed)).unwrap();
+        let mut placed = Placed::new(random_program(seed), &Streamed::default()).unwrap();
         if let Some(wait) = placed.waits.pop() {
             without_wait += check(&placed).is_err() as usize;
             placed.waits.push(wait);
@@ -162,7 +324,7 @@ fn sample() -> Program {
         program.buffers.push(Buffer { name: name.to_string(), bytes: 1024, kind });
         program.buffers.len() - 1
     };
-    let weights = buffer("weights", Kind::Weight);
+    let weights = buffer("weights", Kind::Weight(Tier::Fixed));
     let [slot, x, y, z, sum, t, out] =
         ["slot", "x", "y", "z", "sum", "t", "out"].map(|name| buffer(name, Kind::Work));
     let whole =
@@ -208,14 +370,14 @@ const OUT: usize = 7;
 
 #[track_caller]
 fn fault_of(change: impl FnOnce(&mut Placed)) -> FaultKind {
-    let mut placed = Placed::new(sample()).unwrap();
+    let mut placed = Placed::new(sample(), &Streamed::default()).unwrap();
     change(&mut placed);
     check(&placed).expect_err("a planted fault must show").kind
 }
 
 #[test]
 fn the_sample_is_right_and_shares_bytes() {
-    let placed = Placed::new(sample()).unwrap();
+    let placed = Placed::new(sample(), &Streamed::default()).unwrap();
     assert_eq!(placed.resident_bytes, 1024);
     assert!(placed.bytes < 8 * 1024, "{}", placed.bytes);
     let wait = |waiter, signal| order::Wait { waiter, signal };
@@ -327,12 +489,13 @@ fn lifetimes_see_rows_and_columns() {
     let touch = Touch { buffer: 1, ..rows(0, 1, 256, Mode::Write) };
     program.ops[5] = op(compute, vec![touch]);
     assert_eq!(liveness::liveness(&program), [vec![(0, 4), (6, 7)], vec![(5, 5)]]);
-    let placed = Placed::new(program).unwrap();
+    let placed = Placed::new(program, &Streamed::default()).unwrap();
     assert_eq!(placed.offsets, [0, 0]);
 }
 
 /// The published models at every size, without weights: `Plan::new` ends with the check.
 mod full_size {
+    use crate::Error;
     use crate::config::PipelineConfig;
     use crate::pipeline::{Plan, Quantize, Shape};
 
@@ -354,6 +517,39 @@ mod full_size {
         }
         let shape = Shape { t5_length: 512, ..Shape::default() };
         Plan::new(&PipelineConfig::schnell(), shape, Quantize::None).unwrap();
+    }
+
+    /// Budgets from the least to the most, at six sizes: each plan keeps within its own, and streams no more than it must.
+    #[test]
+    fn every_budget_is_right() {
+        let sizes = [(256, 256), (512, 512), (768, 1344), (1024, 1024), (1536, 1024), (2048, 2048)];
+        std::thread::scope(|scope| {
+            for (config, true_cfg) in [(PipelineConfig::schnell(), false), (dev(), false), (dev(), true)] {
+                scope.spawn(move || {
+                    for (width, height) in sizes {
+                        let shape = Shape { width, height, true_cfg, ..Shape::default() };
+                        let all = Plan::new(&config, shape, Quantize::Nf4).unwrap();
+                        let Err(Error::Capacity { needed_bytes: least, .. }) = all.clone().within(1) else {
+                            panic!()
+                        };
+                        let (most, mut before) = (all.arena_bytes(), 0);
+                        for i in 0..=40 {
+                            let budget = least + (most - least) * i / 40;
+                            let plan = all.clone().within(budget).unwrap();
+                            let bytes = plan.arena_bytes();
+                            assert!(
+                                bytes <= budget && bytes >= before,
+                                "{width} x {height}: {bytes} of {budget}"
+                            );
+                            assert!(i > 0 || bytes == least);
+                            before = bytes;
+                        }
+                        assert_eq!(before, most);
+                        println!("{width} x {height}, {true_cfg}: {least} to {most}");
+                    }
+                });
+            }
+        });
     }
 
     /// What leaving T5's `wo` wide costs, and what docs/adr/0011 says of it.

@@ -21,9 +21,10 @@ use crate::kernels::nf4_quantize::{Nf4Layout, Nf4Quantize, Nf4Source};
 use crate::memory::arena::{Arena, Slot};
 use crate::models::layers::Weight;
 use crate::program::place::ALIGNMENT;
+use crate::program::{Home, HomePlace};
 use crate::{Error, Result};
 
-/// What becomes of a tensor.
+/// What becomes of a tensor. Slots are those among all weights, one behind the other; where these are, [`Home`]s say.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Target {
     /// The host reads it when it needs to; the device never sees it.
@@ -62,6 +63,34 @@ pub(crate) enum Target {
         /// Rows of the Linear.
         num_rows: usize,
     },
+}
+
+impl Target {
+    /// Where it begins among all weights, if the device gets it.
+    fn offset(&self) -> Option<usize> {
+        match self {
+            Target::Host => None,
+            Target::F32 { slot } => Some(slot.offset()),
+            Target::Bf16 { slot, .. } | Target::Conv { slot, .. } => Some(slot.offset()),
+            Target::Nf4 { codes, .. } => Some(codes.offset()),
+        }
+    }
+
+    /// The same, as far behind byte `to` of the arena as it is behind byte `from` of all weights.
+    fn moved(self, from: usize, to: usize) -> Target {
+        match self {
+            Target::Host => Target::Host,
+            Target::F32 { slot } => Target::F32 { slot: slot.moved(from, to) },
+            Target::Bf16 { slot, pitch } => Target::Bf16 { slot: slot.moved(from, to), pitch },
+            Target::Conv { slot, channels, kernel } => {
+                Target::Conv { slot: slot.moved(from, to), channels, kernel }
+            }
+            Target::Nf4 { layout, codes, absmax, first_row, num_rows } => {
+                let (codes, absmax) = (codes.moved(from, to), absmax.moved(from, to));
+                Target::Nf4 { layout, codes, absmax, first_row, num_rows }
+            }
+        }
+    }
 }
 
 /// Bytes of one pinned buffer and of one device-side staging slot: large enough for full PCIe speed, small beside any
@@ -170,6 +199,18 @@ impl Rows {
     }
 }
 
+/// Where weights go: those that stay into the arena, those that are streamed into pinned memory, put together in a part of the
+/// arena that nothing else needs before operations run.
+pub(crate) struct Destination<'a> {
+    pub arena: &'a Arena,
+    /// By place among all weights.
+    pub homes: &'a [Home],
+    /// Of the arena, for the largest streamed unit.
+    pub unit_in_the_making: usize,
+    /// As large as all streamed units.
+    pub pinned: Option<&'a mut HostBuffer>,
+}
+
 /// Reads all `weights`. `progress(done, total)` counts file bytes.
 ///
 /// # Errors
@@ -177,12 +218,13 @@ impl Rows {
 /// [`Error::Device`] from the machine.
 pub(crate) fn upload(
     device: &Device,
-    arena: &Arena,
+    destination: Destination<'_>,
     staging: &Staging,
     source: &Source,
     weights: &[Weight],
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<()> {
+    let Destination { arena, homes, unit_in_the_making, mut pinned } = destination;
     let slot = |i: usize| -> Result<StagingSlot> {
         Ok(StagingSlot {
             host: device.allocate_host(staging.slot_bytes)?,
@@ -204,14 +246,41 @@ pub(crate) fn upload(
     let total = tensors.iter().map(|(_, tensor)| tensor.stored_bytes()).sum();
     let mut done = 0;
     let mut going = progress(0, total);
+    let homes = |offset: usize| {
+        let home = homes.partition_point(|home| home.unit.image.end <= offset);
+        homes.get(home).ok_or_else(|| Error::Internal(format!("weights have no byte {offset}")))
+    };
+    // The unit that is put together.
+    let mut making: Option<&Home> = None;
+    let between = [device.create_event()?, device.create_event()?];
+    let mut finish = |making: Option<&Home>| match (making, &mut pinned) {
+        (Some(Home { unit, place: HomePlace::Pinned(to) }), Some(pinned)) => {
+            let whole = arena.bytes(unit_in_the_making, unit.image.len())?;
+            device.record(StreamId::Copy, &between[0])?;
+            device.wait(StreamId::Compute, &between[0])?;
+            device.copy_to_host(StreamId::Compute, pinned, *to, &whole)?;
+            device.record(StreamId::Compute, &between[1])?;
+            device.wait(StreamId::Copy, &between[1])
+        }
+        _ => Ok(()),
+    };
     for (weight, tensor) in tensors {
         if going.is_break() {
             return Err(Error::Stopped);
         }
-        uploader.tensor(&weight.target, tensor)?;
+        let home = homes(weight.target.offset().unwrap_or(0))?;
+        if making.is_none_or(|making| making.unit.image != home.unit.image) {
+            finish(making.replace(home))?;
+        }
+        let at = match home.place {
+            HomePlace::Arena(at) => at,
+            HomePlace::Pinned(_) => unit_in_the_making,
+        };
+        uploader.tensor(&weight.target.moved(home.unit.image.start, at), tensor)?;
         done += tensor.stored_bytes();
         going = progress(done, total);
     }
+    finish(making)?;
     device.synchronize(StreamId::Copy)?;
     uploader.check_finite()
 }

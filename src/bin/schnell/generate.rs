@@ -13,7 +13,7 @@ use schnell::{
 };
 
 use crate::inputs::{self, NoiseSource};
-use crate::options::{self, DeviceOption, PlanOptions, Seed};
+use crate::options::{DeviceOption, PlanOptions, Seed};
 use crate::outputs::Outputs;
 use crate::terminal::say;
 
@@ -141,9 +141,7 @@ pub fn run(args: &Args) -> Result<()> {
     outputs.check_dump(&plan, &inputs, folder.path())?;
     drop(inputs);
     let noise = noise.read(&plan)?;
-    if let Some(budget) = args.plan.budget {
-        plan.check_budget(budget).map_err(options::in_flags)?;
-    }
+    let plan = args.plan.within_budget(plan)?;
     let cells = args.grid.map_or(1, Grid::cells);
     check_picture(args, outputs.format(), plan.shape(), &prompts)?;
     let (device, note) = args.device.open(&plan, cells)?;

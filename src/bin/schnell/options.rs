@@ -62,17 +62,23 @@ impl PlanOptions {
         }
     }
 
+    /// `plan` within the budget, if there is one; the refusal's advice is in the command's words.
+    pub fn within_budget(&self, plan: Plan) -> Result<Plan> {
+        let Some(budget) = self.budget else { return Ok(plan) };
+        let in_flags = |error| match error {
+            Error::Capacity { what, needed_bytes, available_bytes, .. } => {
+                let advice = "raise --budget, or ask for a smaller image; `schnell plan` lists every region";
+                Error::Capacity { what, needed_bytes, available_bytes, advice: advice.to_string() }
+            }
+            other => other,
+        };
+        plan.within(budget).map_err(in_flags)
+    }
+
     /// The model's folder.
     pub fn folder(&self) -> Result<ModelFolder> {
         if self.is_demo() { ModelFolder::demo() } else { ModelFolder::find(&self.model) }
     }
-}
-
-/// The refusal of [`Plan::check_budget`], its advice in the command's words.
-pub fn in_flags(error: Error) -> Error {
-    let Error::Capacity { what, needed_bytes, available_bytes, .. } = error else { return error };
-    let advice = "raise --budget, ask for a smaller image, or use --quantize nf4-all; `schnell plan` lists every region";
-    Error::Capacity { what, needed_bytes, available_bytes, advice: advice.to_string() }
 }
 
 /// `6.5GiB`, `900MiB`, `7GB`, `5000000000`.

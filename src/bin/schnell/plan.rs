@@ -2,7 +2,7 @@
 
 use schnell::{Plan, Result};
 
-use crate::options::{self, PlanOptions};
+use crate::options::PlanOptions;
 use crate::terminal;
 
 /// Config files suffice: the weights need not be there.
@@ -21,12 +21,10 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let config = args.options.folder()?.config()?;
     let plan = Plan::new(&config, args.options.shape(&config, args.true_cfg), args.options.quantize())?;
+    let plan = args.options.within_budget(plan)?;
     terminal::print(&plan.to_string())?;
     if args.launches {
         terminal::print(&format!("\n{}", plan.launches()))?;
     }
-    match args.options.budget {
-        Some(budget) => plan.check_budget(budget).map_err(options::in_flags),
-        None => Ok(()),
-    }
+    Ok(())
 }

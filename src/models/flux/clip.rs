@@ -13,7 +13,7 @@ use crate::kernels::gemm::{Activation, Epilogue};
 use crate::kernels::layer_norm_mod::LayerNormMod;
 use crate::kernels::select_row::SelectRow;
 use crate::models::layers::{Affine, Network, Product, Tokens};
-use crate::program::STREAM;
+use crate::program::{STREAM, Tier};
 use crate::{Error, Result};
 
 /// Token embeddings: they stay in their file, of which a prompt needs some rows.
@@ -60,6 +60,7 @@ pub(crate) fn record(
     let part = |view| Heads { view, pitch: 3 * width, head_stride: head_dim };
     for i in 0..config.layers {
         let layer = format!("text_model.encoder.layers.{i}");
+        net.unit(format!("clip.{i}"), Tier::Encoder);
 
         let norm1 = net.affine(&format!("{layer}.layer_norm1"), width)?;
         norm(net, config, &norm1, x, tokens, FloatOut::Bf16(&h))?;
@@ -94,6 +95,7 @@ pub(crate) fn record(
         let linear = net.linear(&[(&format!("{layer}.mlp.fc2"), width)], config.ff, true)?;
         net.gemm(&[Product::new(ff_tokens, &linear, width, none, add)])?;
     }
+    net.unit("clip.final".to_string(), Tier::Fixed);
     let row = net.buffer::<f32>("row", width)?;
     SelectRow { table: x, pitch: width, rows: tokens, width, index, out: &row }
         .launch(net.device(), STREAM)?;

@@ -12,7 +12,7 @@ use crate::kernels::attention::{Attention, Heads, RelativeBias};
 use crate::kernels::gemm::{Activation, Epilogue};
 use crate::kernels::rms_norm::RmsNorm;
 use crate::models::layers::{Network, Product, Tokens};
-use crate::program::STREAM;
+use crate::program::{STREAM, Tier};
 use crate::sampling::t5_bucket;
 use crate::{Error, Result};
 
@@ -70,6 +70,7 @@ pub(crate) fn record(
     };
     for i in 0..config.layers {
         let block = format!("encoder.block.{i}");
+        net.unit(format!("t5.{i}"), Tier::Encoder);
 
         norm(net, &format!("{block}.layer.0.layer_norm.weight"), &h)?;
         let parts = [
@@ -106,6 +107,7 @@ pub(crate) fn record(
         let linear = net.linear_left_wide(&format!("{block}.layer.1.DenseReluDense.wo"), width, ff)?;
         net.gemm(&[Product::new(ff_tokens, &linear, width, none, add)])?;
     }
+    net.unit("t5.final".to_string(), Tier::Fixed);
     norm(net, "encoder.final_layer_norm.weight", context)
 }
 

@@ -18,7 +18,7 @@ use crate::kernels::head_norm_rope::HeadNormRope;
 use crate::kernels::layer_norm_mod::LayerNormMod;
 use crate::kernels::select_row::SelectRow;
 use crate::models::layers::{FewRows, Linear, Network, Product, Rope, Tokens};
-use crate::program::STREAM;
+use crate::program::{STREAM, Tier};
 use crate::{Error, Result};
 
 /// Width of the sinusoid of a timestep or guidance scale.
@@ -162,7 +162,7 @@ impl<'c> Transformer<'c> {
         table: &View<f32>,
     ) -> Result<()> {
         let (config, d, steps) = (self.config, self.config.width(), self.extent.steps);
-        net.region("transformer.embedders".to_string());
+        net.unit("transformer.embedders".to_string(), Tier::Fixed);
         let hidden = net.buffer::<f32>("hidden", steps * d)?;
         let vec_pooled = net.buffer::<f32>("vec_pooled", d)?;
         let vec = net.buffer::<f32>("vec", steps * d)?;
@@ -182,11 +182,10 @@ impl<'c> Transformer<'c> {
         }
         embed("time_text_embed.timestep_embedder", sinusoids, SINUSOID_WIDTH, steps, add, &vec)?;
 
-        // Modulation Linears run once per prompt, blocks once per step: regions of their own, so that a smaller budget can
+        // Modulation Linears run once per prompt, blocks once per step: units of their own, so that a smaller budget can
         // stream the one kind and keep the other.
-        net.region("transformer.modulation".to_string());
         let out_pitch = Self::modulation_width(config);
-        let mut modulate = |name: &str, vectors: usize, at: Vectors| {
+        let modulate = |net: &mut Network<'_>, name: &str, vectors: usize, at: Vectors| {
             let linear = net.linear_of_rows(name, vectors * d, d)?;
             let out = table.slice(at.column, table.len() - at.column)?;
             let few = FewRows {
@@ -202,14 +201,17 @@ impl<'c> Transformer<'c> {
         };
         for i in 0..config.layers {
             let block = double_block(i);
-            modulate(&format!("{block}.norm1_context.linear"), 6, self.of_double(i, false))?;
-            modulate(&format!("{block}.norm1.linear"), 6, self.of_double(i, true))?;
+            net.unit(format!("transformer.modulation.double.{i}"), Tier::Modulation);
+            modulate(net, &format!("{block}.norm1_context.linear"), 6, self.of_double(i, false))?;
+            modulate(net, &format!("{block}.norm1.linear"), 6, self.of_double(i, true))?;
         }
         for i in 0..config.single_layers {
             let block = single_block(i);
-            modulate(&format!("{block}.norm.linear"), 3, self.of_single(i))?;
+            net.unit(format!("transformer.modulation.single.{i}"), Tier::Modulation);
+            modulate(net, &format!("{block}.norm.linear"), 3, self.of_single(i))?;
         }
-        modulate("norm_out.linear", 2, self.of_norm_out())
+        net.unit("transformer.modulation.final".to_string(), Tier::Modulation);
+        modulate(net, "norm_out.linear", 2, self.of_norm_out())
     }
 
     /// Records the velocity f32 `[image tokens, out_channels]` of `latents` bf16 `[image tokens, in_channels]` and the text
@@ -230,7 +232,7 @@ impl<'c> Transformer<'c> {
         SelectRow { table, pitch: width, rows, width, index: step, out }.launch(net.device(), STREAM)?;
 
         let (x_text, x_image) = (self.x.slice(0, lt * d)?, self.x.slice(lt * d, li * d)?);
-        net.region("transformer.embedders".to_string());
+        net.unit("transformer.embedders".to_string(), Tier::Fixed);
         let none = Activation::None;
         let text = Tokens { view: context, pitch: config.joint_width, rows: lt };
         let linear = net.linear(&[("context_embedder", d)], config.joint_width, true)?;
@@ -239,14 +241,14 @@ impl<'c> Transformer<'c> {
         let linear = net.linear(&[("x_embedder", d)], config.in_channels, true)?;
         net.gemm(&[Product::new(image, &linear, d, none, Epilogue::StoreF32(&x_image))])?;
         for i in 0..config.layers {
-            net.region(format!("transformer.double.{i}"));
+            net.unit(format!("transformer.double.{i}"), Tier::Block);
             self.double(net, i, &x_text, &x_image)?;
         }
         for i in 0..config.single_layers {
-            net.region(format!("transformer.single.{i}"));
+            net.unit(format!("transformer.single.{i}"), Tier::Block);
             self.single(net, i)?;
         }
-        net.region("transformer.final".to_string());
+        net.unit("transformer.final".to_string(), Tier::Fixed);
         let [scale, shift] = self.vectors(self.of_norm_out())?;
         self.norm(net, &x_image, li, &scale, &shift, &self.h)?;
         let h = Tokens { view: &self.h, pitch: d, rows: li };
