@@ -105,6 +105,8 @@ pub(super) struct Time {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Size {
     pub side: usize,
+    /// Of weights in pinned memory: 0 with everything resident.
+    pub streamed_bytes: u64,
     pub plan_bytes: u64,
     /// Free memory that vanished while the pipeline was bound and ran.
     pub taken_bytes: u64,

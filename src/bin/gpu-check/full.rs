@@ -14,12 +14,12 @@ use super::finding::{Finding, Row, Size};
 /// Pictures per size; the first also warms the machine up.
 const PICTURES: usize = 4;
 
-pub(super) fn run(device: &Device, side: usize) -> Result<()> {
-    Finding::Size(measure(device, PipelineConfig::schnell(), side)?).say();
+pub(super) fn run(device: &Device, side: usize, budget: Option<u64>) -> Result<()> {
+    Finding::Size(measure(device, PipelineConfig::schnell(), side, budget)?).say();
     Ok(())
 }
 
-fn measure(device: &Device, config: PipelineConfig, side: usize) -> Result<Size> {
+fn measure(device: &Device, config: PipelineConfig, side: usize, budget: Option<u64>) -> Result<Size> {
     // The demo's tokenizers have fewer ids than the full vocabulary: every id has a row.
     let dir = std::env::temp_dir().join(format!("schnell-gpu-check-full-{}-{side}", std::process::id()));
     schnell::demo::write(&dir)?;
@@ -28,7 +28,11 @@ fn measure(device: &Device, config: PipelineConfig, side: usize) -> Result<Size>
     let model = model?;
     let shape = Shape { width: side, height: side, ..Shape::default() };
     let plan = Plan::new(model.config(), shape, Quantize::Nf4)?;
-    let plan_bytes = plan.arena_bytes();
+    let plan = match budget {
+        Some(budget) => plan.within(budget)?,
+        None => plan,
+    };
+    let (plan_bytes, streamed_bytes) = (plan.arena_bytes(), plan.traffic().pinned);
     let (free, allocations) = (device.free_bytes()?, device.num_allocations());
     let started = Instant::now();
     let mut pipeline = Pipeline::builder(&model).with_plan(plan).device(device).load()?;
@@ -40,6 +44,7 @@ fn measure(device: &Device, config: PipelineConfig, side: usize) -> Result<Size>
     }
     Ok(Size {
         side,
+        streamed_bytes,
         plan_bytes,
         taken_bytes: free.saturating_sub(device.free_bytes()?),
         allocations: device.num_allocations() - allocations,
@@ -82,11 +87,13 @@ impl Size {
     pub fn text(&self) -> String {
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         let mut text = format!(
-            "\n{0} x {0}, full size, generated weights: plan {1:.1} MiB, taken {2:.1} MiB, loaded in {3:.1} s\n",
+            "\n{0} x {0}, full size, generated weights: plan {1:.1} MiB, taken {2:.1} MiB, {4:.1} MiB streamed, loaded in \
+             {3:.1} s\n",
             self.side,
             mib(self.plan_bytes),
             mib(self.taken_bytes),
-            self.load_seconds
+            self.load_seconds,
+            mib(self.streamed_bytes)
         );
         let medians = self.medians();
         for (stage, ms) in &medians {
@@ -109,9 +116,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         schnell::demo::write(dir.path()).unwrap();
         let config = PipelineConfig::open(dir.path()).unwrap();
-        let size = measure(&Device::emulator(EmulatorOptions::default()), config, 64).unwrap();
-        assert!(size.faults().is_empty(), "{:?}", size.faults());
-        assert_eq!(size.pictures.len(), PICTURES);
+        let emulator = Device::emulator(EmulatorOptions::default());
+        let resident = measure(&emulator, config.clone(), 64, None).unwrap();
+        let size = measure(&emulator, config, 64, Some(resident.plan_bytes - 1)).unwrap();
+        for size in [&resident, &size] {
+            assert!(size.faults().is_empty(), "{:?}", size.faults());
+            assert_eq!(size.pictures.len(), PICTURES);
+        }
+        assert!(resident.streamed_bytes == 0 && size.streamed_bytes > 0);
         let text = size.text();
         for stage in ["clip", "t5", "step 3", "vae", "all"] {
             assert!(text.contains(&format!("  {stage} ")), "{text}");

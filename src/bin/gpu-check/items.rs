@@ -5,7 +5,7 @@ use std::time::Duration;
 use schnell::check::bench::{self, flux_shapes, upload_rate};
 use schnell::check::{Case, Fill, cases, compare};
 use schnell::device::{AsyncCopies, Device, EmulatorOptions, Order};
-use schnell::pipeline::{DumpValues, Model, Output, Pipeline, Plan, Quantize, Request, Shape};
+use schnell::pipeline::{DumpValues, Model, Output, Pipeline, Plan, Quantize, Request, Shape, gib};
 use schnell::{Error, Result};
 
 use super::finding::{Finding, Machine, Row, Time};
@@ -27,8 +27,8 @@ pub(super) enum Job {
     Tool(usize),
     Time(bench::Subject),
     Upload,
-    /// Pixels each way.
-    Full(usize),
+    /// Pixels each way; the budget, or everything resident.
+    Full(usize, Option<u64>),
     Limits,
 }
 
@@ -52,7 +52,7 @@ pub(super) fn list(arguments: &Arguments) -> Result<Vec<Item>> {
             let seconds = match job {
                 Job::Case(_) | Job::Time(_) | Job::Upload | Job::Limits => 60,
                 Job::Image => 120,
-                Job::Tool(_) | Job::Full(_) => 240,
+                Job::Tool(_) | Job::Full(..) => 240,
             };
             items.push(Item { part, name, job, deadline: Duration::from_secs(seconds) });
         }
@@ -87,7 +87,11 @@ pub(super) fn list(arguments: &Arguments) -> Result<Vec<Item>> {
             Part::Limits => add(part, "limits".to_string(), Job::Limits),
             Part::Full => {
                 for side in [512, 1024] {
-                    add(part, format!("{side}x{side}"), Job::Full(side));
+                    add(part, format!("{side}x{side}"), Job::Full(side, None));
+                }
+                // Blocks on the device, and everything streamed.
+                for budget in [5.0, 0.9] {
+                    add(part, format!("512x512 in {budget} GiB"), Job::Full(512, Some(gib(budget))));
                 }
             }
         }
@@ -145,7 +149,7 @@ impl Item {
                 Finding::UploadGbPerS(upload_rate(device, UPLOAD_BYTES, 10)?).say();
                 Ok(())
             }
-            Job::Full(side) => full::run(device, *side),
+            Job::Full(side, budget) => full::run(device, *side, *budget),
             Job::Limits if device.capability().arch / 10 != 9 => Ok(()),
             Job::Limits => limits(),
         }
@@ -208,14 +212,20 @@ fn compare_images(dir: &std::path::Path, under_test: &Device) -> Result<()> {
         ..Request::new("a red circle on a blue background").seed(1)
     };
     let shape = Shape { width: 128, height: 128, steps: 4, t5_length: 64, true_cfg: true };
-    let draw = |device: &Device| -> Result<(Output, Output)> {
-        let plan = Plan::new(model.config(), shape, Quantize::Nf4)?;
+    let plan = Plan::new(model.config(), shape, Quantize::Nf4)?;
+    let draw = |device: &Device, plan: Plan| -> Result<(Output, Output)> {
         let mut pipeline = Pipeline::builder(&model).with_plan(plan).device(device).dumps().load()?;
         let first = pipeline.generate(&request)?;
         Ok((first, pipeline.generate(&request)?))
     };
-    let (expected, _) = draw(&Device::emulator(EmulatorOptions::default()))?;
-    let (got, again) = draw(under_test)?;
+    let least = match plan.clone().within(1) {
+        Err(Error::Capacity { needed_bytes, .. }) => needed_bytes,
+        Err(other) => return Err(other),
+        Ok(plan) => plan.arena_bytes(),
+    };
+    let (expected, _) = draw(&Device::emulator(EmulatorOptions::default()), plan.clone())?;
+    let (got, again) = draw(under_test, plan.clone())?;
+    let (streamed, streamed_again) = draw(under_test, plan.within(least)?)?;
     let row = |output: &str, count: usize, worst: f64, allowed: f64| {
         Finding::Row(Row {
             part: Part::Image,
@@ -240,8 +250,14 @@ fn compare_images(dir: &std::path::Path, under_test: &Device) -> Result<()> {
             _ => row(&got.stage, 0, f64::NAN, 0.0),
         }
     }
-    let differ = got.rgb.iter().zip(&again.rgb).filter(|(a, b)| a != b).count();
-    row("bytes that differ when drawn twice", got.rgb.len(), differ as f64, 0.0);
+    for (what, other) in [
+        ("drawn twice", again),
+        ("weights are streamed", streamed),
+        ("weights are streamed, drawn twice", streamed_again),
+    ] {
+        let differ = got.rgb.iter().zip(&other.rgb).filter(|(a, b)| a != b).count();
+        row(&format!("bytes that differ when {what}"), got.rgb.len(), differ as f64, 0.0);
+    }
     Ok(())
 }
 
