@@ -10,6 +10,7 @@ use crate::text::tokenizer::{ClipTokenizer, T5Tokenizer, Tokens};
 use crate::weights::Part;
 use crate::weights::upload::{Destination, EmbeddingTable, upload};
 
+use super::cache::PromptCache;
 use super::plan::ShapePlan;
 use super::run::Bound;
 use super::{Model, ModelFolder, OnProgress, Pipeline, Plan, Progress, Shape};
@@ -65,6 +66,7 @@ impl Pipeline {
         plan: Plan,
         device: &Device,
         dumps: bool,
+        prompts: usize,
         progress: &mut OnProgress<'_>,
     ) -> Result<Pipeline> {
         let _entered = device.enter()?;
@@ -92,6 +94,19 @@ impl Pipeline {
         })?;
         let (text, digest) = (TextInput::open(model)?, model.digest()?);
         let device = device.clone();
-        Ok(Pipeline { device, plan, arena, bound, pinned, host, filled: None, dump_host, text, digest })
+        let cache = PromptCache::new(prompts);
+        Ok(Pipeline {
+            device,
+            plan,
+            arena,
+            bound,
+            pinned,
+            host,
+            filled: None,
+            dump_host,
+            text,
+            cache,
+            digest,
+        })
     }
 }

@@ -192,7 +192,7 @@ pub enum Progress {
         /// In all.
         total: u64,
     },
-    /// Prompt to vectors.
+    /// Prompt to vectors; not told of a prompt seen before.
     TextEncoding,
     /// A step has been handed to the device, which may be a step behind.
     Step {

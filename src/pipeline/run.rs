@@ -13,7 +13,7 @@ use crate::device::{Config, Device, Event, HostBuffer, Params, StreamId, View, W
 use crate::memory::arena::Arena;
 use crate::models::flux::{BRANCHES, Inputs, Outputs};
 use crate::program::op::{Kept, Op};
-use crate::program::{Kind, Placed, Program, STREAM, What};
+use crate::program::{Kind, Placed, Program, STREAM, What, When};
 use crate::{Error, Result};
 
 use super::load::Prompt;
@@ -56,6 +56,7 @@ struct BoundStage {
     name: &'static str,
     ops: Range<usize>,
     repeats: usize,
+    when: When,
     /// What no buffer holds when a turn begins: on the emulator it is overwritten, so that a read of it shows.
     dead: Vec<View<u8>>,
     kept: Vec<(Kept, View<u8>)>,
@@ -117,6 +118,7 @@ impl Bound {
                 name: stage.name,
                 ops: stage.ops.clone(),
                 repeats: stage.repeats,
+                when: stage.when,
                 dead,
                 kept: kept?,
                 labels: (0..stage.repeats).map(label).collect(),
@@ -145,9 +147,10 @@ impl Bound {
         self.clock.read(device, host)
     }
 
-    /// Enqueues all of it and waits for the end.
+    /// Enqueues all of a `run` of this kind and waits for the end.
     pub fn run(
         &mut self,
+        run: When,
         device: &Device,
         weights: Option<&HostBuffer>,
         host: &mut HostBuffer,
@@ -157,7 +160,7 @@ impl Bound {
     ) -> Result<()> {
         let Bound { ops, stages, events, clock, .. } = self;
         clock.start(device)?;
-        for stage in stages.iter() {
+        for stage in stages.iter().filter(|stage| stage.when.is_in(run)) {
             let announced = match stage.name {
                 "clip" => Some(Progress::TextEncoding),
                 "vae" => Some(Progress::Decoding),

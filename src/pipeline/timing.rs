@@ -11,7 +11,8 @@ use crate::device::{Device, Event, StreamId};
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct StageTime {
-    /// `tokenize`, `inputs`, `clip`, `t5`, `modulation`, `step 0`, ..., `vae`, `copy`.
+    /// `tokenize`, `inputs`, `clip`, `t5`, `modulation`, `step 0`, ..., `vae`, `copy`; for a prompt seen before `recall` in place of
+    /// `clip` and `t5`.
     pub stage: String,
     /// Milliseconds: of the host for `tokenize` and `inputs` (noise, tables, embeddings from their files), between two events of the device for all others.
     pub ms: f64,
@@ -42,7 +43,7 @@ impl Timings {
         let steps = self.stages.iter().filter(|s| s.stage.starts_with("step")).count();
         format!(
             "text {:.0} ms, {steps} step{} {:.0} ms, vae {:.0} ms",
-            sum(&["tokenize", "inputs", "clip", "t5"]),
+            sum(&["tokenize", "inputs", "clip", "t5", "recall"]),
             if steps == 1 { "" } else { "s" },
             sum(&["modulation", "step"]),
             sum(&["vae", "copy"])

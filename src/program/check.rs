@@ -8,7 +8,7 @@ use std::fmt;
 use crate::device::{Mode, StreamId};
 
 use super::Placed;
-use super::op::{Kind, Touch, What};
+use super::op::{Kind, Touch, What, When};
 
 /// What is wrong, with the operations and buffers that it concerns in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +58,11 @@ const ALIGNMENT: usize = 256;
 pub(crate) fn check(placed: &Placed) -> Result<(), Fault> {
     bounds(placed)?;
     stages(placed)?;
+    placed.program.runs().iter().try_for_each(|&run| check_run(placed, run))
+}
+
+/// One kind of run.
+fn check_run(placed: &Placed, run: When) -> Result<(), Fault> {
     let mut paper = Paper { placed, memory: BTreeMap::new() };
     let mut streams =
         placed.program.ops.iter().any(|op| op.stream != StreamId::Compute).then(Streams::default);
@@ -66,7 +71,7 @@ pub(crate) fn check(placed: &Placed) -> Result<(), Fault> {
             paper.take(i, placed.offsets[i], placed.offsets[i] + buffer.bytes);
         }
     }
-    for stage in &placed.program.stages {
+    for stage in placed.program.stages.iter().filter(|stage| stage.when.is_in(run)) {
         for _ in 0..stage.repeats.min(2) {
             for op in stage.ops.clone() {
                 paper.carry_out(op)?;

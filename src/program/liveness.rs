@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use super::op::{Kind, Program, Touch};
+use super::op::{Program, Touch};
 
 /// The operations during which a buffer is occupied: disjoint, ascending, first and last included.
 pub(crate) type Live = Vec<(usize, usize)>;
@@ -124,28 +124,34 @@ pub(crate) fn liveness(program: &Program) -> Vec<Live> {
             by_buffer[touch.buffer].push((op, *touch));
         }
     }
-    let order = program.unrolled();
-    let mut instances: Vec<Vec<usize>> = vec![Vec::new(); n];
-    for (at, &op) in order.iter().enumerate() {
-        instances[op].push(at);
+    let mut occupied: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); program.buffers.len()];
+    // Whatever kind of run it is.
+    for &run in program.runs() {
+        let order = program.unrolled(run);
+        let mut instances: Vec<Vec<usize>> = vec![Vec::new(); n];
+        for (at, &op) in order.iter().enumerate() {
+            instances[op].push(at);
+        }
+        for ((buffer, touches), occupied) in program.buffers.iter().zip(&by_buffer).zip(&mut occupied) {
+            if buffer.kind.is_work() {
+                occupy(touches, &order, &instances, occupied);
+            }
+        }
     }
-    program
-        .buffers
-        .iter()
-        .zip(&by_buffer)
-        .map(|(buffer, touches)| match buffer.kind {
-            Kind::Work | Kind::Streamed => live_of(touches, &order, &instances),
-            Kind::Weight(_) | Kind::Load | Kind::Part { .. } => Live::new(),
-        })
-        .collect()
+    occupied.iter().map(intervals).collect()
 }
 
-fn live_of(touches: &[(usize, Touch)], order: &[usize], instances: &[Vec<usize>]) -> Live {
+/// Adds the operations of a run during which the buffer that is touched so is occupied.
+fn occupy(
+    touches: &[(usize, Touch)],
+    order: &[usize],
+    instances: &[Vec<usize>],
+    occupied: &mut BTreeSet<usize>,
+) {
     let all: Vec<Touch> = touches.iter().map(|(_, touch)| *touch).collect();
     let cells = Cells::of(&all);
     let mut live = vec![false; cells.count()];
     let mut num_live = 0usize;
-    let mut occupied = BTreeSet::new();
     // Instances of operations that touch the buffer, last first.
     let mut events: Vec<(usize, usize)> = Vec::new();
     for (i, (op, _)) in touches.iter().enumerate() {
@@ -177,8 +183,11 @@ fn live_of(touches: &[(usize, Touch)], order: &[usize], instances: &[Vec<usize>]
             occupied.extend(order[before..at].iter().copied());
         }
     }
+}
+
+fn intervals(operations: &BTreeSet<usize>) -> Live {
     let mut intervals = Live::new();
-    for op in occupied {
+    for &op in operations {
         match intervals.last_mut() {
             Some((_, last)) if *last + 1 == op => *last = op,
             _ => intervals.push((op, op)),

@@ -134,8 +134,29 @@ pub(crate) struct Stage {
     pub name: &'static str,
     pub ops: Range<usize>,
     pub repeats: usize,
+    pub when: When,
     /// What can be looked at when it ends.
     pub kept: Vec<Kept>,
+}
+
+/// In which runs a stage takes place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum When {
+    Always,
+    /// The prompt has to be encoded.
+    Fresh,
+    /// The host has what its encoding gave before.
+    Cached,
+}
+
+impl When {
+    /// The two kinds of runs.
+    pub const RUNS: [When; 2] = [When::Fresh, When::Cached];
+
+    /// Whether a stage of this kind takes place in a run of that kind.
+    pub fn is_in(self, run: When) -> bool {
+        self == When::Always || self == run
+    }
 }
 
 /// A tensor that can be read back at the end of a stage.
@@ -149,11 +170,16 @@ pub(crate) struct Kept {
 }
 
 impl Program {
-    /// Operations in the order of a run, with a repeated stage's twice: what holds between two turns holds between all.
-    /// Each comes with the place of its instance.
-    pub fn unrolled(&self) -> Vec<usize> {
+    /// Operations in the order of a `run`, with a repeated stage's twice: what holds between two turns holds between all.
+    pub fn unrolled(&self, run: When) -> Vec<usize> {
         let turns = |stage: &Stage| std::iter::repeat_n(stage.ops.clone(), stage.repeats.min(2));
-        self.stages.iter().flat_map(turns).flatten().collect()
+        self.stages.iter().filter(|stage| stage.when.is_in(run)).flat_map(turns).flatten().collect()
+    }
+
+    /// The kinds of runs that differ.
+    pub fn runs(&self) -> &'static [When] {
+        let differ = self.stages.iter().any(|stage| stage.when != When::Always);
+        &When::RUNS[..if differ { 2 } else { 1 }]
     }
 
     /// Multiply-adds times two of the stage called `name`, one turn of it.

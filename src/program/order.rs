@@ -18,8 +18,15 @@ pub(crate) fn order(program: &Program, offsets: &[usize]) -> Vec<Wait> {
     if program.ops.iter().all(|op| op.stream == StreamId::Compute) {
         return Vec::new();
     }
-    let unrolled = program.unrolled();
     let mut waits: Vec<Wait> = Vec::new();
+    for &run in program.runs() {
+        order_run(program, offsets, &program.unrolled(run), &mut waits);
+    }
+    waits
+}
+
+/// Adds what a run of these operations needs.
+fn order_run(program: &Program, offsets: &[usize], unrolled: &[usize], waits: &mut Vec<Wait>) {
     // By stream: its instances so far, and up to which of the other's it has waited.
     let mut instances: [Vec<usize>; StreamId::COUNT] = Default::default();
     let mut seen = [None::<usize>; StreamId::COUNT];
@@ -38,7 +45,6 @@ pub(crate) fn order(program: &Program, offsets: &[usize]) -> Vec<Wait> {
         }
         instances[stream].push(at);
     }
-    waits
 }
 
 fn conflicts(a: &Op, b: &Op, offsets: &[usize]) -> bool {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::device::{Capability, Device, Footprint, Span, StreamId, Tape, TapedLaunch, View, Work};
 use crate::{Error, Result};
 
-use super::op::{Buffer, Kept, Kind, Op, Program, Stage, Touch, What};
+use super::op::{Buffer, Kept, Kind, Op, Program, Stage, Touch, What, When};
 use super::place::ALIGNMENT;
 
 /// What a network launches on; the passes decide where it really runs.
@@ -74,9 +74,14 @@ impl Recorder {
 
     /// What follows is the stage `name`, carried out `repeats` times.
     pub fn stage(&mut self, name: &'static str, repeats: usize) -> Result<()> {
+        self.stage_when(When::Always, name, repeats)
+    }
+
+    /// The same in runs that are such.
+    pub fn stage_when(&mut self, when: When, name: &'static str, repeats: usize) -> Result<()> {
         self.end_stage()?;
         let start = self.program.ops.len();
-        self.stage = Some(Stage { name, ops: start..start, repeats, kept: Vec::new() });
+        self.stage = Some(Stage { name, ops: start..start, repeats, when, kept: Vec::new() });
         Ok(())
     }
 
@@ -131,21 +136,31 @@ impl Recorder {
     /// Copies from the pinned buffer to all of `view`; the caller fills the returned bytes before every run.
     pub fn send<T>(&mut self, view: &View<T>) -> Result<HostRange> {
         let range = self.host_range(view.num_bytes());
+        self.send_from(range, view)?;
+        Ok(range)
+    }
+
+    /// The same from bytes that something else, too, is sent from or fetched to.
+    pub fn send_from<T>(&mut self, range: HostRange, view: &View<T>) -> Result<()> {
         let mut footprint = Footprint::new(&self.device);
         footprint.writes(view)?;
         let work = footprint.into_work();
-        self.transfer(What::Send { host: range.start }, work)?;
-        Ok(range)
+        self.transfer(What::Send { host: range.start }, work)
     }
 
     /// Copies all of `view` to the pinned buffer, for the caller to read after every run.
     pub fn fetch<T>(&mut self, view: &View<T>) -> Result<HostRange> {
         let range = self.host_range(view.num_bytes());
+        self.fetch_to(range, view)?;
+        Ok(range)
+    }
+
+    /// The same to bytes that something is sent from in other runs.
+    pub fn fetch_to<T>(&mut self, range: HostRange, view: &View<T>) -> Result<()> {
         let mut footprint = Footprint::new(&self.device);
         footprint.reads(view)?;
         let work = footprint.into_work();
-        self.transfer(What::Fetch { host: range.start }, work)?;
-        Ok(range)
+        self.transfer(What::Fetch { host: range.start }, work)
     }
 
     /// Sets every byte of `view`.

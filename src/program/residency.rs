@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::op::{Buffer, Kind, Op, Program, Stage, Tier, Touch, What};
+use super::op::{Buffer, Kind, Op, Program, Stage, Tier, Touch, What, When};
 use super::place::ALIGNMENT;
 use crate::device::{Mode, Rows, StreamId, Work};
 use crate::{Error, Result};
@@ -207,7 +207,7 @@ fn places(stages: &[Stage], visits: &[Visit]) -> Vec<(usize, usize)> {
     // In the stage before, where what the next one reads first can be copied.
     let mut ahead: Option<usize> = None;
     let mut rest = visits;
-    for stage in stages {
+    for (i, stage) in stages.iter().enumerate() {
         let num = rest.iter().take_while(|visit| stage.ops.contains(&visit.first)).count();
         let (own, others) = rest.split_at(num);
         rest = others;
@@ -218,14 +218,15 @@ fn places(stages: &[Stage], visits: &[Visit]) -> Vec<(usize, usize)> {
             let last = own.last().filter(|_| stage.repeats > 1 && num > 1 && ahead.is_some());
             places.extend(last.map(|last| (last.first, first.unit)));
         }
-        ahead = can_prefetch(stage).then(|| own.last().map_or(stage.ops.start, |visit| visit.first));
+        let can = stages.get(i + 1).is_some_and(|next| can_prefetch(stage, next));
+        ahead = can.then(|| own.last().map_or(stage.ops.start, |visit| visit.first));
     }
     places
 }
 
 /// Whether what the next stage reads may be copied in this one: it takes place once whenever the next does.
-fn can_prefetch(stage: &Stage) -> bool {
-    stage.repeats == 1 && !stage.ops.is_empty()
+fn can_prefetch(stage: &Stage, next: &Stage) -> bool {
+    stage.repeats == 1 && !stage.ops.is_empty() && [When::Always, next.when].contains(&stage.when)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 
-use super::op::{Kind, What};
+use super::op::{Kind, What, When};
 use super::{Placed, Touch};
 
 /// Buffers of one name, together.
@@ -79,7 +79,12 @@ pub(crate) fn launches(placed: &Placed) -> String {
     let program = &placed.program;
     let mut text = String::new();
     for stage in &program.stages {
-        let _ = writeln!(text, "{} x {}", stage.name, stage.repeats);
+        let when = match stage.when {
+            When::Always => "",
+            When::Fresh => ", of a new prompt",
+            When::Cached => ", of a prompt seen before",
+        };
+        let _ = writeln!(text, "{} x {}{when}", stage.name, stage.repeats);
         for i in stage.ops.clone() {
             let op = &program.ops[i];
             let what = match &op.what {

@@ -4,7 +4,7 @@
 use crate::device::{Mode, Rows, StreamId, Work};
 
 use super::check::{FaultKind, check};
-use super::op::{Buffer, Kind, Op, Program, Stage, Tier, Touch, What};
+use super::op::{Buffer, Kind, Op, Program, Stage, Tier, Touch, What, When};
 use super::{Placed, Streamed, liveness, order, place};
 
 /// splitmix64.
@@ -100,7 +100,13 @@ fn random_program(seed: u64) -> Program {
             }
         }
         let ops = start..program.ops.len();
-        program.stages.push(Stage { name, ops, repeats: 1 + rng.below(3), kept: Vec::new() });
+        program.stages.push(Stage {
+            name,
+            ops,
+            repeats: 1 + rng.below(3),
+            when: When::Always,
+            kept: Vec::new(),
+        });
     }
     program
 }
@@ -158,7 +164,13 @@ fn random_streaming_program(seed: u64) -> (Program, Streamed) {
             state = 1 - state;
         }
         let repeats = if start == 0 { 1 } else { 1 + rng.below(3) };
-        program.stages.push(Stage { name, ops: start..program.ops.len(), repeats, kept: Vec::new() });
+        program.stages.push(Stage {
+            name,
+            ops: start..program.ops.len(),
+            repeats,
+            when: When::Always,
+            kept: Vec::new(),
+        });
     }
     (program, Streamed::of(&gone))
 }
@@ -347,7 +359,7 @@ fn sample() -> Program {
         op(compute, vec![whole(t, Mode::Read), whole(z, Mode::Update)]),
         op(compute, to(out, &[sum, z])),
     ];
-    let stage = |name, ops, repeats| Stage { name, ops, repeats, kept: Vec::new() };
+    let stage = |name, ops, repeats| Stage { name, ops, repeats, when: When::Always, kept: Vec::new() };
     program.stages = vec![stage("before", 0..6, 1), stage("turn", 6..9, 4), stage("after", 9..10, 1)];
     program.stages[2].kept = vec![super::op::Kept {
         name: "out".to_string(),
@@ -482,7 +494,7 @@ fn lifetimes_see_rows_and_columns() {
             }
         }
     }
-    program.stages.push(Stage { name: "all", ops: 0..8, repeats: 1, kept: Vec::new() });
+    program.stages.push(Stage { name: "all", ops: 0..8, repeats: 1, when: When::Always, kept: Vec::new() });
     assert_eq!(liveness::liveness(&program), [vec![(0, 7)]]);
     // Without the last look at them, the buffer is free for a moment.
     program.buffers.push(Buffer { name: "other".to_string(), bytes: 256, kind: Kind::Work });

@@ -35,7 +35,7 @@ fn measure(device: &Device, config: PipelineConfig, side: usize, budget: Option<
     let (plan_bytes, streamed_bytes) = (plan.arena_bytes(), plan.traffic().pinned);
     let (free, allocations) = (device.free_bytes()?, device.num_allocations());
     let started = Instant::now();
-    let mut pipeline = Pipeline::builder(&model).with_plan(plan).device(device).load()?;
+    let mut pipeline = Pipeline::builder(&model).with_plan(plan).device(device).prompt_cache(0).load()?;
     let load_seconds = started.elapsed().as_secs_f64();
     let request = Request::new("a red circle on a blue background").seed(1);
     let mut pictures = Vec::new();

@@ -214,7 +214,8 @@ fn compare_images(dir: &std::path::Path, under_test: &Device) -> Result<()> {
     let shape = Shape { width: 128, height: 128, steps: 4, t5_length: 64, true_cfg: true };
     let plan = Plan::new(model.config(), shape, Quantize::Nf4)?;
     let draw = |device: &Device, plan: Plan| -> Result<(Output, Output)> {
-        let mut pipeline = Pipeline::builder(&model).with_plan(plan).device(device).dumps().load()?;
+        let builder = Pipeline::builder(&model).with_plan(plan).device(device).dumps();
+        let mut pipeline = builder.prompt_cache(0).load()?;
         let first = pipeline.generate(&request)?;
         Ok((first, pipeline.generate(&request)?))
     };

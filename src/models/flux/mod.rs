@@ -21,7 +21,7 @@ use crate::kernels::euler_step::EulerStep;
 use crate::kernels::next_step::NextStep;
 use crate::models::layers::{Network, Quantize, Weights};
 use crate::pipeline::plan::Shape;
-use crate::program::{HostRange, Recorder, STREAM};
+use crate::program::{HostRange, Recorder, STREAM, When};
 use crate::weights::{Needed, Part};
 use crate::{Error, Result};
 
@@ -56,6 +56,9 @@ pub(crate) struct Inputs {
     pub dt: HostRange,
     /// f32 `[1]`, with two branches.
     pub true_cfg_scale: Option<HostRange>,
+    /// What the encoders give: the host fills it in when it has it, and finds it here when it had not.
+    pub pooled: Vec<HostRange>,
+    pub context: Vec<HostRange>,
 }
 
 /// What the host reads after a run, in the pinned buffer.
@@ -95,11 +98,20 @@ pub(crate) fn record(
     let mut inputs = Inputs::default();
     let mut guards = Guards::new(recorder, shape)?;
 
-    recorder.stage("clip", 1)?;
+    let encoded = Encoded::new(recorder, config, shape)?;
+    recorder.stage_when(When::Cached, "recall", 1)?;
     recorder.fill(&guards.counters, 0)?;
-    let pooled = clip_stage(recorder, weights, config, shape, &mut inputs, &mut guards)?;
-    recorder.stage("t5", 1)?;
-    let context = t5_stage(recorder, weights, config, shape, quantize, &mut inputs, &mut guards)?;
+    encoded.send(recorder, &mut inputs, shape.branches())?;
+    recorder.stage_when(When::Fresh, "clip", 1)?;
+    recorder.fill(&guards.counters, 0)?;
+    // CLIP is small and sensitive: never quantized, as in the reference.
+    let mut net = Network::new(recorder, weights, Part::Clip, Quantize::None, &config.in_nf4);
+    clip_stage(&mut net, config, shape, &encoded, &mut inputs, &mut guards)?;
+    recorder.stage_when(When::Fresh, "t5", 1)?;
+    let mut net = Network::new(recorder, weights, Part::T5, quantize, &config.in_nf4);
+    t5_stage(&mut net, config, shape, &encoded, &mut inputs, &mut guards)?;
+    encoded.fetch(recorder, &inputs)?;
+    let Encoded { pooled, context } = encoded;
     recorder.stage("modulation", 1)?;
     let mut net = Network::new(recorder, weights, Part::Transformer, quantize, &config.in_nf4);
     let steps = Steps::prepare(&mut net, config, shape, &pooled, &mut inputs)?;
@@ -148,56 +160,94 @@ impl Guards {
     }
 }
 
-/// CLIP of every branch: f32 `[branches, width]`.
+/// What the encoders give, of every branch.
+struct Encoded {
+    /// f32 `[branches, width]`.
+    pooled: View<f32>,
+    /// bf16 `[branches, tokens, width]`.
+    context: View<bf16>,
+}
+
+impl Encoded {
+    fn new(recorder: &mut Recorder, config: &PipelineConfig, shape: &Shape) -> Result<Encoded> {
+        let branches = shape.branches();
+        Ok(Encoded {
+            pooled: recorder.buffer("clip.pooled", branches * config.clip.width)?,
+            context: recorder.buffer("t5.context", branches * shape.t5_length * config.t5.width)?,
+        })
+    }
+
+    /// A branch's part.
+    fn of(&self, branch: usize, branches: usize) -> Result<(View<f32>, View<bf16>)> {
+        let (pooled, context) = (self.pooled.len() / branches, self.context.len() / branches);
+        Ok((self.pooled.slice(branch * pooled, pooled)?, self.context.slice(branch * context, context)?))
+    }
+
+    /// Records that the host has it.
+    fn send(&self, recorder: &mut Recorder, inputs: &mut Inputs, branches: usize) -> Result<()> {
+        for branch in 0..branches {
+            let (pooled, context) = self.of(branch, branches)?;
+            inputs.pooled.push(recorder.send(&pooled)?);
+            inputs.context.push(recorder.send(&context)?);
+        }
+        Ok(())
+    }
+
+    /// Records that the host gets it, where it would send it from.
+    fn fetch(&self, recorder: &mut Recorder, inputs: &Inputs) -> Result<()> {
+        for (branch, ranges) in inputs.pooled.iter().zip(&inputs.context).enumerate() {
+            let (pooled, context) = self.of(branch, inputs.pooled.len())?;
+            recorder.fetch_to(*ranges.0, &pooled)?;
+            recorder.fetch_to(*ranges.1, &context)?;
+        }
+        Ok(())
+    }
+}
+
+/// CLIP of every branch.
 fn clip_stage(
-    recorder: &mut Recorder,
-    weights: &mut Weights,
+    net: &mut Network<'_>,
     config: &PipelineConfig,
     shape: &Shape,
+    encoded: &Encoded,
     inputs: &mut Inputs,
     guards: &mut Guards,
-) -> Result<View<f32>> {
+) -> Result<()> {
     let (width, tokens) = (config.clip.width, config.clip.positions);
-    // CLIP is small and sensitive: never quantized, as in the reference.
-    let mut net = Network::new(recorder, weights, Part::Clip, Quantize::None, &config.in_nf4);
-    let pooled = net.buffer::<f32>("pooled", shape.branches() * width)?;
     let x = net.buffer::<f32>("x", tokens * width)?;
     let index = net.buffer::<i32>("index", 1)?;
     for (branch, prefix) in BRANCHES.iter().enumerate().take(shape.branches()) {
         inputs.clip.push(net.recorder.send(&x)?);
         inputs.clip_index.push(net.recorder.send(&index)?);
-        let out = pooled.slice(branch * width, width)?;
-        clip::record(&mut net, &config.clip, &x, &index, &out)?;
+        let (out, _) = encoded.of(branch, shape.branches())?;
+        clip::record(net, &config.clip, &x, &index, &out)?;
         guards.all(net.recorder, &format!("CLIP's vector ({prefix}prompt)"), &out)?;
         net.recorder.keep_f32(format!("{prefix}clip_pooled"), &out, &[1, width])?;
     }
-    Ok(pooled)
+    Ok(())
 }
 
-/// T5 of every branch: bf16 `[branches, tokens, width]`.
+/// T5 of every branch.
 fn t5_stage(
-    recorder: &mut Recorder,
-    weights: &mut Weights,
+    net: &mut Network<'_>,
     config: &PipelineConfig,
     shape: &Shape,
-    quantize: Quantize,
+    encoded: &Encoded,
     inputs: &mut Inputs,
     guards: &mut Guards,
-) -> Result<View<bf16>> {
+) -> Result<()> {
     let (width, tokens) = (config.t5.width, shape.t5_length);
-    let mut net = Network::new(recorder, weights, Part::T5, quantize, &config.in_nf4);
-    let context = net.buffer::<bf16>("context", shape.branches() * tokens * width)?;
     let bias = net.buffer::<f32>("bias", config.t5.heads * (2 * tokens - 1))?;
     inputs.t5_bias = net.recorder.send(&bias)?;
     let x = net.buffer::<f32>("x", tokens * width)?;
     for (branch, prefix) in BRANCHES.iter().enumerate().take(shape.branches()) {
         inputs.t5.push(net.recorder.send(&x)?);
-        let out = context.slice(branch * tokens * width, tokens * width)?;
-        t5::record(&mut net, &config.t5, tokens, &x, &bias, &out)?;
+        let (_, out) = encoded.of(branch, shape.branches())?;
+        t5::record(net, &config.t5, tokens, &x, &bias, &out)?;
         guards.all(net.recorder, &format!("T5's residual stream ({prefix}prompt)"), &x)?;
         net.recorder.keep_bf16(format!("{prefix}t5_embeds"), &out, &[1, tokens, width])?;
     }
-    Ok(context)
+    Ok(())
 }
 
 /// What the steps work on.
