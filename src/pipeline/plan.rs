@@ -287,40 +287,43 @@ impl Plan {
     /// # Errors
     /// [`Error::Capacity`] with the least it takes, when that is more.
     pub fn within(self, budget_bytes: u64) -> Result<Plan> {
-        let units = residency::units(&self.record_first()?.program);
-        let order = Streamed::order(&units);
-        let with = |num: usize| self.clone().with_streamed(Streamed::of(&order[..num]));
-        let resident = with(0)?;
-        if resident.arena_bytes() <= budget_bytes {
-            return Ok(resident);
-        }
-        let least = with(order.len())?;
-        if least.arena_bytes() > budget_bytes {
+        let record = |planned: &Arc<ShapePlan>| {
+            let recorded = Recorded::new(&self.config, &planned.shape, self.quantize, &Capability::unknown());
+            recorded.map(|recorded| recorded.program)
+        };
+        let programs: Vec<Program> = self.shapes.iter().map(record).collect::<Result<_>>()?;
+        let order = Streamed::order(&residency::units(&programs[0]));
+        let first = |num: usize| Streamed::of(&order[..num]);
+        let bytes = |num: usize| -> Result<u64> {
+            let mut sizes = programs.iter().map(|program| Placed::bytes_of(program.clone(), &first(num)));
+            sizes.try_fold(0, |most, bytes| Ok(most.max(bytes? as u64)))
+        };
+        let least = bytes(order.len())?;
+        if least > budget_bytes {
             let Shape { width, height, .. } = self.shape();
             return Err(Error::Capacity {
                 what: format!("a {width} x {height} image with {} weights, streamed", self.quantize),
-                needed_bytes: least.arena_bytes(),
+                needed_bytes: least,
                 available_bytes: budget_bytes,
                 advice: "allow more, or ask for a smaller image; the plan lists every region".to_string(),
             });
         }
-        // The fewest that are enough: bytes fall as more are streamed.
-        let (mut too_few, mut best) = (0, least);
-        while best.streamed.len() - too_few > 1 {
-            let middle = with(usize::midpoint(too_few, best.streamed.len()))?;
-            match middle.arena_bytes() <= budget_bytes {
-                true => best = middle,
-                false => too_few = middle.streamed.len(),
-            }
+        if bytes(0)? <= budget_bytes {
+            return self.with_streamed(first(0));
         }
-        Ok(best)
-    }
-
-    fn record_first(&self) -> Result<Recorded> {
-        Recorded::new(&self.config, &self.shape(), self.quantize, &Capability::unknown())
+        // The fewest that are enough: bytes fall as more are streamed.
+        let (mut too_few, mut enough) = (0, order.len());
+        while enough - too_few > 1 {
+            let middle = usize::midpoint(too_few, enough);
+            *(if bytes(middle)? <= budget_bytes { &mut enough } else { &mut too_few }) = middle;
+        }
+        self.with_streamed(first(enough))
     }
 
     fn with_streamed(mut self, streamed: Streamed) -> Result<Plan> {
+        if self.streamed == streamed {
+            return Ok(self);
+        }
         self.streamed = streamed;
         let shapes = self.shapes.iter().map(|planned| self.plan_shape(planned.shape).map(Arc::new));
         self.shapes = shapes.collect::<Result<_>>()?;

@@ -48,6 +48,15 @@ pub(crate) struct Placed {
 }
 
 impl Placed {
+    /// The size that the arena would have.
+    ///
+    /// # Errors
+    /// Those of [`Placed::new`], but for the check's.
+    pub fn bytes_of(program: Program, streamed: &Streamed) -> Result<usize> {
+        let program = residency::residency(program, streamed)?;
+        Ok(place::place(&program, &liveness::liveness(&program)).1)
+    }
+
     /// All passes, and the check of what they made; `streamed` weights do not stay.
     ///
     /// # Errors

@@ -107,7 +107,7 @@ impl Streamed {
         unit.tier != Tier::Fixed && self.0.contains(&unit.name)
     }
 
-    /// How many.
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.0.len()
     }
