@@ -107,8 +107,8 @@ pub use image::ImageFormat;
 pub use models::layers::Quantize;
 pub use pipeline::timing::{StageTime, Timings};
 pub use pipeline::{
-    Dump, DumpValues, Model, ModelFolder, Noise, NoiseFile, OnProgress, Output, Pipeline, PipelineBuilder,
-    Plan, Progress, Region, Request, Shape, Traffic, Work, gib, human_bytes,
+    Card, Dump, DumpValues, Interval, Model, ModelFolder, Noise, NoiseFile, OnProgress, Output, Pipeline,
+    PipelineBuilder, Plan, Prediction, Progress, Region, Request, Shape, Traffic, Work, gib, human_bytes,
 };
 pub use sampling::{NoiseKind, TimeRounding};
 

@@ -127,6 +127,39 @@ fn a_budget_that_is_too_small_is_refused_with_both_numbers() {
     assert!(drawn("least.png", &["--budget", &least]) == drawn("all.png", &[]));
 }
 
+/// What a card that is not here would take: in words, as JSON, drawn.
+#[test]
+fn plans_predict() {
+    let sandbox = Sandbox::new();
+    let plan = |more: &[&str]| {
+        let ran = sandbox.run([&["plan", "--width", "64", "--height", "64"], more].concat());
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        ran.stdout
+    };
+    let said = plan(&["--card", "rtx3060", "--pcie", "3x8", "--timeline", "when.svg"]);
+    assert!(said.contains("predicted on rtx3060 (not measured), 6.2 GB/s"), "{said}");
+    let lanes = String::from_utf8(bytes(&sandbox.path("when.svg"))).unwrap();
+    assert!(
+        lanes.starts_with("<svg") && lanes.contains("kernels") && lanes.matches("<rect").count() > 5,
+        "{lanes}"
+    );
+    let json: Value = serde_json::from_str(&plan(&["--json", "--card", "h200"])).unwrap();
+    let bytes_of = |plan: &str| plan.lines().find(|line| line.starts_with("arena")).unwrap().to_string();
+    let arena = json["arena_bytes"].as_u64().unwrap().to_string();
+    assert!(bytes_of(&plan(&[])).contains(&arena));
+    assert!(json["predicted"]["total_ms"].as_f64().unwrap() > 0.0 && json["predicted"]["card"] == "h200");
+    let regions = json["regions"].as_array().unwrap();
+    assert!(regions.iter().any(|region| region["name"] == "vae.weights" && region["resident"] == true));
+    let swept = plan(&["--sweep", "budgets.svg", "--card", "rtx4090"]);
+    let rows = swept.lines().skip_while(|line| !line.contains("picture, ms")).count();
+    assert!(rows > 20 && sandbox.path("budgets.svg").exists(), "{swept}");
+    sandbox.refuses(["plan", "--card", "rtx1060"], 2, &["rtx3060"]);
+    sandbox.refuses(["plan", "--card", "rtx3060", "--pcie", "6x16"], 2, &["6x16", "3x16"]);
+    sandbox.refuses(["plan", "--timeline", "when.svg"], 2, &["required"]);
+    sandbox.refuses(["plan", "--card", "h100", "--timeline", "when.png"], 2, &["when.png", ".svg"]);
+    sandbox.refuses(["plan", "--card", "h100", "--timeline", "a.svg", "--sweep", "a.svg"], 2, &["name two"]);
+}
+
 #[test]
 fn a_machine_without_a_driver_is_told_what_is_missing() {
     let sandbox = without_driver();
@@ -423,7 +456,7 @@ fn a_plan_lists_its_operations_if_asked() {
     let short = sandbox.run(plan).stdout;
     let long = sandbox.run([&plan[..], &["--launches"]].concat()).stdout;
     let launches = long.strip_prefix(&short).unwrap();
-    for line in ["clip x 1", "step x 3", "vae x 1"] {
+    for line in ["clip x 1, of a new prompt", "step x 3", "vae x 1"] {
         assert!(launches.lines().any(|l| l == line), "{line} is not in {launches}");
     }
     let gemm = launches.lines().find(|l| l.contains("nf4_gemm_store_sm80")).unwrap();

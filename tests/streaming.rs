@@ -37,8 +37,8 @@ fn plans(model: &Model, shape: Shape, quantize: Quantize) -> Vec<Plan> {
     assert_eq!(available_bytes, 1);
     let mut plans: Vec<Plan> = Vec::new();
     let most = all.arena_bytes();
-    for i in 0..=48 {
-        let budget = needed_bytes + (most - needed_bytes) * i / 48;
+    for i in 0..=20 {
+        let budget = needed_bytes + (most - needed_bytes) * i / 20;
         let plan = all.clone().within(budget).unwrap();
         assert!(plan.arena_bytes() <= budget);
         if plans.last().is_none_or(|last| last.arena_bytes() != plan.arena_bytes()) {
@@ -60,8 +60,10 @@ fn every_budget_gives_the_same_picture() {
     {
         let plans = plans(&model, shape, quantize);
         assert!(plans.len() >= 12, "{} plans", plans.len());
+        // All of the first, some of the others.
+        let every = if (shape, quantize) == (SHAPE, Quantize::Nf4) { 1 } else { 3 };
         let want = draw(&model, plans.last().unwrap(), &emulator());
-        for (seed, plan) in plans.iter().enumerate() {
+        for (seed, plan) in plans.iter().enumerate().step_by(every) {
             let got = draw(&model, plan, &random_emulator(seed as u64, 2));
             assert!(got == want, "{quantize}, {} bytes: another picture", plan.arena_bytes());
             let traffic = plan.traffic();

@@ -1,7 +1,7 @@
 //! Prompt in, picture out: [`Model`] (a folder, opened and checked), [`Plan`] (what it takes), [`Pipeline`] (on a device,
 //! weights loaded), [`Pipeline::generate`].
 //!
-//! Reading order: `folder.rs`, `model.rs`, `plan.rs`, `machine.rs`, `builder.rs`, `request.rs` (`noise_file.rs` beside it),
+//! Reading order: `folder.rs`, `model.rs`, `plan.rs`, `predict.rs`, `machine.rs`, `builder.rs`, `request.rs` (`noise_file.rs` beside it),
 //! `load.rs` (binding), `cache.rs` (prompts seen before), `run.rs` (the one loop that enqueues), `output.rs`, `timing.rs`.
 //!
 //! ```
@@ -24,6 +24,7 @@ mod model;
 mod noise_file;
 mod output;
 pub mod plan;
+mod predict;
 mod request;
 mod run;
 pub mod timing;
@@ -50,8 +51,9 @@ pub use model::Model;
 pub use noise_file::NoiseFile;
 pub use output::{Dump, DumpValues, Output};
 pub use plan::{Plan, Region, Shape, Traffic, Work, gib, human_bytes};
+pub use predict::{Card, Interval, Prediction};
 pub use request::{Noise, Progress, Request};
-use run::{Bound, Dumps};
+use run::{Bound, Dumps, Pinned};
 
 /// Whether to go on: see [`Progress`].
 pub type OnProgress<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
@@ -220,30 +222,17 @@ impl Pipeline {
         let known = if request.dump { None } else { self.cache.get(&prompts) };
         self.fill_inputs(request, &shape, &noise, &sigmas)?;
         let run = match &known {
-            Some(encodings) => {
-                self.fill_encodings(encodings)?;
-                When::Cached
-            }
-            None => {
-                self.fill_prompts(&prompts)?;
-                When::Fresh
-            }
+            Some(encodings) => self.fill_encodings(encodings)?,
+            None => self.fill_prompts(&prompts)?,
         };
         let inputs_ms = started.elapsed().as_secs_f64() * 1e3 - tokenize_ms;
 
         let mut dumps = Dumps { on: request.dump, all: Vec::new() };
         dumps.before(&prompts, noise, &sigmas, packed);
         let bound = self.bound.last_mut().ok_or_else(|| Error::Internal("nothing is bound".to_string()))?;
-        let weights = self.pinned.as_ref();
-        bound.run(
-            run,
-            &self.device,
-            weights,
-            &mut self.host,
-            self.dump_host.as_mut(),
-            &mut dumps,
-            progress,
-        )?;
+        let pinned =
+            Pinned { weights: self.pinned.as_ref(), host: &mut self.host, dumps: self.dump_host.as_mut() };
+        bound.run(run, &self.device, pinned, &mut dumps, progress)?;
         let timings = bound.timings(&self.device, &[("tokenize", tokenize_ms), ("inputs", inputs_ms)])?;
         let bytes = self.host.as_slice();
         let take = |range: HostRange| &bytes[range.start..range.start + range.bytes];
@@ -299,8 +288,8 @@ impl Pipeline {
         }
     }
 
-    /// The prompts' embeddings, into the pinned buffer.
-    fn fill_prompts(&mut self, prompts: &[Prompt]) -> Result<()> {
+    /// The prompts' embeddings, into the pinned buffer; which kind of run that makes.
+    fn fill_prompts(&mut self, prompts: &[Prompt]) -> Result<When> {
         let config = self.plan.config();
         let bound = self.bound.last().ok_or_else(|| Error::Internal("nothing is bound".to_string()))?;
         let inputs = bound.inputs();
@@ -316,11 +305,11 @@ impl Pipeline {
             let embedded: &mut [f32] = bytemuck::cast_slice_mut(part(bytes, inputs.t5[branch]));
             self.text.t5_embeddings.gather(&prompt.t5.ids, embedded)?;
         }
-        Ok(())
+        Ok(When::Fresh)
     }
 
-    /// What the encoders gave before, into the pinned buffer.
-    fn fill_encodings(&mut self, encodings: &[Encoding]) -> Result<()> {
+    /// What the encoders gave before, into the pinned buffer; which kind of run that makes.
+    fn fill_encodings(&mut self, encodings: &[Encoding]) -> Result<When> {
         let bound = self.bound.last().ok_or_else(|| Error::Internal("nothing is bound".to_string()))?;
         let inputs = bound.inputs();
         let bytes = self.host.as_mut_slice();
@@ -328,7 +317,7 @@ impl Pipeline {
             put(bytes, *ranges.0, &encoding.pooled);
             put(bytes, *ranges.1, &encoding.context);
         }
-        Ok(())
+        Ok(When::Cached)
     }
 
     /// Everything else that travels to the device, into the pinned buffer.

@@ -9,10 +9,12 @@ use crate::device::Capability;
 use crate::models::flux::{self, Inputs, Outputs};
 use crate::models::layers::{Quantize, Weights};
 use crate::program::residency::{self, UNIT_IN_THE_MAKING};
-use crate::program::{HomePlace, Kind, Placed, Program, Recorder, Streamed, What, show};
+use crate::program::{HomePlace, Kind, Placed, Program, Recorder, Streamed, Tier, What, show};
 use crate::weights::Part;
 use crate::weights::upload::Staging;
 use crate::{Error, Result};
+
+use super::predict::Card;
 
 /// Longest side of an image in pixels: position tables and 32-bit pixel counts stay far from their limits.
 pub const MAX_SIDE: usize = 8192;
@@ -271,9 +273,10 @@ impl Plan {
         Ok(Plan { config: config.clone(), quantize, streamed, weights, shapes })
     }
 
-    /// The fastest that keeps within `budget_bytes` of device memory: as many weights as fit stay there, the others lie in pinned
-    /// memory and are copied when they are needed. First to leave are layers of the text encoders, which run once a prompt, then the
-    /// modulations, then blocks. Pictures are the same, bit for bit.
+    /// The same within `budget_bytes` of device memory: as many weights as fit stay there, the others lie in pinned memory and are
+    /// copied when they are needed. First to leave are layers of the text encoders, which run once a prompt, then the modulations,
+    /// then blocks. Where blocks must leave, all of them do if that is faster, by [`Plan::predict`] on the slowest [`Card`]: their copies
+    /// hide behind a step's kernels, and what would have left before them may stay. Pictures are the same, bit for bit.
     ///
     /// ```
     /// # use schnell::{Model, Plan, Quantize, Shape};
@@ -292,13 +295,13 @@ impl Plan {
             recorded.map(|recorded| recorded.program)
         };
         let programs: Vec<Program> = self.shapes.iter().map(record).collect::<Result<_>>()?;
-        let order = Streamed::order(&residency::units(&programs[0]));
-        let first = |num: usize| Streamed::of(&order[..num]);
-        let bytes = |num: usize| -> Result<u64> {
-            let mut sizes = programs.iter().map(|program| Placed::bytes_of(program.clone(), &first(num)));
+        let units = residency::units(&programs[0]);
+        let bytes = |streamed: &Streamed| -> Result<u64> {
+            let mut sizes = programs.iter().map(|program| Placed::bytes_of(program.clone(), streamed));
             sizes.try_fold(0, |most, bytes| Ok(most.max(bytes? as u64)))
         };
-        let least = bytes(order.len())?;
+        let all = Streamed::of(&Streamed::order(&units, Tier::ONE_BY_ONE));
+        let least = bytes(&all)?;
         if least > budget_bytes {
             let Shape { width, height, .. } = self.shape();
             return Err(Error::Capacity {
@@ -308,16 +311,27 @@ impl Plan {
                 advice: "allow more, or ask for a smaller image; the plan lists every region".to_string(),
             });
         }
-        if bytes(0)? <= budget_bytes {
-            return self.with_streamed(first(0));
-        }
         // The fewest that are enough: bytes fall as more are streamed.
-        let (mut too_few, mut enough) = (0, order.len());
-        while enough - too_few > 1 {
-            let middle = usize::midpoint(too_few, enough);
-            *(if bytes(middle)? <= budget_bytes { &mut enough } else { &mut too_few }) = middle;
+        let fewest = |tiers: [Tier; 3]| -> Result<Streamed> {
+            let order = Streamed::order(&units, tiers);
+            if bytes(&Streamed::default())? <= budget_bytes {
+                return Ok(Streamed::default());
+            }
+            let (mut too_few, mut enough) = (0, order.len());
+            while enough - too_few > 1 {
+                let middle = usize::midpoint(too_few, enough);
+                let fits = bytes(&Streamed::of(&order[..middle]))? <= budget_bytes;
+                *(if fits { &mut enough } else { &mut too_few }) = middle;
+            }
+            Ok(Streamed::of(&order[..enough]))
+        };
+        let plan = self.clone().with_streamed(fewest(Tier::ONE_BY_ONE)?)?;
+        if plan.traffic().step == 0 {
+            return Ok(plan);
         }
-        self.with_streamed(first(enough))
+        let other = self.with_streamed(fewest(Tier::BLOCKS_FIRST)?)?;
+        let ms = |plan: &Plan| plan.predict(Card::ALL[0]).total_ms;
+        Ok(if ms(&other) < ms(&plan) { other } else { plan })
     }
 
     fn with_streamed(mut self, streamed: Streamed) -> Result<Plan> {

@@ -41,6 +41,16 @@ struct BoundOp {
     signal: Option<usize>,
 }
 
+/// Host memory that a run copies from and to.
+pub(super) struct Pinned<'a> {
+    /// Streamed ones.
+    pub weights: Option<&'a HostBuffer>,
+    /// Inputs and outputs.
+    pub host: &'a mut HostBuffer,
+    /// Stages, one at a time.
+    pub dumps: Option<&'a mut HostBuffer>,
+}
+
 /// An operation as the machine takes it.
 #[derive(Debug)]
 enum Ready {
@@ -152,12 +162,11 @@ impl Bound {
         &mut self,
         run: When,
         device: &Device,
-        weights: Option<&HostBuffer>,
-        host: &mut HostBuffer,
-        mut dump_host: Option<&mut HostBuffer>,
+        pinned: Pinned<'_>,
         dumps: &mut Dumps,
         progress: &mut OnProgress<'_>,
     ) -> Result<()> {
+        let Pinned { weights, host, dumps: mut dump_host } = pinned;
         let Bound { ops, stages, events, clock, .. } = self;
         clock.start(device)?;
         for stage in stages.iter().filter(|stage| stage.when.is_in(run)) {

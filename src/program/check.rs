@@ -57,6 +57,7 @@ const ALIGNMENT: usize = 256;
 /// The first fault, if there is one.
 pub(crate) fn check(placed: &Placed) -> Result<(), Fault> {
     bounds(placed)?;
+    parts(placed)?;
     stages(placed)?;
     placed.program.runs().iter().try_for_each(|&run| check_run(placed, run))
 }
@@ -113,15 +114,6 @@ fn bounds(placed: &Placed) -> Result<(), Fault> {
             return fault(FaultKind::OutOfBounds, what);
         }
     }
-    for (buffer, &offset) in buffers.iter().zip(&placed.offsets) {
-        if let Kind::Part { of, start } = buffer.kind {
-            let fits = start.checked_add(buffer.bytes).is_some_and(|end| end <= buffers[of].bytes);
-            if !fits || placed.offsets[of].checked_add(start) != Some(offset) {
-                let what = format!("{} is no part of {}", buffer.name, buffers[of].name);
-                return fault(FaultKind::OutOfBounds, what);
-            }
-        }
-    }
     for (i, op) in placed.program.ops.iter().enumerate() {
         for touch in &op.touches {
             let rows = touch.rows;
@@ -176,6 +168,21 @@ fn bounds(placed: &Placed) -> Result<(), Fault> {
                 FaultKind::Malformed,
                 format!("operation {i} is a copy or fill of {:?}", op.touches),
             );
+        }
+    }
+    Ok(())
+}
+
+/// Whether parts lie where they are said to.
+fn parts(placed: &Placed) -> Result<(), Fault> {
+    let buffers = &placed.program.buffers;
+    for (buffer, &offset) in buffers.iter().zip(&placed.offsets) {
+        if let Kind::Part { of, start } = buffer.kind {
+            let fits = start.checked_add(buffer.bytes).is_some_and(|end| end <= buffers[of].bytes);
+            if !fits || placed.offsets[of].checked_add(start) != Some(offset) {
+                let what = format!("{} is no part of {}", buffer.name, buffers[of].name);
+                return fault(FaultKind::OutOfBounds, what);
+            }
         }
     }
     Ok(())

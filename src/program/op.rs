@@ -61,6 +61,14 @@ pub(crate) enum Tier {
     Fixed,
 }
 
+impl Tier {
+    /// As they leave, one by one.
+    pub const ONE_BY_ONE: [Tier; 3] = [Tier::Encoder, Tier::Modulation, Tier::Block];
+    /// The same where blocks have to leave at all: their copies may hide behind a step's kernels however many they are, those of
+    /// the others have little to hide behind.
+    pub const BLOCKS_FIRST: [Tier; 3] = [Tier::Block, Tier::Encoder, Tier::Modulation];
+}
+
 /// One thing to enqueue.
 #[derive(Clone, Debug)]
 pub(crate) struct Op {

@@ -81,18 +81,18 @@ pub(crate) fn homes(units: Vec<Unit>, streamed: &Streamed, offsets: &[usize]) ->
 pub(crate) struct Streamed(BTreeSet<String>);
 
 impl Streamed {
-    /// In which order units leave the device: tier by tier; of the encoders and modulations the larger first, of the blocks
-    /// such that those that have gone are spread evenly, and each has the most to hide behind.
-    pub fn order(units: &[Unit]) -> Vec<String> {
-        let mut order: Vec<(Tier, usize, usize)> = Vec::new();
-        for tier in [Tier::Encoder, Tier::Modulation, Tier::Block] {
+    /// In which order units leave the device: `tiers` one after the other; of the encoders and modulations the larger first, of the
+    /// blocks such that those that have gone are spread evenly, and each has the most to hide behind.
+    pub fn order(units: &[Unit], tiers: [Tier; 3]) -> Vec<String> {
+        let mut order: Vec<(usize, usize, usize)> = Vec::new();
+        for (turn, tier) in tiers.into_iter().enumerate() {
             let of_tier: Vec<usize> = (0..units.len()).filter(|&i| units[i].tier == tier).collect();
             for (rank, &i) in of_tier.iter().enumerate() {
                 let first = match tier {
                     Tier::Block => (rank as u32).reverse_bits() as usize,
                     _ => usize::MAX - units[i].image.len(),
                 };
-                order.push((tier, first, i));
+                order.push((turn, first, i));
             }
         }
         order.sort_unstable();
@@ -243,7 +243,7 @@ mod tests {
             image: i * 256..(i + 1) * 256,
         };
         let units: Vec<Unit> = (0..16).map(unit).collect();
-        let order = Streamed::order(&units);
+        let order = Streamed::order(&units, Tier::ONE_BY_ONE);
         let first: BTreeSet<&String> = order[..8].iter().collect();
         for pair in units.windows(2) {
             assert!(!first.contains(&pair[0].name) || !first.contains(&pair[1].name), "{order:?}");

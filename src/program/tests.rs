@@ -531,7 +531,7 @@ mod full_size {
         Plan::new(&PipelineConfig::schnell(), shape, Quantize::None).unwrap();
     }
 
-    /// Budgets from the least to the most, at six sizes: each plan keeps within its own, and streams no more than it must.
+    /// Budgets from the least to the most, at six sizes: each plan keeps within its own, and uses it.
     #[test]
     fn every_budget_is_right() {
         let sizes = [(256, 256), (512, 512), (768, 1344), (1024, 1024), (1536, 1024), (2048, 2048)];
@@ -544,19 +544,18 @@ mod full_size {
                         let Err(Error::Capacity { needed_bytes: least, .. }) = all.clone().within(1) else {
                             panic!()
                         };
-                        let (most, mut before) = (all.arena_bytes(), 0);
+                        let most = all.arena_bytes();
                         for i in 0..=40 {
                             let budget = least + (most - least) * i / 40;
-                            let plan = all.clone().within(budget).unwrap();
-                            let bytes = plan.arena_bytes();
+                            let bytes = all.clone().within(budget).unwrap().arena_bytes();
+                            // But for what the next unit would take.
+                            let unused = budget.saturating_sub(bytes);
                             assert!(
-                                bytes <= budget && bytes >= before,
+                                bytes <= budget && unused < 400 << 20,
                                 "{width} x {height}: {bytes} of {budget}"
                             );
-                            assert!(i > 0 || bytes == least);
-                            before = bytes;
+                            assert!((i > 0 || bytes == least) && (i < 40 || bytes == most));
                         }
-                        assert_eq!(before, most);
                         println!("{width} x {height}, {true_cfg}: {least} to {most}");
                     }
                 });

@@ -6,6 +6,7 @@ mod inputs;
 mod options;
 mod outputs;
 mod plan;
+mod plot;
 mod signals;
 mod terminal;
 
@@ -30,7 +31,7 @@ enum Command {
     /// Draw a picture from a prompt.
     Generate(Box<generate::Args>),
     /// Print every region of memory that a generation would use, without loading anything.
-    Plan(plan::Args),
+    Plan(Box<plan::Args>),
 }
 
 fn main() -> ExitCode {

@@ -1,0 +1,203 @@
+//! How long a generation would take on a card that is not here: the plan's operations on two streams, each as long as its
+//! FLOPs or its bytes take. A prediction, to compare plans by; nothing is measured, and nothing is decided by it.
+
+use crate::device::StreamId;
+use crate::program::{Stage, What, When};
+
+use super::Plan;
+
+/// What a prediction takes of a card.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Card {
+    /// `rtx3060`, ...
+    pub name: &'static str,
+    /// bf16 with f32 accumulation, dense, as published.
+    pub flops_per_s: f64,
+    /// Of these, what this crate's matrix products and attention reach: measured on an H200 (65.9 ms a step of 512 x 512 in the record
+    /// of 2026-11-26, and the same for an H100), and read from machine code by a cycle model for `mma.sync` cards.
+    pub share: f64,
+    /// Device memory, published.
+    pub memory_bytes_per_s: f64,
+    /// Host to device from pinned memory, in the slot that it usually has.
+    pub pcie_bytes_per_s: f64,
+}
+
+/// From one operation's end to the next one's begin on a stream, and what a launch costs; by the same cycle model.
+const GAP_S: f64 = 4e-6;
+
+impl Card {
+    /// All that are known. PCIe: 12.3 and 25 GB/s are what nvbandwidth finds in 3.0 x16 and 4.0 x16, 55 was measured on the H200.
+    pub const ALL: [Card; 4] = [
+        Card::new("rtx3060", 25.5e12, 0.86, 360e9, 12.3e9),
+        Card::new("rtx4090", 165.2e12, 0.86, 1008e9, 25e9),
+        Card::new("h100", 989e12, 0.27, 3350e9, 55e9),
+        Card::new("h200", 989e12, 0.27, 4800e9, 55e9),
+    ];
+
+    const fn new(name: &'static str, flops_per_s: f64, share: f64, memory: f64, pcie: f64) -> Card {
+        Card { name, flops_per_s, share, memory_bytes_per_s: memory, pcie_bytes_per_s: pcie }
+    }
+
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<Card> {
+        Card::ALL.into_iter().find(|card| card.name == name)
+    }
+
+    /// In another slot: PCIe `generation` (3, 4 or 5) with so many `lanes`. Nothing for a slot that there is not.
+    pub fn in_slot(self, generation: u32, lanes: u32) -> Option<Card> {
+        let full = match generation {
+            3 => 12.3e9,
+            4 => 25e9,
+            5 => 55e9,
+            _ => return None,
+        };
+        let is_width = [1, 2, 4, 8, 16].contains(&lanes);
+        is_width.then(|| Card { pcie_bytes_per_s: full * f64::from(lanes) / 16.0, ..self })
+    }
+}
+
+/// When an operation would run, in milliseconds from the begin of the generation.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Interval {
+    /// Whether it is a copy of streamed weights, beside the kernels.
+    pub is_upload: bool,
+    /// The unit of weights, or the stage.
+    pub name: String,
+    /// In milliseconds.
+    pub start: f64,
+    /// In milliseconds.
+    pub end: f64,
+}
+
+/// See [`Plan::predict`].
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Prediction {
+    /// On which card.
+    pub card: Card,
+    /// Each stage's name (`step 0`, ...) and milliseconds.
+    pub stages: Vec<(String, f64)>,
+    /// All of them.
+    pub total_ms: f64,
+    /// What each stream does when, for a timeline.
+    pub intervals: Vec<Interval>,
+}
+
+impl Plan {
+    /// What a generation of [`Plan::shape`] with a new prompt would take on `card`.
+    ///
+    /// ```
+    /// # use schnell::{Card, Model, Plan, Quantize, Shape};
+    /// # fn main() -> schnell::Result<()> {
+    /// let plan = Plan::new(Model::demo()?.config(), Shape::square(64), Quantize::Nf4)?;
+    /// assert!(plan.predict(Card::ALL[0]).total_ms < 100.0);
+    /// # Ok(()) }
+    /// ```
+    pub fn predict(&self, card: Card) -> Prediction {
+        let placed = &self.shapes[0].placed;
+        let program = &placed.program;
+        let mut waits = vec![Vec::new(); program.ops.len()];
+        for wait in &placed.waits {
+            waits[wait.waiter].push(wait.signal);
+        }
+        // When each operation last ended, and each stream.
+        let (mut done, mut free) = (vec![0.0_f64; program.ops.len()], [0.0_f64; StreamId::COUNT]);
+        let (mut stages, mut intervals) = (Vec::new(), Vec::<Interval>::new());
+        let taken = program.stages.iter().filter(|stage| stage.when.is_in(When::Fresh));
+        for (stage, turn) in taken.flat_map(|stage| (0..stage.repeats).map(move |turn| (stage, turn))) {
+            let (name, begin) = (label(stage, turn), free[StreamId::Compute.index()]);
+            for i in stage.ops.clone() {
+                let (op, stream) = (&program.ops[i], program.ops[i].stream.index());
+                let bytes: f64 = op.touches.iter().map(|t| t.rows.num as f64 * t.rows.bytes as f64).sum();
+                let seconds = match op.what {
+                    What::Send { .. } | What::Fetch { .. } | What::Upload { .. } => {
+                        bytes / card.pcie_bytes_per_s
+                    }
+                    _ => {
+                        let flops = op.work.flops as f64 / (card.flops_per_s * card.share);
+                        flops.max(bytes / card.memory_bytes_per_s)
+                    }
+                };
+                let ready = waits[i].iter().map(|&signal| done[signal]).fold(free[stream], f64::max);
+                done[i] = ready + GAP_S + seconds;
+                free[stream] = done[i];
+                let is_upload = matches!(op.what, What::Upload { .. });
+                let name = match op.touches.first().filter(|_| is_upload) {
+                    Some(touch) => program.buffers[touch.buffer].name.clone(),
+                    None => name.clone(),
+                };
+                let (start, end) = (ready * 1e3, done[i] * 1e3);
+                match intervals.iter_mut().rev().find(|last| last.is_upload == is_upload) {
+                    // Kernels of a stage that do not wait for anything are one piece.
+                    Some(last) if last.name == name && start - last.end < 1e-3 => last.end = end,
+                    _ => intervals.push(Interval { is_upload, name, start, end }),
+                }
+            }
+            stages.push((name, (free[StreamId::Compute.index()] - begin) * 1e3));
+        }
+        let total_ms = stages.iter().map(|(_, ms)| ms).sum();
+        Prediction { card, stages, total_ms, intervals }
+    }
+}
+
+fn label(stage: &Stage, turn: usize) -> String {
+    match stage.name {
+        "step" => format!("step {turn}"),
+        name => name.to_string(),
+    }
+}
+
+impl Prediction {
+    /// Milliseconds of the stages whose names begin so.
+    pub fn ms(&self, name: &str) -> f64 {
+        // Not sum(), whose sum of nothing is -0.
+        self.stages.iter().filter(|(stage, _)| stage.starts_with(name)).fold(0.0, |sum, (_, ms)| sum + ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::PipelineConfig;
+    use crate::pipeline::{Quantize, Shape, gib};
+
+    fn schnell(side: usize) -> Plan {
+        Plan::new(&PipelineConfig::schnell(), Shape::square(side), Quantize::Nf4).unwrap()
+    }
+
+    /// On the card of most users blocks are copied while the ones before compute: 0.9 GiB cost less than a tenth.
+    #[test]
+    fn streaming_hides_behind_the_kernels_of_an_rtx_3060() {
+        let card = Card::named("rtx3060").unwrap().in_slot(3, 16).unwrap();
+        let (resident, plan) = (schnell(512), schnell(512).within(gib(0.9)).unwrap());
+        assert!(plan.traffic().step > 4 << 30);
+        let (resident, streamed) = (resident.predict(card), plan.predict(card));
+        let slowed = streamed.total_ms / resident.total_ms;
+        println!("{:.0} ms, streamed {:.0} ms", resident.total_ms, streamed.total_ms);
+        assert!((1.0..1.1).contains(&slowed), "{slowed}");
+        assert!(streamed.ms("step") / resident.ms("step") < 1.02, "a step waits for its weights");
+        // A slot of a quarter of the lanes is too narrow, and that shows.
+        let narrow = plan.predict(card.in_slot(3, 4).unwrap());
+        assert!(narrow.ms("step") > 1.5 * streamed.ms("step"));
+        // In its timeline, a block's copy ends before the block begins to compute, and copies do not overlap.
+        let uploads: Vec<&Interval> = streamed.intervals.iter().filter(|i| i.is_upload).collect();
+        assert!(uploads.len() > 4 * 57 && uploads.windows(2).all(|pair| pair[0].end <= pair[1].start));
+        assert!(uploads.iter().any(|i| i.name == "transformer.single.37"));
+    }
+
+    /// What is known of real and modelled runs, all resident.
+    #[test]
+    fn predictions_are_near_what_is_known() {
+        let near =
+            |got: f64, known: f64| assert!((got / known - 1.0).abs() < 0.15, "{got} ms, known {known}");
+        let h200 = Card::named("h200").unwrap();
+        near(schnell(512).predict(h200).ms("step") / 4.0, 65.9);
+        near(schnell(1024).predict(h200).ms("step") / 4.0, 250.9);
+        near(schnell(512).predict(Card::named("rtx3060").unwrap()).ms("step") / 4.0, 810.0);
+        assert!(
+            Card::named("rtx1060").is_none() && h200.in_slot(4, 5).is_none() && h200.in_slot(2, 16).is_none()
+        );
+    }
+}
