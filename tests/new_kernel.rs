@@ -6,21 +6,21 @@ use std::process::{Command, Output};
 
 /// Where a kernel must be known, and by what line.
 const LISTS: [(&str, &str); 8] = [
-    ("src/kernels/mod.rs", "pub mod demo_op;"),
-    ("src/kernels/mod.rs", "&demo_op::DEMO_OP,"),
-    ("src/check/kernels.rs", "small(\"demo_op\", demo_op),"),
-    ("src/check/kernels.rs", "fn demo_op(lab: &Lab)"),
-    ("tests/common/typical.rs", "fn demo_op(bench: &Bench)"),
-    ("tests/schedules.rs", " demo_op\n}"),
-    ("scripts/sanitize", " demo_op\""),
-    ("Cargo.toml", "[[bench]]\nname = \"demo_op\""),
+    ("src/kernels/mod.rs", "pub mod stem_of_a_test;"),
+    ("src/kernels/mod.rs", "&stem_of_a_test::STEM_OF_A_TEST,"),
+    ("src/check/kernels.rs", "small(\"stem_of_a_test\", stem_of_a_test),"),
+    ("src/check/kernels.rs", "fn stem_of_a_test(lab: &Lab)"),
+    ("tests/common/typical.rs", "fn stem_of_a_test(bench: &Bench)"),
+    ("tests/schedules.rs", " stem_of_a_test\n}"),
+    ("scripts/sanitize", " stem_of_a_test\""),
+    ("Cargo.toml", "[[bench]]\nname = \"stem_of_a_test\""),
 ];
 const MADE: [&str; 5] = [
-    "kernels/demo_op.h",
-    "kernels/demo_op.cu",
-    "src/kernels/demo_op.rs",
-    "tests/demo_op.rs",
-    "benches/demo_op.rs",
+    "kernels/stem_of_a_test.h",
+    "kernels/stem_of_a_test.cu",
+    "src/kernels/stem_of_a_test.rs",
+    "tests/stem_of_a_test.rs",
+    "benches/stem_of_a_test.rs",
 ];
 
 fn copy(from: &Path, to: &Path) {
@@ -49,13 +49,17 @@ fn a_new_kernel_is_known_wherever_kernels_are_listed() {
     std::fs::copy("Cargo.toml", tree.join("Cargo.toml")).unwrap();
     let read = |file: &str| std::fs::read_to_string(tree.join(file)).unwrap();
 
-    let output = new_kernel(tree, "demo_op");
+    let output = new_kernel(tree, "stem_of_a_test");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // What is wrong with views is a fault of the caller within this crate (src/kernels/mod.rs): wrapper and test say so.
+    for file in ["src/kernels/stem_of_a_test.rs", "tests/stem_of_a_test.rs"] {
+        assert!(read(file).contains("Error::Internal") && !read(file).contains("Error::Input"), "{file}");
+    }
     for (file, line) in LISTS {
         assert_eq!(read(file).matches(line).count(), 1, "{file} should have {line:?} once");
     }
     for file in MADE {
-        assert!(read(file).contains("demo_op"), "{file}");
+        assert!(read(file).contains("stem_of_a_test"), "{file}");
         for placeholder in ["NAME", "UPPER", "CAMEL"] {
             assert!(!read(file).contains(placeholder), "{file} has {placeholder}");
         }
@@ -63,7 +67,7 @@ fn a_new_kernel_is_known_wherever_kernels_are_listed() {
 
     let before = LISTS.map(|(file, _)| read(file));
     for (name, why) in [
-        ("demo_op", "exists already"),
+        ("stem_of_a_test", "exists already"),
         ("attention", "exists already"),
         ("Demo", "small letters"),
         ("small", "another name"),

@@ -228,7 +228,7 @@ fn a_dump_is_of_one_run() {
 /// The same command where the parent, as `nohup` does, has told to ignore signals.
 fn hearing_signals(command: Command) -> Command {
     let mut env = Command::new("env");
-    env.arg("--default-signal=TERM,INT,HUP").arg(command.get_program()).args(command.get_args());
+    env.arg("--default-signal=TERM,INT,HUP,XCPU").arg(command.get_program()).args(command.get_args());
     env.current_dir(command.get_current_dir().unwrap());
     for (name, value) in command.get_envs() {
         match value {
@@ -241,7 +241,7 @@ fn hearing_signals(command: Command) -> Command {
 
 #[test]
 fn nothing_is_left_of_a_run_that_is_stopped() {
-    for signal in ["TERM", "INT", "HUP"] {
+    for signal in ["TERM", "INT", "HUP", "XCPU"] {
         let (sandbox, temporary) = (Sandbox::new(), tempfile::tempdir().unwrap());
         let mut run = hearing_signals(sandbox.command(quick(&["--steps", "1000"])))
             .env("TMPDIR", temporary.path())
@@ -256,11 +256,26 @@ fn nothing_is_left_of_a_run_that_is_stopped() {
         let told = Command::new("kill").args(["-s", signal, &run.id().to_string()]).status().unwrap();
         assert!(told.success());
         let status = run.wait().unwrap();
-        let expected = [("TERM", 15), ("INT", 2), ("HUP", 1)].iter().find(|(name, _)| *name == signal);
+        let expected =
+            [("TERM", 15), ("INT", 2), ("HUP", 1), ("XCPU", 24)].iter().find(|(name, _)| *name == signal);
         assert_eq!(status.signal(), expected.map(|(_, number)| *number), "{status}");
         assert_eq!(entries(), 0, "{signal}");
         assert_eq!(sandbox.entries(), [""; 0]);
     }
+}
+
+/// A file that may not become as large as it must is an error like any other.
+#[test]
+fn a_limit_on_the_size_of_files_is_said() {
+    let sandbox = Sandbox::new();
+    let run = sandbox.command(quick(&["--model", text(DEMO.path())]));
+    let mut limited = Command::new("sh");
+    limited.arg("-c").arg("ulimit -f 1 && exec \"$0\" \"$@\"").arg(run.get_program()).args(run.get_args());
+    let output = limited.current_dir(run.get_current_dir().unwrap()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(7), "{said}");
+    assert!(said.contains("schnell.png") || said.contains("out.png"), "{said}");
+    assert_eq!(sandbox.entries(), [""; 0]);
 }
 
 /// The name decides the format, and all carry what made the picture.

@@ -370,9 +370,9 @@ fn what_is_wrong_is_named_and_counted() {
             tensors.truncate(tensors.len() - 3);
         }
     });
-    expect_weights_error(Source::open(dir.path(), &tiny()), &["text_encoder", "and 2 more such problems"]);
+    expect_weights_error(Source::open(dir.path(), &tiny()), &["text_encoder", "and 2 more such errors"]);
     fs::remove_dir_all(dir.path().join("vae")).unwrap();
-    expect_weights_error(Source::open(dir.path(), &tiny()), &["and 3 more such problems"]);
+    expect_weights_error(Source::open(dir.path(), &tiny()), &["and 3 more such errors"]);
 }
 
 // ---- tensors that bitsandbytes quantized ----------------------------------------------------------------

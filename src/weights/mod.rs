@@ -168,31 +168,31 @@ impl Source {
     /// describes them.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Weights`] or [`Error::Unsupported`]: the first problem found, with a count of
+    /// [`Error::Io`], [`Error::Weights`] or [`Error::Unsupported`]: the first error found, with a count of
     /// further ones.
     pub fn open(dir: &Path, config: &PipelineConfig) -> Result<Self> {
         let needed = crate::models::flux::needed(config)?;
-        let (mut problems, mut warnings) = (Vec::new(), Vec::new());
+        let (mut errors, mut warnings) = (Vec::new(), Vec::new());
         let mut tensors = [const { BTreeMap::new() }; 4];
         for part in Part::ALL {
             let component = match diffusers::open(dir, part) {
                 Ok(component) => component,
-                Err(problem) => {
-                    problems.push(problem);
+                Err(error) => {
+                    errors.push(error);
                     continue;
                 }
             };
             for needed in needed.iter().filter(|(of, _)| *of == part).map(|(_, needed)| needed) {
                 match find(&component, needed) {
                     Ok(info) => drop(tensors[part as usize].insert(needed.name.clone(), info)),
-                    Err(problem) => problems.push(problem),
+                    Err(error) => errors.push(error),
                 }
             }
             warnings.extend_from_slice(component.warnings());
             warnings.extend(left_over(part, &component, &tensors[part as usize]));
         }
-        match first_of(problems) {
-            Some(problem) => Err(problem),
+        match first_of(errors) {
+            Some(error) => Err(error),
             None => Ok(Source { dir: dir.to_path_buf(), warnings, tensors }),
         }
     }
@@ -331,13 +331,13 @@ fn same_shape(a: &[usize], b: &[usize]) -> bool {
 }
 
 /// One error for many: the first, saying how many more there are.
-fn first_of(problems: Vec<Error>) -> Option<Error> {
-    let more = problems.len().saturating_sub(1);
-    let first = problems.into_iter().next()?;
+fn first_of(errors: Vec<Error>) -> Option<Error> {
+    let more = errors.len().saturating_sub(1);
+    let first = errors.into_iter().next()?;
     if more == 0 {
         return Some(first);
     }
-    let suffix = format!(" (and {more} more such problem{})", if more == 1 { "" } else { "s" });
+    let suffix = format!(" (and {more} more such error{})", if more == 1 { "" } else { "s" });
     Some(match first {
         Error::Weights { path, what, source } => Error::Weights { path, what: what + &suffix, source },
         Error::Unsupported(what) => Error::Unsupported(what + &suffix),

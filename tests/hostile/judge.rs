@@ -234,6 +234,16 @@ fn whole(path: &Path) -> Result<(), String> {
 }
 
 fn picture(bytes: &[u8]) -> Result<(), String> {
+    if bytes.starts_with(b"\xff\xd8") {
+        let whole = jpeg_decoder::Decoder::new(bytes).decode();
+        return whole.map(|_| ()).map_err(|e| e.to_string());
+    }
+    if bytes.starts_with(b"RIFF") {
+        let mut decoder =
+            image_webp::WebPDecoder::new(std::io::Cursor::new(bytes)).map_err(|e| e.to_string())?;
+        let mut pixels = vec![0; decoder.output_buffer_size().ok_or("too large")?];
+        return decoder.read_image(&mut pixels).map_err(|e| e.to_string());
+    }
     let mut reader = png::Decoder::new(std::io::Cursor::new(bytes)).read_info().map_err(|e| e.to_string())?;
     let mut pixels = vec![0; reader.output_buffer_size().ok_or("too large")?];
     reader.next_frame(&mut pixels).map(|_| ()).map_err(|e| e.to_string())?;

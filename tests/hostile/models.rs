@@ -69,7 +69,7 @@ pub fn container(dice: &mut Dice, world: &World) -> Case {
     let file = world.base.weights(dice);
     let mut bytes = world.read(&file);
     let header_bytes = u64::from_le_bytes(bytes[..8].try_into().unwrap());
-    let (what, must) = match dice.below(7) {
+    let (what, must) = match dice.below(8) {
         0 => {
             let len = if dice.one_in(2) { dice.below(64) } else { dice.below(bytes.len()) };
             bytes.truncate(len);
@@ -98,6 +98,11 @@ pub fn container(dice: &mut Dice, world: &World) -> Case {
             let noise = dice.bytes(end - start);
             bytes[start..end].copy_from_slice(&noise);
             (format!("noise in the header at {start}"), Must::End)
+        }
+        6 => {
+            // A download that was given its size and then not filled.
+            bytes[8 + header_bytes as usize..].fill(0);
+            ("no data but zeros".to_string(), Must::Refuse)
         }
         _ => {
             let (at, bit) = (8 + header_bytes as usize, dice.below(8));

@@ -328,7 +328,7 @@ fn place(dice: &mut Dice, world: &World, ending: &str) -> (String, Vec<String>, 
 /// The picture, the timings, or both go to odd places.
 pub fn outputs(dice: &mut Dice, world: &World) -> Case {
     let flag = *dice.of(&["--output", "--timings"]);
-    let ending = if flag == "--output" { "png" } else { "json" };
+    let ending = if flag == "--output" { *dice.of(&["png", "PNG", "jpg", "jpeg", "webp"]) } else { "json" };
     let (path, outputs, must) = place(dice, world, ending);
     let mut case = Case::picture(must, format!("{flag} {path}"));
     // Timings come last: the picture is there even if they cannot be written.

@@ -1,15 +1,23 @@
 //! Temporary files go when the command is stopped.
 
-use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGVTALRM};
+use libc::{
+    SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGPWR, SIGQUIT, SIGSTKFLT, SIGTERM, SIGUSR1, SIGUSR2,
+    SIGVTALRM, SIGXCPU, SIGXFSZ,
+};
 use signal_hook::iterator::Signals;
 
 /// Those that end a process and may be caught; not those of faults, which the emulator handles.
-const ENDING: [i32; 8] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGALRM, SIGUSR1, SIGUSR2, SIGVTALRM];
+const ENDING: [i32; 13] = [
+    SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGALRM, SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU, SIGPROF, SIGIO, SIGPWR,
+    SIGSTKFLT,
+];
 
 /// Waits for signals on a thread of its own. A signal that the parent has told to ignore, as `nohup` does, stays ignored.
 pub fn watch() {
     let ignored = ignored();
     let heard = ENDING.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0);
+    // A file that grows beyond a limit is an error of the write once somebody hears the signal.
+    let _ = signal_hook::flag::register(SIGXFSZ, Default::default());
     // Without the watch the command still works, but may leave files behind.
     let Ok(mut signals) = Signals::new(heard) else { return };
     let _ = std::thread::Builder::new().name("signals".to_string()).spawn(move || {

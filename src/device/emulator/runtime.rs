@@ -40,7 +40,7 @@ use super::{AsyncCopies, Order, Span};
 use collectives::{Collective, Warp, ldmatrix, mma, shfl_xor, sync_cta, sync_warp};
 use copies::{COPY_GROUPS, PendingCopy, cp_async, cp_async_commit, cp_async_wait};
 use failure::fail;
-use fiber::{Job, give_way};
+use fiber::{Call, give_way};
 pub(super) use fiber::{fiber_at, running};
 pub(super) use hopper::tma::Map as TensorMap;
 
@@ -84,7 +84,7 @@ pub(super) struct Thread {
     thread: u32,
     // ---- from here on the kernels do not look ----
     cta: *mut Cta,
-    yielder: *const Yielder<Job, ()>,
+    yielder: *const Yielder<Call, ()>,
     state: State,
     fault: Option<Fault>,
     copies: Vec<PendingCopy>,
@@ -151,7 +151,7 @@ impl Failure {
 pub(super) struct Cta {
     index: CtaIndex,
     threads: Vec<Thread>,
-    fibers: Vec<Coroutine<Job, (), (), DefaultStack>>,
+    fibers: Vec<Coroutine<Call, (), (), DefaultStack>>,
     warps: Vec<Warp>,
     smem: Vec<u128>,
     smem_bytes: usize,

@@ -14,17 +14,17 @@ const STACK_BYTES: usize = 64 << 10;
 
 /// A kernel and its arguments, as a fiber receives them.
 #[derive(Clone, Copy)]
-pub(super) struct Job {
+pub(super) struct Call {
     pub entry: unsafe extern "C" fn(*const c_void),
     pub params: *const c_void,
 }
 
 /// A fiber and where its stack is, if there is memory for it.
-pub(super) fn new_fiber() -> std::io::Result<(Coroutine<Job, (), (), DefaultStack>, Stack)> {
+pub(super) fn new_fiber() -> std::io::Result<(Coroutine<Call, (), (), DefaultStack>, Stack)> {
     let stack = DefaultStack::new(STACK_BYTES)?;
     let (top, bottom) = (stack.base().get(), stack.limit().get());
     let extent = Stack { bottom: bottom as *const c_void, bytes: top - bottom, ..Stack::UNKNOWN };
-    let coroutine = Coroutine::with_stack(stack, |yielder: &Yielder<Job, ()>, mut job: Job| {
+    let coroutine = Coroutine::with_stack(stack, |yielder: &Yielder<Call, ()>, mut call: Call| {
         let mut left = Stack::UNKNOWN;
         loop {
             // SAFETY: the scheduler set the thread-local to this fiber's thread just before resuming it (between CTAs the
@@ -34,13 +34,13 @@ pub(super) fn new_fiber() -> std::io::Result<(Coroutine<Job, (), (), DefaultStac
                 SANITIZER.arrive(&left, &mut (*(*thread).cta).worker_stack);
                 (*thread).yielder = yielder;
                 sanitizer::acquire(&raw const (*(*thread).cta).begun);
-                (job.entry)(job.params);
+                (call.entry)(call.params);
                 sanitizer::release(&raw const (*(*thread).cta).ended);
                 (*thread).state = State::Finished;
                 left = (*thread).stack;
                 SANITIZER.leave(&mut left, &(*(*thread).cta).worker_stack);
             }
-            job = yielder.suspend(());
+            call = yielder.suspend(());
         }
     });
     Ok((coroutine, extent))

@@ -7,7 +7,7 @@ use corosensei::CoroutineResult;
 
 use super::collectives::Warp;
 use super::copies::COPY_GROUPS;
-use super::fiber::{Job, new_fiber};
+use super::fiber::{Call, new_fiber};
 use super::{
     Cta, CtaIndex, Failure, Fiber, Launch, Order, Progress, Rng, SANITIZER, Stack, State, Thread, WARP,
     sanitizer, schnell_emu_set_self,
@@ -19,7 +19,7 @@ impl Cta {
         self.add_fibers(launch.threads as usize)?;
         self.prepare(launch, cta);
         self.progress = progress;
-        let job = Job { entry: launch.entry, params: launch.params };
+        let job = Call { entry: launch.entry, params: launch.params };
         let mut from = 0;
         loop {
             let warp = self.next_warp(from);
@@ -156,7 +156,7 @@ impl Cta {
         Ok(())
     }
 
-    fn resume(&mut self, warp: usize, lane: usize, job: Job) {
+    fn resume(&mut self, warp: usize, lane: usize, job: Call) {
         let at = warp * WARP + lane;
         self.warps[warp].ready &= !(1 << lane);
         self.threads[at].state = State::Running;
