@@ -125,6 +125,10 @@ fn a_budget_that_is_too_small_is_refused_with_both_numbers() {
         pixels(&sandbox.path(name)).1
     };
     assert!(drawn("least.png", &["--budget", &least]) == drawn("all.png", &[]));
+    // What is streamed lies in host memory, which may be counted, too.
+    let streamed = ["--budget", &least, "--host-budget", "1MiB"];
+    sandbox.refuses(quick(&streamed), 4, &["pinned host memory", "1048576", "--host-budget"]);
+    drawn("within.png", &["--budget", &least, "--host-budget", "1GiB"]);
 }
 
 /// What a card that is not here would take: in words, as JSON, drawn.

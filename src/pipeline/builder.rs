@@ -17,6 +17,7 @@ pub struct PipelineBuilder<'a> {
     shapes: Vec<Shape>,
     quantize: Quantize,
     budget: Option<u64>,
+    host_budget: Option<u64>,
     device: Option<Device>,
     dumps: bool,
     prompts: usize,
@@ -30,6 +31,7 @@ impl<'a> PipelineBuilder<'a> {
             shapes: Vec::new(),
             quantize: Quantize::Nf4,
             budget: None,
+            host_budget: None,
             device: None,
             dumps: false,
             prompts: DEFAULT_PROMPTS,
@@ -39,6 +41,11 @@ impl<'a> PipelineBuilder<'a> {
     /// Bytes of device memory that may be used at most: see [`Plan::within`].
     pub fn budget(self, bytes: u64) -> Self {
         PipelineBuilder { budget: Some(bytes), ..self }
+    }
+
+    /// Bytes of pinned host memory that may be used at most; what would take more is refused: see [`Plan::within_host`].
+    pub fn host_budget(self, bytes: u64) -> Self {
+        PipelineBuilder { host_budget: Some(bytes), ..self }
     }
 
     /// Shapes to plan and make ready, so that their first pictures need no preparation. The first is what a request gets that
@@ -91,8 +98,12 @@ impl<'a> PipelineBuilder<'a> {
                 plan
             }
         };
-        match self.budget {
-            Some(budget) => plan.within(budget),
+        let plan = match self.budget {
+            Some(budget) => plan.within(budget)?,
+            None => plan,
+        };
+        match self.host_budget {
+            Some(budget) => plan.within_host(budget),
             None => Ok(plan),
         }
     }

@@ -431,6 +431,25 @@ impl Plan {
         show::launches(&self.first().placed)
     }
 
+    /// Refuses when streamed weights, and the buffers for loading and generating, take more than this of pinned host memory.
+    ///
+    /// # Errors
+    /// [`Error::Capacity`] with both numbers.
+    pub fn within_host(self, budget_bytes: u64) -> Result<Plan> {
+        let (loading, generating) = self.host_bytes();
+        // Those for loading go before the first generation, but not before streamed weights are there.
+        let needed = self.traffic().pinned + generating + loading;
+        if needed <= budget_bytes {
+            return Ok(self);
+        }
+        Err(Error::Capacity {
+            what: "pinned host memory".to_string(),
+            needed_bytes: needed,
+            available_bytes: budget_bytes,
+            advice: "allow more of it, or more device memory, so that less is streamed".to_string(),
+        })
+    }
+
     /// What streamed weights cost beside device memory, for [`Plan::shape`].
     pub fn traffic(&self) -> Traffic {
         let program = &self.first().placed.program;

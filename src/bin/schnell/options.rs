@@ -29,6 +29,9 @@ pub struct PlanOptions {
     /// Device memory that may be used at most, such as 6.5GiB or 900MiB
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub budget: Option<u64>,
+    /// Pinned host memory that may be used at most, for weights that are streamed above all
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub host_budget: Option<u64>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -62,17 +65,23 @@ impl PlanOptions {
         }
     }
 
-    /// `plan` within the budget, if there is one; the refusal's advice is in the command's words.
-    pub fn within_budget(&self, plan: Plan) -> Result<Plan> {
-        let Some(budget) = self.budget else { return Ok(plan) };
-        let in_flags = |error| match error {
+    /// `plan` within the budgets that there are; the refusals' advice is in the command's words.
+    pub fn within_budget(&self, mut plan: Plan) -> Result<Plan> {
+        let with_advice = |error, advice: &str| match error {
             Error::Capacity { what, needed_bytes, available_bytes, .. } => {
-                let advice = "raise --budget, or ask for a smaller image; `schnell plan` lists every region";
                 Error::Capacity { what, needed_bytes, available_bytes, advice: advice.to_string() }
             }
             other => other,
         };
-        plan.within(budget).map_err(in_flags)
+        if let Some(budget) = self.budget {
+            let advice = "raise --budget, or ask for a smaller image; `schnell plan` lists every region";
+            plan = plan.within(budget).map_err(|error| with_advice(error, advice))?;
+        }
+        if let Some(budget) = self.host_budget {
+            let advice = "raise --host-budget, or --budget, so that less is streamed";
+            plan = plan.within_host(budget).map_err(|error| with_advice(error, advice))?;
+        }
+        Ok(plan)
     }
 
     /// The model's folder.

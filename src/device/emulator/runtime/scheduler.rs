@@ -19,7 +19,7 @@ impl Cta {
         self.add_fibers(launch.threads as usize)?;
         self.prepare(launch, cta);
         self.progress = progress;
-        let job = Call { entry: launch.entry, params: launch.params };
+        let call = Call { entry: launch.entry, params: launch.params };
         let mut from = 0;
         loop {
             let warp = self.next_warp(from);
@@ -38,7 +38,7 @@ impl Cta {
                 }
                 let lane = self.next_lane(ready);
                 progress.turns.fetch_add(1, Ordering::Relaxed);
-                self.resume(warp, lane, job);
+                self.resume(warp, lane, call);
                 if self.error.is_some() {
                     return Err(Failure::Kernel(self.abandon()));
                 }
@@ -156,7 +156,7 @@ impl Cta {
         Ok(())
     }
 
-    fn resume(&mut self, warp: usize, lane: usize, job: Call) {
+    fn resume(&mut self, warp: usize, lane: usize, call: Call) {
         let at = warp * WARP + lane;
         self.warps[warp].ready &= !(1 << lane);
         self.threads[at].state = State::Running;
@@ -168,7 +168,7 @@ impl Cta {
         self.threads[at].fiber.switch_to();
         // SAFETY: `self.fibers` is not touched while a fiber runs (it grows only in `add_fibers`); the raw pointer keeps
         // the borrow checker from assuming that the fiber cannot reach `self`, which it does through `Thread::cta`.
-        let result = unsafe { (*fiber).resume(job) };
+        let result = unsafe { (*fiber).resume(call) };
         self.worker.switch_to();
         if matches!(result, CoroutineResult::Return(())) {
             let what = self.threads[at].fault.take().map(|fault| self.describe(at, fault));
