@@ -13,13 +13,6 @@ use std::ops::ControlFlow::{Break, Continue};
 /// 64 image tokens and 256 text tokens: at least 4 CTAs for every hot kernel.
 const SHAPE: Shape = Shape { width: 128, height: 128, steps: 2, t5_length: 256, true_cfg: false };
 
-fn demo() -> (tempfile::TempDir, Model) {
-    let dir = tempfile::tempdir().unwrap();
-    schnell::demo::write(dir.path()).unwrap();
-    let model = Model::open(dir.path()).unwrap();
-    (dir, model)
-}
-
 fn bind(model: &Model, shape: Shape, device: &Device) -> Pipeline {
     let plan = Plan::new(model.config(), shape, Quantize::Nf4).unwrap();
     Pipeline::builder(model).with_plan(plan).device(device).load().unwrap()

@@ -8,13 +8,6 @@ use schnell::pipeline::{Model, Pipeline, Plan, Quantize, Request, Shape};
 
 const SHAPE: Shape = Shape { width: 64, height: 64, steps: 1, t5_length: 16, true_cfg: false };
 
-fn demo() -> (tempfile::TempDir, Model) {
-    let dir = tempfile::tempdir().unwrap();
-    schnell::demo::write(dir.path()).unwrap();
-    let model = Model::open(dir.path()).unwrap();
-    (dir, model)
-}
-
 fn load(model: &Model, plan: Plan, device: &Device, prompts: usize) -> Pipeline {
     Pipeline::builder(model).with_plan(plan).device(device).prompt_cache(prompts).load().unwrap()
 }

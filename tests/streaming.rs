@@ -9,13 +9,6 @@ use schnell::pipeline::{Model, Pipeline, Plan, Quantize, Request, Shape};
 /// Two blocks of each kind are the least that a ring is for; the bundled model has five in all, and three layers of T5.
 const SHAPE: Shape = Shape { width: 64, height: 64, steps: 2, t5_length: 16, true_cfg: false };
 
-fn demo() -> (tempfile::TempDir, Model) {
-    let dir = tempfile::tempdir().unwrap();
-    schnell::demo::write(dir.path()).unwrap();
-    let model = Model::open(dir.path()).unwrap();
-    (dir, model)
-}
-
 fn request(shape: Shape) -> Request {
     let request = Request::new("a red circle").seed(3);
     if shape.true_cfg { request.negative_prompt("a blue square", 2.0) } else { request }

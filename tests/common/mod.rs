@@ -22,6 +22,14 @@ pub fn emulator() -> Device {
     }
 }
 
+/// The bundled model, and the folder that it is in.
+pub fn demo() -> (tempfile::TempDir, schnell::Model) {
+    let dir = tempfile::tempdir().unwrap();
+    schnell::demo::write(dir.path()).unwrap();
+    let model = schnell::Model::open(dir.path()).unwrap();
+    (dir, model)
+}
+
 pub fn env_number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{name}={text}: expected a number")))
