@@ -152,7 +152,9 @@ template <int N, bool A_IN_REGISTERS, Beside BESIDE> __global__ __launch_bounds_
                 uint4 v[4];
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
-                    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v[i].x), "=r"(v[i].y), "=r"(v[i].z), "=r"(v[i].w) : "r"(from + i * 2048));
+                    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+                                 : "=r"(v[i].x), "=r"(v[i].y), "=r"(v[i].z), "=r"(v[i].w)
+                                 : "r"(from + i * 2048));
                 }
 #pragma unroll
                 for (int i = 0; i < 4; ++i) sum += v[i].x ^ v[i].y ^ v[i].z ^ v[i].w;
@@ -244,9 +246,11 @@ template <int CLUSTER, int DEPTH> __global__ __launch_bounds__(128, 1) void bulk
             unsigned char *dst = smem + s * STAGE_BYTES + rank * SHARE;
             if (CLUSTER == 1) gpu::bulk_load(dst, src, SHARE, &full[s]);
             else
-                asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;"
-                             ::"r"(gpu::smem_address(dst)), "l"(__cvta_generic_to_global(src)), "r"(SHARE), "r"(gpu::smem_address(&full[s])),
-                             "h"((uint16_t)((1 << CLUSTER) - 1)) : "memory");
+                asm volatile(
+                    "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(
+                        gpu::smem_address(dst)),
+                    "l"(__cvta_generic_to_global(src)), "r"(SHARE), "r"(gpu::smem_address(&full[s])), "h"((uint16_t)((1 << CLUSTER) - 1))
+                    : "memory");
             chunk = chunk + 1 == chunks ? 0 : chunk + 1;
         }
     } else if (threadIdx.x >= 32 && threadIdx.x < 32 + CLUSTER) {
@@ -256,8 +260,10 @@ template <int CLUSTER, int DEPTH> __global__ __launch_bounds__(128, 1) void bulk
             gpu::mbarrier_wait(&full[s], (i / DEPTH) & 1);
             if (CLUSTER == 1) gpu::mbarrier_arrive(&empty[s]);
             else
-                asm volatile("{\n.reg .b32 other;\nmapa.shared::cluster.u32 other, %0, %1;\nmbarrier.arrive.release.cluster.shared::cluster.b64 _, [other];\n}"
-                             ::"r"(gpu::smem_address(&empty[s])), "r"((int)threadIdx.x - 32) : "memory");
+                asm volatile("{\n.reg .b32 other;\nmapa.shared::cluster.u32 other, %0, "
+                             "%1;\nmbarrier.arrive.release.cluster.shared::cluster.b64 _, [other];\n}" ::"r"(gpu::smem_address(&empty[s])),
+                             "r"((int)threadIdx.x - 32)
+                             : "memory");
         }
     }
     if (CLUSTER > 1) asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
@@ -306,8 +312,9 @@ struct Bench {
         if (per_clock > 0) std::fprintf(stderr, " %9.2f %-12s", per_clock, per_unit);
         if (ghz > 0) std::fprintf(stderr, " at %.3f GHz", ghz);
         std::fprintf(stderr, "\n");
-        std::printf("{\"limit\":{\"name\":\"%s\",\"value\":%.6g,\"unit\":\"%s\",\"per_clock\":%.6g,\"per_clock_unit\":\"%s\",\"sm_ghz\":%.4g}}\n",
-                    name, value, unit, per_clock, per_unit, ghz);
+        std::printf(
+            "{\"limit\":{\"name\":\"%s\",\"value\":%.6g,\"unit\":\"%s\",\"per_clock\":%.6g,\"per_clock_unit\":\"%s\",\"sm_ghz\":%.4g}}\n",
+            name, value, unit, per_clock, per_unit, ghz);
         std::fflush(stdout);
     }
 
@@ -334,7 +341,8 @@ struct Bench {
         return ms[ms.size() / 2];
     }
 
-    template <typename K> void tensor(const char *name, K kernel, int threads, int smem, double flop_per_turn_and_sm, int turns, int repetitions = 5) {
+    template <typename K>
+    void tensor(const char *name, K kernel, int threads, int smem, double flop_per_turn_and_sm, int turns, int repetitions = 5) {
         Params p = params;
         p.turns = turns;
         CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem));
@@ -381,7 +389,8 @@ int main() {
     cudaDeviceProp properties;
     CHECK(cudaGetDeviceProperties(&properties, 0));
     if (properties.major != 9) {
-        std::fprintf(stderr, "limits: %s has compute capability %d.%d; these kernels are for 9.0\n", properties.name, properties.major, properties.minor);
+        std::fprintf(stderr, "limits: %s has compute capability %d.%d; these kernels are for 9.0\n", properties.name, properties.major,
+                     properties.minor);
         return 5;
     }
     Bench b = {};
@@ -397,7 +406,8 @@ int main() {
     unsigned char *memory, *other;
     CHECK(cudaMalloc(&memory, BYTES));
     CHECK(cudaMalloc(&other, BYTES));
-    for (size_t at = 0; at < BYTES; at += host.size() * 2) CHECK(cudaMemcpy(memory + at, host.data(), host.size() * 2, cudaMemcpyHostToDevice));
+    for (size_t at = 0; at < BYTES; at += host.size() * 2)
+        CHECK(cudaMemcpy(memory + at, host.data(), host.size() * 2, cudaMemcpyHostToDevice));
     CHECK(cudaMalloc(&b.clock, sizeof(Clock)));
     float *sink;
     CHECK(cudaMalloc(&sink, SINK_BYTES));
@@ -415,11 +425,16 @@ int main() {
     b.tensor("wgmma n128, A in registers", wgmma_loop<128, true, Beside::Nothing>, 384, SMEM_BYTES, flop(128), 20000);
     b.tensor("wgmma n256, A in registers", wgmma_loop<256, true, Beside::Nothing>, 384, SMEM_BYTES, flop(256), 10000);
     b.tensor("wgmma n256, A in registers, half a second", wgmma_loop<256, true, Beside::Nothing>, 384, SMEM_BYTES, flop(256), 900000, 1);
-    b.beside("wgmma n256 (registers) beside bulk copies", "bulk copies beside wgmma n256 (registers)", wgmma_loop<256, true, Beside::BulkFill>, flop(256), 10000);
-    b.beside("wgmma n128 (registers) beside bulk copies", "bulk copies beside wgmma n128 (registers)", wgmma_loop<128, true, Beside::BulkFill>, flop(128), 20000);
-    b.beside("wgmma n256 (smem) beside bulk copies", "bulk copies beside wgmma n256 (smem)", wgmma_loop<256, false, Beside::BulkFill>, flop(256), 10000);
-    b.beside("wgmma n256 (registers) beside 16-byte loads", "16-byte loads beside wgmma n256 (registers)", wgmma_loop<256, true, Beside::Loads>, flop(256), 10000);
-    b.beside("wgmma n128 (registers) beside 16-byte loads", "16-byte loads beside wgmma n128 (registers)", wgmma_loop<128, true, Beside::Loads>, flop(128), 20000);
+    b.beside("wgmma n256 (registers) beside bulk copies", "bulk copies beside wgmma n256 (registers)",
+             wgmma_loop<256, true, Beside::BulkFill>, flop(256), 10000);
+    b.beside("wgmma n128 (registers) beside bulk copies", "bulk copies beside wgmma n128 (registers)",
+             wgmma_loop<128, true, Beside::BulkFill>, flop(128), 20000);
+    b.beside("wgmma n256 (smem) beside bulk copies", "bulk copies beside wgmma n256 (smem)", wgmma_loop<256, false, Beside::BulkFill>,
+             flop(256), 10000);
+    b.beside("wgmma n256 (registers) beside 16-byte loads", "16-byte loads beside wgmma n256 (registers)",
+             wgmma_loop<256, true, Beside::Loads>, flop(256), 10000);
+    b.beside("wgmma n128 (registers) beside 16-byte loads", "16-byte loads beside wgmma n128 (registers)",
+             wgmma_loop<128, true, Beside::Loads>, flop(128), 20000);
 
     b.bulk<1, 2>("L2 to smem, bulk copies, 2 in flight", 16 << 20);
     b.bulk<1, 4>("L2 to smem, bulk copies, 4 in flight", 16 << 20);

@@ -24,11 +24,17 @@ namespace {
 
 constexpr float LOG2_E = 1.4426950408889634f;
 
-struct Unmasked { static constexpr bool MASKED = false; };
-struct Masked { static constexpr bool MASKED = true; };
+struct Unmasked {
+    static constexpr bool MASKED = false;
+};
+struct Masked {
+    static constexpr bool MASKED = true;
+};
 
 // What a *_bias entry has in shared memory besides: the bias of each difference key - query of one tile.
-template <int LEN> struct BiasRow { float bias[LEN]; };
+template <int LEN> struct BiasRow {
+    float bias[LEN];
+};
 template <> struct BiasRow<0> {};
 
 template <int D, int BLOCK_KV, int D_WARPS, bool BIAS> struct Attention {
@@ -96,9 +102,7 @@ template <int D, int BLOCK_KV, int D_WARPS, bool BIAS> struct Attention {
             if (!Q_IN_REGISTERS) load_q(q_frag[0], smem, warp_row, k16);
             const void *rows[NT_S / 2];
             GPU_UNROLL
-            for (int j = 0; j < NT_S / 2; ++j) {
-                rows[j] = &smem.k[swizzle(16 * j + lane / 16 * 8 + lane % 8, 2 * k16 + lane / 8 % 2)];
-            }
+            for (int j = 0; j < NT_S / 2; ++j) { rows[j] = &smem.k[swizzle(16 * j + lane / 16 * 8 + lane % 8, 2 * k16 + lane / 8 % 2)]; }
             uint32_t frag[NT_S / 2][4], b[NT_S][2];
             gpu::ldmatrix_x4_tile<NT_S / 2>(frag, rows);
             to_b<NT_S>(b, frag);
@@ -111,7 +115,7 @@ template <int D, int BLOCK_KV, int D_WARPS, bool BIAS> struct Attention {
         const int lane = gpu::lane_id();
         GPU_UNROLL
         for (int k16 = 0; k16 < BLOCK_KV / 16; ++k16) {
-            const float(&left)[4] = probabilities[0][2 * k16], (&right)[4] = probabilities[0][2 * k16 + 1];
+            const float (&left)[4] = probabilities[0][2 * k16], (&right)[4] = probabilities[0][2 * k16 + 1];
             const uint32_t a[1][4] = {{gpu::pack_bf16x2(left[0], left[1]), gpu::pack_bf16x2(left[2], left[3]),
                                        gpu::pack_bf16x2(right[0], right[1]), gpu::pack_bf16x2(right[2], right[3])}};
             GPU_UNROLL
@@ -131,12 +135,12 @@ template <int D, int BLOCK_KV, int D_WARPS, bool BIAS> struct Attention {
     }
 
     // Rows of the warp's own columns, by way of Q's place, which nobody reads any more.
-    GPU_METHOD static void store(const attention_params &p, SharedStorage &smem, const Output &out, const float (&inverse)[2],
-                                 int head, int q0, int warp_row, int warp_column) {
+    GPU_METHOD static void store(const attention_params &p, SharedStorage &smem, const Output &out, const float (&inverse)[2], int head,
+                                 int q0, int warp_row, int warp_column) {
         const int lane = gpu::lane_id(), g = lane / 4, t = lane % 4;
         GPU_UNROLL
         for (int n8 = 0; n8 < NT_O; ++n8) {
-            const float(&o)[4] = out[n8 / NT_STEP][0][n8 % NT_STEP];
+            const float (&o)[4] = out[n8 / NT_STEP][0][n8 % NT_STEP];
             GPU_UNROLL
             for (int r = 0; r < 2; ++r) {
                 uint4 &chunk = smem.q[swizzle(warp_row + g + 8 * r, warp_column / 8 + n8)];
@@ -184,9 +188,7 @@ template <int D, int BLOCK_KV, int D_WARPS, bool BIAS> struct Attention {
                 const int at = tile * BLOCK_KV - q0 - (BLOCK_Q - 1) + gpu::thread_x() + p.bias_len - 1;
                 const bool inside = at >= 0 && at < 2 * p.bias_len - 1;
                 const float *from = inside ? p.bias + (int64_t)head * (2 * p.bias_len - 1) + at : p.bias;
-                if (tile < num_tiles && gpu::thread_x() < BIAS_ROW) {
-                    gpu::cp_async<4>(&smem.bias[gpu::thread_x()], from, inside ? 4 : 0);
-                }
+                if (tile < num_tiles && gpu::thread_x() < BIAS_ROW) { gpu::cp_async<4>(&smem.bias[gpu::thread_x()], from, inside ? 4 : 0); }
             }
             gpu::cp_async_commit();
         };
@@ -233,9 +235,7 @@ template <int D, int BLOCK_KV, int D_WARPS, bool BIAS> struct Attention {
                 GPU_UNROLL
                 for (int e = 0; e < 4; ++e) {
                     const int query = warp_row + g + e / 2 * 8, key = 8 * j + 2 * t + e % 2;
-                    if constexpr (BIAS) {
-                        s[0][j][e] = gpu::fma_exact(s[0][j][e], scale, smem.bias[key - query + BLOCK_Q - 1] * LOG2_E);
-                    }
+                    if constexpr (BIAS) { s[0][j][e] = gpu::fma_exact(s[0][j][e], scale, smem.bias[key - query + BLOCK_Q - 1] * LOG2_E); }
                     if (kind.MASKED) {
                         const int visible = p.causal ? gpu::min(p.kv_len, q0 + query + 1) : p.kv_len;
                         if (tile * BLOCK_KV + key >= visible) s[0][j][e] = minus_infinity;

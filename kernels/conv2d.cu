@@ -9,7 +9,8 @@
 #include "gemm_tile.cuh"
 #include "operands/bf16_tile.cuh"
 
-static_assert(sizeof(gemm::SharedStorage<gemm::Bf16Weights<8>, CONV2D_STAGES>) == CONV2D_SMEM_BYTES, "the header tells the host how much to ask for");
+static_assert(sizeof(gemm::SharedStorage<gemm::Bf16Weights<8>, CONV2D_STAGES>) == CONV2D_SMEM_BYTES,
+              "the header tells the host how much to ask for");
 
 namespace {
 
@@ -30,9 +31,8 @@ struct PixelLoader {
     uint32_t inside;               // bit i: the tap points into the map
 
     GPU_METHOD PixelLoader(const conv2d_params &params, int m0)
-        : p(params), src(reinterpret_cast<const uint4 *>(params.gemm.x) + gemm::own_chunk()),
-          pitch((int)(params.gemm.x_pitch / 8)), channel(gemm::own_chunk() * 8), padded((params.channels + 7) / 8 * 8),
-          dy(-(params.kernel / 2)), dx(dy), edges(0), traits(0) {
+        : p(params), src(reinterpret_cast<const uint4 *>(params.gemm.x) + gemm::own_chunk()), pitch((int)(params.gemm.x_pitch / 8)),
+          channel(gemm::own_chunk() * 8), padded((params.channels + 7) / 8 * 8), dy(-(params.kernel / 2)), dx(dy), edges(0), traits(0) {
         GPU_UNROLL
         for (int i = 0; i < gemm::ROWS_EACH; ++i) {
             const int m = m0 + gemm::own_row() + i * gemm::ROWS_APART;

@@ -51,8 +51,8 @@ GPU_FN void add_bias(Accumulators &acc, const gemm_problem &q, int feature) {
 
 GPU_FN void store_bf16x8(bf16_bits *out, const float (&y)[8], int count, bool vector) {
     if (vector) {
-        const uint4 words = {gpu::pack_bf16x2(y[0], y[1]), gpu::pack_bf16x2(y[2], y[3]),
-                             gpu::pack_bf16x2(y[4], y[5]), gpu::pack_bf16x2(y[6], y[7])};
+        const uint4 words = {gpu::pack_bf16x2(y[0], y[1]), gpu::pack_bf16x2(y[2], y[3]), gpu::pack_bf16x2(y[4], y[5]),
+                             gpu::pack_bf16x2(y[6], y[7])};
         gpu::store_vector(reinterpret_cast<uint4 *>(out), words);
         return;
     }
@@ -112,7 +112,8 @@ constexpr int TOKENS_AHEAD = 2;
 // Writes this lane's 8 features of every token it owns: load(x, offset, count, vector), and when AHEAD tokens are loaded
 // store(x, y, offset, count, vector), each with the element offset token * pitch + feature - n_begin.
 template <int AHEAD, typename Load, typename Store>
-GPU_FN void update_tokens(Accumulators &acc, const gemm_problem &q, const gemm_segment &s, int feature, int token0, bool vector, Load load, Store store) {
+GPU_FN void update_tokens(Accumulators &acc, const gemm_problem &q, const gemm_segment &s, int feature, int token0, bool vector, Load load,
+                          Store store) {
     const int count = s.n_end - feature, token = token0 + first_token();
     const int64_t at = token * s.out_pitch + feature - s.n_begin;
     GPU_UNROLL
@@ -135,14 +136,16 @@ GPU_FN void update_tokens(Accumulators &acc, const gemm_problem &q, const gemm_s
     }
 }
 template <typename Load, typename Store>
-GPU_FN void update_tokens(Accumulators &acc, const gemm_problem &q, const gemm_segment &s, int feature, int token0, Load load, Store store) {
+GPU_FN void update_tokens(Accumulators &acc, const gemm_problem &q, const gemm_segment &s, int feature, int token0, Load load,
+                          Store store) {
     if (s.n_end - feature >= 8 && s.out_pitch % 8 == 0) {
         update_tokens<TOKENS_AHEAD>(acc, q, s, feature, token0, true, load, store);
     } else {
         update_tokens<1>(acc, q, s, feature, token0, false, load, store);
     }
 }
-template <typename Store> GPU_FN void store_tokens(Accumulators &acc, const gemm_problem &q, const gemm_segment &s, int feature, int token0, Store store) {
+template <typename Store>
+GPU_FN void store_tokens(Accumulators &acc, const gemm_problem &q, const gemm_segment &s, int feature, int token0, Store store) {
     const bool vector = s.n_end - feature >= 8 && s.out_pitch % 8 == 0;
     auto nothing = [](float (&)[8], int64_t, int, bool) {};
     auto only_y = [&](float (&)[8], float (&y)[8], int64_t at, int count, bool vector) { store(y, at, count, vector); };
@@ -181,8 +184,7 @@ GPU_FN void add_f32(Accumulators &acc, const gemm_problem &q, const gemm_segment
     }
     float *const out = static_cast<float *>(s.out);
     update_tokens(
-        acc, q, s, feature, token0,
-        [&](float (&x)[8], int64_t at, int count, bool vector) { load_f32x8(x, out + at, count, vector); },
+        acc, q, s, feature, token0, [&](float (&x)[8], int64_t at, int count, bool vector) { load_f32x8(x, out + at, count, vector); },
         [&](float (&x)[8], float (&y)[8], int64_t at, int count, bool vector) {
             GPU_UNROLL
             for (int c = 0; c < 8; ++c) x[c] += gate[c] * y[c];
@@ -229,7 +231,8 @@ struct RowSums {
 static_assert(THREADS == BLOCK_M, "a thread finishes the sums of one token");
 
 // RMSNorm over the tile's 128 features and RoPE over their pairs. The whole CTA is one head: all threads come here.
-GPU_FN void store_norm_rope(Accumulators &acc, const gemm_problem &q, const gemm_segment &s, RowSums &sums, int n0, int m0, int warp_n, int warp_m) {
+GPU_FN void store_norm_rope(Accumulators &acc, const gemm_problem &q, const gemm_segment &s, RowSums &sums, int n0, int m0, int warp_n,
+                            int warp_m) {
     const int lane = gpu::lane_id(), group = lane / 4, pair_token = lane % 4 * 2;
     GPU_UNROLL
     for (int j = 0; j < NT; ++j) {

@@ -46,6 +46,7 @@
 #define GPU_UNROLL_BY(n)
 #ifdef SCHNELL_ACCESSES
 // nvcc moves a vector with one instruction; g++ takes plain structs apart, and each part would count as an access.
+// clang-format off: what they share is seen best side by side
 #define EMU_VECTOR(name, bytes)                                                                          \
     typedef uint32_t whole __attribute__((vector_size(bytes), may_alias));                               \
     name() = default;                                                                                    \
@@ -61,6 +62,7 @@ struct alignas(8) uint2 { uint32_t x, y; EMU_VECTOR2(uint2, uint32_t) };
 struct alignas(16) uint4 { uint32_t x, y, z, w; EMU_VECTOR4(uint4, uint32_t) };
 struct alignas(8) float2 { float x, y; EMU_VECTOR2(float2, float) };
 struct alignas(16) float4 { float x, y, z, w; EMU_VECTOR4(float4, float) };
+// clang-format on
 #endif
 
 namespace gpu {
@@ -111,14 +113,17 @@ template <int BYTES> GPU_FN void cp_async(void *dst, const void *src, int valid_
     if constexpr (BYTES == 16) {
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem_address(dst)), "l"(src), "r"(valid_bytes) : "memory");
     } else {
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(smem_address(dst)), "l"(src), "n"(BYTES), "r"(valid_bytes) : "memory");
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(smem_address(dst)), "l"(src), "n"(BYTES), "r"(valid_bytes)
+                     : "memory");
     }
 }
 // Copies 16 bytes, or fills them with zeros where `exists` is 0: a bit tested and the copy, where `valid_bytes` chosen
 // between 16 and 0 is computed.
 GPU_FN void cp_async16_or_zeros(void *dst, const void *src, uint32_t exists) {
-    asm volatile("{ .reg .pred absent; setp.eq.u32 absent, %2, 0; cp.async.cg.shared.global [%0], [%1], 16, absent; }"
-                 ::"r"(smem_address(dst)), "l"(src), "r"(exists) : "memory");
+    asm volatile(
+        "{ .reg .pred absent; setp.eq.u32 absent, %2, 0; cp.async.cg.shared.global [%0], [%1], 16, absent; }" ::"r"(smem_address(dst)),
+        "l"(src), "r"(exists)
+        : "memory");
 }
 GPU_FN void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> GPU_FN void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
@@ -127,12 +132,16 @@ template <int N> GPU_FN void cp_async_wait() { asm volatile("cp.async.wait_group
 // frag[i] then holds, of matrix i, the bf16 pair (row lane / 4, columns 2 (lane % 4) + {0, 1}).
 GPU_FN void ldmatrix_x4(uint32_t (&frag)[4], const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(frag[0]), "=r"(frag[1]), "=r"(frag[2]), "=r"(frag[3]) : "r"(smem_address(row)) : "memory");
+                 : "=r"(frag[0]), "=r"(frag[1]), "=r"(frag[2]), "=r"(frag[3])
+                 : "r"(smem_address(row))
+                 : "memory");
 }
 // As above with every 8 x 8 matrix transposed: the pair (rows 2 (lane % 4) + {0, 1}, column lane / 4).
 GPU_FN void ldmatrix_x4_trans(uint32_t (&frag)[4], const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(frag[0]), "=r"(frag[1]), "=r"(frag[2]), "=r"(frag[3]) : "r"(smem_address(row)) : "memory");
+                 : "=r"(frag[0]), "=r"(frag[1]), "=r"(frag[2]), "=r"(frag[3])
+                 : "r"(smem_address(row))
+                 : "memory");
 }
 template <int N> GPU_FN void ldmatrix_x4_tile(uint32_t (&frag)[N][4], const void *const (&row)[N]) {
     GPU_UNROLL
@@ -236,8 +245,8 @@ extern const emu_runtime *schnell_emu_runtime;
 extern thread_local emu_thread *schnell_emu_self __attribute__((tls_model("initial-exec")));
 }
 
-#define GPU_KERNEL(name, Params, threads, min_ctas)                                  \
-    static void name##_body(const Params &p);                                        \
+#define GPU_KERNEL(name, Params, threads, min_ctas)                                                 \
+    static void name##_body(const Params &p);                                                       \
     extern "C" void name(const void *params) { name##_body(*static_cast<const Params *>(params)); } \
     static void name##_body(const Params &p)
 

@@ -33,7 +33,9 @@ namespace gpu {
 constexpr int WARPGROUP = 128;
 
 // Eight bytes of shared memory that count arrivals and bytes, and then turn to the next phase. Opaque on both sides.
-struct alignas(8) mbarrier { uint64_t opaque; };
+struct alignas(8) mbarrier {
+    uint64_t opaque;
+};
 
 GPU_FN int warpgroup_id() { return thread_x() / WARPGROUP; }
 
@@ -73,7 +75,9 @@ GPU_FN void mbarrier_wait(mbarrier *barrier, int parity) {
     uint32_t is_over;
     do {
         asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-                     : "=r"(is_over) : "r"(smem_address(barrier)), "r"(parity) : "memory");
+                     : "=r"(is_over)
+                     : "r"(smem_address(barrier)), "r"(parity)
+                     : "memory");
     } while (!is_over);
 }
 
@@ -84,13 +88,16 @@ GPU_FN void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" 
 // tensor is zero. Rows of the box must begin at a multiple of 16 bytes, outside the tensor, too: any other x is an illegal
 // instruction (seen on an H200; the PTX ISA is silent). Issued by one thread; counts as the whole box's bytes at `barrier`.
 GPU_FN void tma_load_2d(void *dst, const tensor_map *map, int x, int y, mbarrier *barrier) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
-                 ::"r"(smem_address(dst)), "l"(map), "r"(x), "r"(y), "r"(smem_address(barrier)) : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(smem_address(dst)),
+        "l"(map), "r"(x), "r"(y), "r"(smem_address(barrier))
+        : "memory");
 }
 // Copies a multiple of 16 bytes between 16-byte aligned addresses.
 GPU_FN void bulk_load(void *dst, const void *src, int num_bytes, mbarrier *barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
-                 ::"r"(smem_address(dst)), "l"(__cvta_generic_to_global(src)), "r"(num_bytes), "r"(smem_address(barrier)) : "memory");
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(smem_address(dst)),
+                 "l"(__cvta_generic_to_global(src)), "r"(num_bytes), "r"(smem_address(barrier))
+                 : "memory");
 }
 
 GPU_FN uint64_t smem_descriptor(const void *tile) { return swizzled_descriptor(smem_address(tile)); }
@@ -119,22 +126,25 @@ template <int N, typename A> GPU_FN void wgmma_m64k16(float (&acc)[N / 2], A &&a
 
 // Operand lists: ten names, and eight accumulators, at a time.
 #define GPU_TEN(t) "%" #t "0, %" #t "1, %" #t "2, %" #t "3, %" #t "4, %" #t "5, %" #t "6, %" #t "7, %" #t "8, %" #t "9"
-#define GPU_ACC8(i) "+f"(acc[i]), "+f"(acc[i + 1]), "+f"(acc[i + 2]), "+f"(acc[i + 3]), "+f"(acc[i + 4]), "+f"(acc[i + 5]), "+f"(acc[i + 6]), "+f"(acc[i + 7])
+#define GPU_ACC8(i)                                                                                                           \
+    "+f"(acc[i]), "+f"(acc[i + 1]), "+f"(acc[i + 2]), "+f"(acc[i + 3]), "+f"(acc[i + 4]), "+f"(acc[i + 5]), "+f"(acc[i + 6]), \
+        "+f"(acc[i + 7])
 #define GPU_ACC32(i) GPU_ACC8(i), GPU_ACC8(i + 8), GPU_ACC8(i + 16), GPU_ACC8(i + 24)
 // The names after the accumulators' are a, b, accumulate, or a0 a1 a2 a3, b, accumulate. Scales of A and B are 1; both
 // operands are K-major.
-#define GPU_WGMMA(N, ACC_NAMES, ACCS, A, B, P, R0, R1, R2, R3, RB, RP)                                                     \
-    GPU_FN void wgmma(float (&acc)[N / 2], uint64_t a, uint64_t b, bool accumulate) {              \
-        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #P ", 0;\n"                                                    \
-                     "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" ACC_NAMES "}, %" #A ", %" #B           \
-                     ", p, 1, 1, 0, 0;\n}"                                                                              \
-                     : ACCS : "l"(a), "l"(b), "r"((int)accumulate));                                                     \
-    }                                                                                                                    \
-    GPU_FN void wgmma(float (&acc)[N / 2], uint32_t (&a)[4], uint64_t b, bool accumulate) {        \
-        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #RP ", 0;\n"                                                   \
-                     "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" ACC_NAMES "}, {%" #R0 ", %" #R1 ", %"  \
-                     #R2 ", %" #R3 "}, %" #RB ", p, 1, 1, 0;\n}"                                                        \
-                     : ACCS : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));                 \
+#define GPU_WGMMA(N, ACC_NAMES, ACCS, A, B, P, R0, R1, R2, R3, RB, RP)                                                                \
+    GPU_FN void wgmma(float (&acc)[N / 2], uint64_t a, uint64_t b, bool accumulate) {                                                 \
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #P ", 0;\n"                                                                 \
+                     "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" ACC_NAMES "}, %" #A ", %" #B ", p, 1, 1, 0, 0;\n}"  \
+                     : ACCS                                                                                                           \
+                     : "l"(a), "l"(b), "r"((int)accumulate));                                                                         \
+    }                                                                                                                                 \
+    GPU_FN void wgmma(float (&acc)[N / 2], uint32_t (&a)[4], uint64_t b, bool accumulate) {                                           \
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #RP ", 0;\n"                                                                \
+                     "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" ACC_NAMES "}, {%" #R0 ", %" #R1 ", %" #R2 ", %" #R3 \
+                     "}, %" #RB ", p, 1, 1, 0;\n}"                                                                                    \
+                     : ACCS                                                                                                           \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));                                     \
     }
 #define GPU_NAMES30 GPU_TEN() ", " GPU_TEN(1) ", " GPU_TEN(2)
 #define GPU_NAMES60 GPU_NAMES30 ", " GPU_TEN(3) ", " GPU_TEN(4) ", " GPU_TEN(5)
@@ -145,7 +155,9 @@ GPU_WGMMA(64, GPU_NAMES30 ", %30, %31", GPU_ACC32(0), 32, 33, 34, 32, 33, 34, 35
 GPU_WGMMA(128, GPU_NAMES60 ", %60, %61, %62, %63", GPU_ACC64(0), 64, 65, 66, 64, 65, 66, 67, 68, 69)
 GPU_WGMMA(256, GPU_NAMES120 ", %120, %121, %122, %123, %124, %125, %126, %127", GPU_ACC64(0) GPU_COMMA GPU_ACC64(64), 128, 129, 130, 128,
           129, 130, 131, 132, 133)
-template <int N, typename A> GPU_FN void wgmma_m64k16(float (&acc)[N / 2], A &&a, uint64_t b, bool accumulate) { wgmma(acc, a, b, accumulate); }
+template <int N, typename A> GPU_FN void wgmma_m64k16(float (&acc)[N / 2], A &&a, uint64_t b, bool accumulate) {
+    wgmma(acc, a, b, accumulate);
+}
 #undef GPU_WGMMA
 #undef GPU_COMMA
 #undef GPU_ACC64
@@ -184,7 +196,8 @@ struct emu_hopper {
     void (*bulk_load)(emu_thread *self, void *dst, const void *src, uint32_t num_bytes, void *barrier, const emu_site *);
     void (*wgmma_name)(emu_thread *self, const void *registers, uint32_t num_words, const emu_site *);
     // `a_registers` is null when A is in shared memory.
-    void (*wgmma)(emu_thread *self, float *acc, uint32_t n, uint32_t *a_registers, uint64_t a, uint64_t b, uint32_t accumulate, const emu_site *);
+    void (*wgmma)(emu_thread *self, float *acc, uint32_t n, uint32_t *a_registers, uint64_t a, uint64_t b, uint32_t accumulate,
+                  const emu_site *);
     void (*wgmma_commit)(emu_thread *self);
     void (*wgmma_wait)(emu_thread *self, uint32_t pending, const emu_site *);
 };

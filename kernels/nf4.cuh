@@ -12,6 +12,7 @@
 #define NF4_BLOCK 64  // weights per absmax, consecutive in a row
 
 // X(bits) for the codes 0..15, ascending: -1 .. 1, code 7 is zero.
+// clang-format off: a table
 #define NF4_CODES(X)                                                    \
     X(0xbf800000u) X(0xbf3239b1u) X(0xbf066b30u) X(0xbeca32a0u)         \
     X(0xbe91a24du) X(0xbe3d353fu) X(0xbdba7871u) X(0x00000000u)         \
@@ -24,6 +25,7 @@
     X(0xbe703cecu) X(0xbe0d38bcu) X(0xbd3a7871u) X(0x3d22faffu)         \
     X(0x3df64862u) X(0x3e5067e0u) X(0x3e9582d4u) X(0x3ec753f9u)         \
     X(0x3f006d04u) X(0x3f248dafu) X(0x3f5c89dau)
+// clang-format on
 
 namespace gpu {
 

@@ -9,12 +9,13 @@
 #include "gemm_tile.cuh"
 #include "operands/nf4_tile.cuh"
 
-static_assert(sizeof(gemm::SharedStorage<gemm::Nf4Weights, NF4_GEMM_STAGES>) == NF4_GEMM_SMEM_BYTES, "the header tells the host how much to ask for");
+static_assert(sizeof(gemm::SharedStorage<gemm::Nf4Weights, NF4_GEMM_STAGES>) == NF4_GEMM_SMEM_BYTES,
+              "the header tells the host how much to ask for");
 
 // Two CTAs on an SM cover each other's barriers; 45 KB of smem and 255 registers allow exactly that on sm_86.
-#define NF4_GEMM(entry, epilogues)                                                                    \
-    GPU_KERNEL(entry, gemm_params, GEMM_THREADS, 2) {                                                 \
-        gemm::run_problem<gemm::Nf4Weights, NF4_GEMM_STAGES, gemm::BLOCK_K, gemm::epilogues>(p);      \
+#define NF4_GEMM(entry, epilogues)                                                               \
+    GPU_KERNEL(entry, gemm_params, GEMM_THREADS, 2) {                                            \
+        gemm::run_problem<gemm::Nf4Weights, NF4_GEMM_STAGES, gemm::BLOCK_K, gemm::epilogues>(p); \
     }
 NF4_GEMM(nf4_gemm_store_sm80, Store)
 NF4_GEMM(nf4_gemm_residual_sm80, Residual)

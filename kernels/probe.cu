@@ -261,9 +261,7 @@ GPU_KERNEL(probe_fault_null, probe_params, PROBE_THREADS, 1) {
     p.output[gpu::thread_x()] = *(const volatile uint32_t *)none;
 }
 
-GPU_KERNEL(probe_fault_divide, probe_params, PROBE_THREADS, 1) {
-    p.output[gpu::thread_x()] = p.input[0] / (uint32_t)(gpu::thread_x() - 3);
-}
+GPU_KERNEL(probe_fault_divide, probe_params, PROBE_THREADS, 1) { p.output[gpu::thread_x()] = p.input[0] / (uint32_t)(gpu::thread_x() - 3); }
 
 GPU_KERNEL(probe_fault_large_locals, probe_params, PROBE_THREADS, 1) {
     volatile uint32_t words[1 << 16];
@@ -273,7 +271,8 @@ GPU_KERNEL(probe_fault_large_locals, probe_params, PROBE_THREADS, 1) {
 
 GPU_KERNEL(probe_fault_endless, probe_params, PROBE_THREADS, 1) {
     const volatile uint32_t *const flag = (const uint32_t *)p.input;
-    if (gpu::thread_x() == 2) while (*flag != 0) {}
+    if (gpu::thread_x() == 2)
+        while (*flag != 0) {}
     gpu::sync_cta();
     p.output[gpu::thread_x()] = 0;
 }

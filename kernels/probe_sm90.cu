@@ -140,7 +140,7 @@ template <int N, bool A_IN_REGISTERS> GPU_FN void multiply(const probe_sm90_para
     // where the loop turns: there ptxas moves accumulators about, and does not look whether the engine has them
     // (scripts/check-sass does).
     uint32_t a_even[4][4] = {}, a_odd[4][4] = {};
-    const auto issue = [&](int block, uint32_t(&a)[4][4], bool is_idle) {
+    const auto issue = [&](int block, uint32_t (&a)[4][4], bool is_idle) {
         const int stage = block % STAGES;
         if (A_IN_REGISTERS) {
             GPU_UNROLL

@@ -20,8 +20,7 @@ template <int K_MULTIPLE> struct Bf16Weights {
     struct Loader {
         RowLoader<FragmentOrder, K_MULTIPLE> rows;
 
-        GPU_METHOD Loader(const gemm_problem &q, int n0)
-            : rows(static_cast<const bf16_bits *>(q.w), q.w_pitch, n0, q.n, q.k) {}
+        GPU_METHOD Loader(const gemm_problem &q, int n0) : rows(static_cast<const bf16_bits *>(q.w), q.w_pitch, n0, q.n, q.k) {}
 
         GPU_METHOD void fetch(Stage &stage) { rows.fetch(stage.chunk); }
     };

@@ -12,8 +12,7 @@ struct XStage {
 
 // A plain [m, k] matrix of tokens.
 template <int K_MULTIPLE> struct TokenLoader : RowLoader<InOrder, K_MULTIPLE> {
-    GPU_METHOD TokenLoader(const gemm_problem &q, int m0)
-        : RowLoader<InOrder, K_MULTIPLE>(q.x, q.x_pitch, m0, q.m, q.k) {}
+    GPU_METHOD TokenLoader(const gemm_problem &q, int m0) : RowLoader<InOrder, K_MULTIPLE>(q.x, q.x_pitch, m0, q.m, q.k) {}
 };
 
 // b[2 j + {0, 1}]: the 16 k of step k16 for this warp's tokens.
