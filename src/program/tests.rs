@@ -190,7 +190,7 @@ fn streaming_is_right_and_needs_each_of_its_waits() {
             let fault = check(&placed);
             let is_copy = |op: usize| placed.program.ops[op].stream == StreamId::Copy;
             // Whoever reads a unit needs its copy. A copy may have waited for more than it had to.
-            missing += fault.is_err() as usize;
+            missing += fault.as_ref().is_err_and(|f| f.kind == FaultKind::Unordered) as usize;
             waits += 1;
             if is_copy(wait.signal) && !placed.program.stages.iter().any(|stage| stage.repeats > 1) {
                 assert_eq!(
@@ -301,7 +301,7 @@ fn random_plans_are_not_right_by_luck() {
     for seed in 0..2_000 {
         let mut placed = Placed::new(random_program(seed), &Streamed::default()).unwrap();
         if let Some(wait) = placed.waits.pop() {
-            without_wait += check(&placed).is_err() as usize;
+            without_wait += check(&placed).is_err_and(|f| f.kind == FaultKind::Unordered) as usize;
             placed.waits.push(wait);
         }
         let live: Vec<usize> = (0..placed.live.len()).filter(|&i| !placed.live[i].is_empty()).collect();
@@ -312,7 +312,10 @@ fn random_plans_are_not_right_by_luck() {
             if meet {
                 let kept = placed.offsets[pair[0]];
                 placed.offsets[pair[0]] = placed.offsets[pair[1]];
-                overlapped += check(&placed).is_err() as usize;
+                use FaultKind::{Overlap, Reused, Unordered, Unwritten};
+                let is_seen =
+                    |f: super::check::Fault| [Overlap, Reused, Unordered, Unwritten].contains(&f.kind);
+                overlapped += check(&placed).is_err_and(is_seen) as usize;
                 placed.offsets[pair[0]] = kept;
             }
         }

@@ -192,8 +192,15 @@ mod tests {
         assert_eq!(parse_bytes("7GB").unwrap(), 7_000_000_000);
         assert_eq!(parse_bytes("900 MiB").unwrap(), 943_718_400);
         assert_eq!(parse_bytes("12345").unwrap(), 12345);
-        for bad in ["", "GiB", "1.2.3GiB", "5 apples", "-1GiB", "0"] {
-            assert!(parse_bytes(bad).is_err(), "{bad}");
+        for (bad, why) in [
+            ("", "is no number of bytes"),
+            ("GiB", "is no number of bytes"),
+            ("1.2.3GiB", "is no number of bytes"),
+            ("5 apples", "`apples` is no unit"),
+            ("-1GiB", "is no number of bytes"),
+            ("0", "is not a sensible amount"),
+        ] {
+            assert!(parse_bytes(bad).unwrap_err().contains(why), "{bad}");
         }
     }
 
@@ -202,7 +209,9 @@ mod tests {
         assert_eq!("cuda:3".parse(), Ok(DeviceOption::Cuda(3)));
         assert_eq!("auto".parse(), Ok(DeviceOption::Auto));
         assert_eq!("emulator".parse(), Ok(DeviceOption::Emulator));
-        assert!("cuda:x".parse::<DeviceOption>().is_err());
-        assert!("gpu".parse::<DeviceOption>().is_err());
+        for bad in ["cuda:x", "gpu"] {
+            let Err(said) = bad.parse::<DeviceOption>() else { panic!("{bad} is a device") };
+            assert!(said.contains(&format!("`{bad}` is no device")), "{said}");
+        }
     }
 }
