@@ -311,12 +311,12 @@ impl Plan {
                 advice: "allow more, or ask for a smaller image; the plan lists every region".to_string(),
             });
         }
+        if bytes(&Streamed::default())? <= budget_bytes {
+            return self.with_streamed(Streamed::default());
+        }
         // The fewest that are enough: bytes fall as more are streamed.
         let fewest = |tiers: [Tier; 3]| -> Result<Streamed> {
             let order = Streamed::order(&units, tiers);
-            if bytes(&Streamed::default())? <= budget_bytes {
-                return Ok(Streamed::default());
-            }
             let (mut too_few, mut enough) = (0, order.len());
             while enough - too_few > 1 {
                 let middle = usize::midpoint(too_few, enough);

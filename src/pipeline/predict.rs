@@ -2,7 +2,7 @@
 //! FLOPs or its bytes take. A prediction, to compare plans by; nothing is measured, and nothing is decided by it.
 
 use crate::device::StreamId;
-use crate::program::{Stage, What, When};
+use crate::program::{What, When};
 
 use super::Plan;
 
@@ -107,7 +107,7 @@ impl Plan {
         let (mut stages, mut intervals) = (Vec::new(), Vec::<Interval>::new());
         let taken = program.stages.iter().filter(|stage| stage.when.is_in(When::Fresh));
         for (stage, turn) in taken.flat_map(|stage| (0..stage.repeats).map(move |turn| (stage, turn))) {
-            let (name, begin) = (label(stage, turn), free[StreamId::Compute.index()]);
+            let (name, begin) = (stage.label(turn), free[StreamId::Compute.index()]);
             for i in stage.ops.clone() {
                 let (op, stream) = (&program.ops[i], program.ops[i].stream.index());
                 let bytes: f64 = op.touches.iter().map(|t| t.rows.num as f64 * t.rows.bytes as f64).sum();
@@ -139,13 +139,6 @@ impl Plan {
         }
         let total_ms = stages.iter().map(|(_, ms)| ms).sum();
         Prediction { card, stages, total_ms, intervals }
-    }
-}
-
-fn label(stage: &Stage, turn: usize) -> String {
-    match stage.name {
-        "step" => format!("step {turn}"),
-        name => name.to_string(),
     }
 }
 

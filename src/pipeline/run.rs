@@ -120,10 +120,6 @@ impl Bound {
             let kept: Result<Vec<_>> =
                 stage.kept.iter().map(|kept| Ok((kept.clone(), view(&kept.touch)?))).collect();
             let dead = dead_at(&plan, stage.ops.start, arena)?;
-            let label = |turn: usize| match stage.name {
-                "step" => format!("step {turn}").into(),
-                name => name.into(),
-            };
             Ok(BoundStage {
                 name: stage.name,
                 ops: stage.ops.clone(),
@@ -131,7 +127,7 @@ impl Bound {
                 when: stage.when,
                 dead,
                 kept: kept?,
-                labels: (0..stage.repeats).map(label).collect(),
+                labels: (0..stage.repeats).map(|turn| stage.label(turn).into()).collect(),
             })
         };
         let stages = placed.program.stages.iter().map(stage).collect::<Result<Vec<_>>>()?;
@@ -311,7 +307,7 @@ fn dead_at(plan: &ShapePlan, op: usize, arena: &Arena) -> Result<Vec<View<u8>>> 
         .filter(|((buffer, _), live)| {
             // A copy may be on its way whose bytes nobody will read.
             buffer.kind == Kind::Streamed
-                || buffer.kind.is_work() && live.iter().any(|&(first, last)| first <= op && op <= last)
+                || buffer.kind == Kind::Work && live.iter().any(|&(first, last)| first <= op && op <= last)
         })
         .map(|((buffer, &offset), _)| (offset, offset + buffer.bytes))
         .collect();

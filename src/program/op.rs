@@ -147,6 +147,16 @@ pub(crate) struct Stage {
     pub kept: Vec<Kept>,
 }
 
+impl Stage {
+    /// What its turn is called in timings and predictions: `clip`, `step 3`.
+    pub fn label(&self, turn: usize) -> String {
+        match self.name {
+            "step" => format!("step {turn}"),
+            name => name.to_string(),
+        }
+    }
+}
+
 /// In which runs a stage takes place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum When {
