@@ -83,13 +83,13 @@ impl Pipeline {
             bytes => Some(device.allocate_host(bytes as usize)?),
         };
         let ShapePlan { staging, unit_in_the_making, placed, .. } = &*plan.shapes[0];
-        let destination = Destination {
+        let mut destination = Destination {
             arena: &arena,
             homes: &placed.homes,
             unit_in_the_making: *unit_in_the_making,
             pinned: pinned.as_mut(),
         };
-        upload(device, destination, staging, &model.source, &plan.weights.list, &mut |done, total| {
+        upload(device, &mut destination, staging, &model.source, &plan.weights.list, &mut |done, total| {
             progress(Progress::Loading { done, total })
         })?;
         let (text, digest) = (TextInput::open(model)?, model.digest()?);

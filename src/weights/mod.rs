@@ -20,6 +20,7 @@
 //! count as ours. Checkpoints that come already quantized by [`bitsandbytes`] keep their codes, and read as what they mean
 //! where these are not wanted. Left out so far: single-file layouts.
 
+mod ahead;
 pub mod bitsandbytes;
 pub mod convert;
 pub mod generated;

@@ -1,10 +1,9 @@
 //! From files into the arena: tensor by tensor, as the networks asked for them.
 //!
-//! Bytes go file -> pinned staging -> arena, a chunk of rows at a time through two staging buffers, so that reading,
-//! copying and quantizing overlap. Files are read into the pinned buffer itself, and what the device shall have in another form
-//! is brought into it there. What becomes NF4 passes through a device-side staging region, from which `nf4_quantize` writes
-//! codes and absmax: those of the file where it has some, or new ones, and then it counts what is not finite, since no code
-//! says so later.
+//! Bytes go file -> pinned staging -> arena, a chunk of rows at a time, so that reading, copying and quantizing overlap: threads
+//! read files into the pinned buffers themselves (`ahead.rs`), and bring what the device shall have in another form into it
+//! there. What becomes NF4 passes through a device-side staging region, from which `nf4_quantize` writes codes and absmax: those
+//! of the file where it has some, or new ones, and then it counts what is not finite, since no code says so later.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -12,6 +11,7 @@ use std::sync::Arc;
 use bytemuck::cast_slice_mut;
 use half::bf16;
 
+use super::ahead::{self, BUFFERS};
 use super::convert::{self, RowsOf};
 use super::nf4::BLOCK;
 use super::{Dtype, Source, TensorInfo};
@@ -95,7 +95,8 @@ impl Target {
 
 /// Bytes of one pinned buffer and of one device-side staging slot: large enough for full PCIe speed, small beside any
 /// model. A tensor with longer rows than this does not exist.
-pub const STAGING_BYTES: usize = 16 << 20;
+pub const STAGING_BYTES: usize = 8 << 20;
+/// On the device: one is copied into while the other is quantized from.
 const SLOTS: usize = 2;
 
 /// The device side of staging, in the arena where operations work later: two slots, and a counter for each tensor that is
@@ -139,7 +140,12 @@ impl Staging {
 
     /// Pinned.
     pub fn host_bytes(&self) -> usize {
-        SLOTS * self.slot_bytes
+        BUFFERS * self.slot_bytes
+    }
+
+    /// The pinned buffers.
+    pub fn host_buffers(&self, device: &Device) -> Result<Vec<HostBuffer>> {
+        (0..BUFFERS).map(|_| device.allocate_host(self.slot_bytes)).collect()
     }
 }
 
@@ -211,6 +217,23 @@ pub(crate) struct Destination<'a> {
     pub pinned: Option<&'a mut HostBuffer>,
 }
 
+impl<'a> Destination<'a> {
+    /// Of what becomes a weight.
+    fn home(&self, target: &Target) -> Result<&'a Home> {
+        let offset = target.offset().unwrap_or(0);
+        let at = self.homes.partition_point(|home| home.unit.image.end <= offset);
+        self.homes.get(at).ok_or_else(|| Error::Internal(format!("weights have no byte {offset}")))
+    }
+
+    /// The byte of the arena where a home's unit is put together.
+    fn begins(&self, home: &Home) -> usize {
+        match home.place {
+            HomePlace::Arena(at) => at,
+            HomePlace::Pinned(_) => self.unit_in_the_making,
+        }
+    }
+}
+
 /// Reads all `weights`. `progress(done, total)` counts file bytes.
 ///
 /// # Errors
@@ -218,44 +241,41 @@ pub(crate) struct Destination<'a> {
 /// [`Error::Device`] from the machine.
 pub(crate) fn upload(
     device: &Device,
-    destination: Destination<'_>,
+    destination: &mut Destination<'_>,
     staging: &Staging,
     source: &Source,
     weights: &[Weight],
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<()> {
-    let Destination { arena, homes, unit_in_the_making, mut pinned } = destination;
-    let slot = |i: usize| -> Result<StagingSlot> {
-        Ok(StagingSlot {
-            host: device.allocate_host(staging.slot_bytes)?,
-            device: staging.slots.part(i * staging.slot_bytes, staging.slot_bytes),
-            copied: device.create_event()?,
-            consumed: device.create_event()?,
-        })
-    };
-    let counters = arena.view(&staging.counters)?;
-    if !counters.is_empty() {
-        device.fill(StreamId::Compute, &counters, 0)?;
-    }
-    let mut uploader =
-        Uploader { device, arena, stages: [slot(0)?, slot(1)?], next: 0, counters, quantized: Vec::new() };
     let on_device = weights.iter().filter(|weight| !matches!(weight.target, Target::Host));
     let tensors: Vec<(&Weight, &TensorInfo)> = on_device
         .map(|weight| Ok((weight, source.tensor(weight.part, &weight.needed.name)?)))
         .collect::<Result<_>>()?;
     let total = tensors.iter().map(|(_, tensor)| tensor.stored_bytes()).sum();
-    let mut done = 0;
-    let mut going = progress(0, total);
-    let homes = |offset: usize| {
-        let home = homes.partition_point(|home| home.unit.image.end <= offset);
-        homes.get(home).ok_or_else(|| Error::Internal(format!("weights have no byte {offset}")))
+    let mut chunks = Vec::new();
+    for (weight, tensor) in tensors {
+        let home = destination.home(&weight.target)?;
+        let target = weight.target.moved(home.unit.image.start, destination.begins(home));
+        chunks.extend(Chunk::all(target, tensor, home, staging.slot_bytes)?);
+    }
+    let arena = destination.arena;
+    let counters = arena.view(&staging.counters)?;
+    if !counters.is_empty() {
+        device.fill(StreamId::Compute, &counters, 0)?;
+    }
+    let slot = |i: usize| -> Result<StagingSlot> {
+        Ok(StagingSlot {
+            device: staging.slots.part(i * staging.slot_bytes, staging.slot_bytes),
+            copied: device.create_event()?,
+            consumed: device.create_event()?,
+        })
     };
-    // The unit that is put together.
-    let mut making: Option<&Home> = None;
+    let stages = [slot(0)?, slot(1)?];
+    let mut uploader = Uploader { device, arena, stages, next: 0, counters, quantized: Vec::new() };
     let between = [device.create_event()?, device.create_event()?];
-    let mut finish = |making: Option<&Home>| match (making, &mut pinned) {
+    let mut finish = |making: Option<&Home>| match (making, &mut destination.pinned) {
         (Some(Home { unit, place: HomePlace::Pinned(to) }), Some(pinned)) => {
-            let whole = arena.bytes(unit_in_the_making, unit.image.len())?;
+            let whole = arena.bytes(destination.unit_in_the_making, unit.image.len())?;
             device.record(StreamId::Copy, &between[0])?;
             device.wait(StreamId::Compute, &between[0])?;
             device.copy_to_host(StreamId::Compute, pinned, *to, &whole)?;
@@ -264,34 +284,118 @@ pub(crate) fn upload(
         }
         _ => Ok(()),
     };
-    for (weight, tensor) in tensors {
-        if going.is_break() {
-            return Err(Error::Stopped);
-        }
-        let home = homes(weight.target.offset().unwrap_or(0))?;
-        if making.is_none_or(|making| making.unit.image != home.unit.image) {
-            finish(making.replace(home))?;
-        }
-        let at = match home.place {
-            HomePlace::Arena(at) => at,
-            HomePlace::Pinned(_) => unit_in_the_making,
-        };
-        uploader.tensor(&weight.target.moved(home.unit.image.start, at), tensor)?;
-        done += tensor.stored_bytes();
-        going = progress(done, total);
+    if progress(0, total).is_break() {
+        return Err(Error::Stopped);
     }
+    let (mut done, mut is_zero, mut making) = (0, true, None::<&Home>);
+    let read = |chunk: &mut Chunk, host: &mut [u8]| chunk.read(host);
+    let buffers = staging.host_buffers(device)?;
+    let mut buffers = ahead::in_order(buffers, chunks.into_iter(), read, |chunk, zeros, host| {
+        if making.is_none_or(|making| making.unit.image != chunk.home.unit.image) {
+            // Its unit has begun.
+            finish(making.replace(chunk.home))?;
+        }
+        is_zero = zeros && (is_zero || chunk.first_row == 0);
+        uploader.send(&chunk, host)?;
+        done += chunk.stored_bytes();
+        if chunk.is_last() && is_zero {
+            chunk.refuse_zeros()?;
+        }
+        match progress(done, total) {
+            ControlFlow::Break(()) => Err(Error::Stopped),
+            ControlFlow::Continue(()) => Ok(()),
+        }
+    })?;
     finish(making)?;
     device.synchronize(StreamId::Copy)?;
-    uploader.check_finite()
+    uploader.check_finite(&mut buffers[0])
 }
 
-/// A pinned buffer and its place on the device.
+/// Rows of a tensor that are read, and travel, together.
+struct Chunk<'a> {
+    tensor: &'a TensorInfo,
+    target: Target,
+    home: &'a Home,
+    stored: Stored,
+    row: Rows,
+    first_row: usize,
+    shape: RowsOf,
+    /// Of the whole tensor.
+    num_rows: usize,
+}
+
+impl<'a> Chunk<'a> {
+    /// Of all of `tensor`, each of at most `room` bytes in a pinned buffer.
+    fn all(
+        target: Target,
+        tensor: &'a TensorInfo,
+        home: &'a Home,
+        room: usize,
+    ) -> Result<impl Iterator<Item = Chunk<'a>>> {
+        let stored = Stored::of(tensor, &target);
+        let num_rows = tensor.shape.first().copied().unwrap_or(1).max(1);
+        let row_len = tensor.elements() / num_rows;
+        let row = Rows::of(&target, row_len, stored);
+        let at_once = room / row.room.max(1);
+        if at_once == 0 {
+            return Err(Error::Unsupported(format!(
+                "{}: rows of {} bytes exceed the staging buffer of {room}",
+                tensor.name, row.room
+            )));
+        }
+        Ok((0..num_rows).step_by(at_once).map(move |first_row| {
+            let rows = at_once.min(num_rows - first_row);
+            let shape = RowsOf { rows, row_len, pitch: row_len };
+            Chunk { tensor, target, home, stored, row, first_row, shape, num_rows }
+        }))
+    }
+
+    /// Reads them to the beginning of `host`, in the form in which they leave it; whether the file holds nothing but zeros.
+    fn read(&self, host: &mut [u8]) -> Result<bool> {
+        let count = self.shape.rows;
+        let host = &mut host[..count * self.row.room];
+        match self.stored {
+            Stored::Nf4 => {
+                read_nf4(self.tensor, host, self.first_row, self.shape)?;
+                Ok(host[..count * self.shape.row_len / BLOCK * 4].iter().all(|byte| *byte == 0))
+            }
+            Stored::As(_) => {
+                let first = host.len() - count * self.row.stored;
+                self.tensor.read_at(self.first_row as u64 * self.row.stored as u64, &mut host[first..])?;
+                let is_zero = host[first..].iter().all(|byte| *byte == 0);
+                convert(&self.target, self.tensor, host, self.shape)?;
+                Ok(is_zero)
+            }
+        }
+    }
+
+    fn is_last(&self) -> bool {
+        self.first_row + self.shape.rows == self.num_rows
+    }
+
+    /// Of the file; of all chunks together, all of the tensor.
+    fn stored_bytes(&self) -> u64 {
+        let until = |row: usize| self.tensor.stored_bytes() * row as u64 / self.num_rows as u64;
+        until(self.first_row + self.shape.rows) - until(self.first_row)
+    }
+
+    /// Biases may be; what is multiplied with never is in a trained model, but in a file that was made at its full size and then
+    /// not filled.
+    fn refuse_zeros(&self) -> Result<()> {
+        if !self.tensor.name.ends_with("weight") {
+            return Ok(());
+        }
+        let what = format!("every number of tensor {} is 0: download the file again", self.tensor.name);
+        Err(Error::weights(self.tensor.file.path(), what))
+    }
+}
+
+/// A place on the device for what is quantized from it.
 struct StagingSlot {
-    host: HostBuffer,
     device: Slot<u8>,
-    /// The bytes have arrived in the device-side slot.
+    /// The bytes have arrived.
     copied: Event,
-    /// The device-side slot may be written again.
+    /// It may be written again.
     consumed: Event,
 }
 
@@ -307,11 +411,11 @@ struct Uploader<'a> {
 
 impl<'a> Uploader<'a> {
     /// Waits for all, and refuses tensors that no code could be found for.
-    fn check_finite(&mut self) -> Result<()> {
+    fn check_finite(&self, host: &mut HostBuffer) -> Result<()> {
         if self.quantized.is_empty() {
             return self.device.synchronize(StreamId::Compute);
         }
-        let (host, counters) = (&mut self.stages[0].host, self.counters.slice(0, self.quantized.len())?);
+        let counters = self.counters.slice(0, self.quantized.len())?;
         self.device.copy_to_host(StreamId::Compute, host, 0, &counters)?;
         self.device.synchronize(StreamId::Compute)?;
         let counts: &[u32] = bytemuck::cast_slice(&host.as_slice()[..counters.num_bytes()]);
@@ -321,113 +425,75 @@ impl<'a> Uploader<'a> {
         }
     }
 
-    fn tensor(&mut self, target: &Target, tensor: &'a TensorInfo) -> Result<()> {
-        if matches!(target, Target::Host) {
-            return Ok(());
-        }
-        let stored = Stored::of(tensor, target);
-        if matches!(target, Target::Nf4 { .. }) && stored != Stored::Nf4 {
-            self.quantized.push(tensor);
-        }
-        let num_rows = tensor.shape.first().copied().unwrap_or(1).max(1);
-        let row_len = tensor.elements() / num_rows;
-        let rows = Rows::of(target, row_len, stored);
-        let host_bytes = self.stages[0].host.num_bytes();
-        let per_chunk = host_bytes / rows.room.max(1);
-        if per_chunk == 0 {
-            return Err(Error::Unsupported(format!(
-                "{}: rows of {} bytes exceed the staging buffer of {host_bytes}",
-                tensor.name, rows.room
-            )));
-        }
-        let (mut row, mut is_zero) = (0, true);
-        while row < num_rows {
-            let count = per_chunk.min(num_rows - row);
-            self.next = (self.next + 1) % SLOTS;
-            // Waits until the buffer's last copy has left it.
-            let host = &mut self.stages[self.next].host.as_mut_slice()[..count * rows.room];
-            let shape = RowsOf { rows: count, row_len, pitch: row_len };
-            match stored {
-                Stored::Nf4 => {
-                    read_nf4(tensor, host, row, shape)?;
-                    is_zero &= host[..count * row_len / BLOCK * 4].iter().all(|byte| *byte == 0);
-                }
-                Stored::As(_) => {
-                    let first = host.len() - count * rows.stored;
-                    tensor.read_at(row as u64 * rows.stored as u64, &mut host[first..])?;
-                    is_zero &= host[first..].iter().all(|byte| *byte == 0);
-                    convert(target, tensor, host, shape)?;
-                }
-            }
-            self.send(target, stored, row, count * rows.staged, shape)?;
-            row += count;
-        }
-        // Biases may be; what is multiplied with never is in a trained model, but in a file that was made at its full size and
-        // then not filled.
-        if is_zero && tensor.name.ends_with("weight") {
-            let what = format!("every number of tensor {} is 0: download the file again", tensor.name);
-            return Err(Error::weights(tensor.file.path(), what));
-        }
-        Ok(())
-    }
-
-    /// Rows from `row` on, whose `bytes` bytes the pinned buffer holds as they shall be, to their place.
-    fn send(&self, target: &Target, stored: Stored, row: usize, bytes: usize, shape: RowsOf) -> Result<()> {
-        let (stage, copy) = (&self.stages[self.next], StreamId::Copy);
-        let RowsOf { rows: count, row_len, .. } = shape;
-        match *target {
-            Target::Host => {}
+    /// Rows that `host` holds as they shall be, to their place.
+    fn send(&mut self, chunk: &Chunk<'a>, host: &HostBuffer) -> Result<()> {
+        let (copy, row) = (StreamId::Copy, chunk.first_row);
+        let RowsOf { rows: count, row_len, .. } = chunk.shape;
+        let bytes = count * chunk.row.staged;
+        match chunk.target {
+            Target::Host => Ok(()),
             Target::F32 { slot } => {
                 let dst = self.arena.view(&slot.part(row * row_len, count * row_len))?;
-                self.device.copy_to_device(copy, &dst, &stage.host, 0)?;
+                self.device.copy_to_device(copy, &dst, host, 0)
             }
             Target::Bf16 { slot, .. } | Target::Conv { slot, .. } => {
                 let dst = self.arena.view(&slot.part(row * (bytes / count) / 2, bytes / 2))?;
-                self.device.copy_to_device(copy, &dst, &stage.host, 0)?;
+                self.device.copy_to_device(copy, &dst, host, 0)
             }
-            Target::Nf4 { layout, codes, absmax, first_row, num_rows } => {
-                let on_device = self.arena.view(&stage.device.part(0, bytes))?;
-                self.device.wait(copy, &stage.consumed)?;
-                self.device.copy_to_device(copy, &on_device, &stage.host, 0)?;
-                self.device.record(copy, &stage.copied)?;
-                self.device.wait(StreamId::Compute, &stage.copied)?;
-                let (codes, absmax) = (self.arena.view(&codes)?, self.arena.view(&absmax)?);
-                let (bf16s, f32s, bytes);
-                let src = match stored {
-                    Stored::Nf4 => {
-                        let absmax_bytes = count * row_len / BLOCK * 4;
-                        f32s = on_device.slice(0, absmax_bytes)?.cast::<f32>()?;
-                        bytes = on_device.slice(absmax_bytes, count * row_len / 2)?;
-                        Nf4Source::Nf4(&bytes, &f32s)
-                    }
-                    Stored::As(Dtype::BF16) => {
-                        bf16s = on_device.cast::<bf16>()?;
-                        Nf4Source::Bf16(&bf16s)
-                    }
-                    Stored::As(_) => {
-                        f32s = on_device.cast::<f32>()?;
-                        Nf4Source::F32(&f32s)
-                    }
-                };
-                // Codes of a file have been looked at by the host, by their absmax.
-                let counter = self.quantized.len().saturating_sub(1);
-                Nf4Quantize {
-                    src,
-                    pitch: row_len,
-                    rows: count,
-                    k: row_len,
-                    first_row: first_row + row,
-                    n: num_rows,
-                    layout,
-                    codes: &codes,
-                    absmax: &absmax,
-                    nonfinite: &self.counters.slice(counter, 1)?,
-                }
-                .launch(self.device, StreamId::Compute)?;
-                self.device.record(StreamId::Compute, &stage.consumed)?;
-            }
+            Target::Nf4 { .. } => self.send_nf4(chunk, host, bytes),
         }
-        Ok(())
+    }
+
+    fn send_nf4(&mut self, chunk: &Chunk<'a>, host: &HostBuffer, bytes: usize) -> Result<()> {
+        let Target::Nf4 { layout, codes, absmax, first_row, num_rows } = chunk.target else {
+            return Err(Error::Internal(format!("{} does not become NF4", chunk.tensor.name)));
+        };
+        let RowsOf { rows: count, row_len, .. } = chunk.shape;
+        if chunk.first_row == 0 && chunk.stored != Stored::Nf4 {
+            self.quantized.push(chunk.tensor);
+        }
+        let copy = StreamId::Copy;
+        self.next = (self.next + 1) % SLOTS;
+        let stage = &self.stages[self.next];
+        let on_device = self.arena.view(&stage.device.part(0, bytes))?;
+        self.device.wait(copy, &stage.consumed)?;
+        self.device.copy_to_device(copy, &on_device, host, 0)?;
+        self.device.record(copy, &stage.copied)?;
+        self.device.wait(StreamId::Compute, &stage.copied)?;
+        let (codes, absmax) = (self.arena.view(&codes)?, self.arena.view(&absmax)?);
+        let (bf16s, f32s, bytes);
+        let src = match chunk.stored {
+            Stored::Nf4 => {
+                let absmax_bytes = count * row_len / BLOCK * 4;
+                f32s = on_device.slice(0, absmax_bytes)?.cast::<f32>()?;
+                bytes = on_device.slice(absmax_bytes, count * row_len / 2)?;
+                Nf4Source::Nf4(&bytes, &f32s)
+            }
+            Stored::As(Dtype::BF16) => {
+                bf16s = on_device.cast::<bf16>()?;
+                Nf4Source::Bf16(&bf16s)
+            }
+            Stored::As(_) => {
+                f32s = on_device.cast::<f32>()?;
+                Nf4Source::F32(&f32s)
+            }
+        };
+        // Codes of a file have been looked at by the host, by their absmax.
+        let counter = self.quantized.len().saturating_sub(1);
+        Nf4Quantize {
+            src,
+            pitch: row_len,
+            rows: count,
+            k: row_len,
+            first_row: first_row + chunk.first_row,
+            n: num_rows,
+            layout,
+            codes: &codes,
+            absmax: &absmax,
+            nonfinite: &self.counters.slice(counter, 1)?,
+        }
+        .launch(self.device, StreamId::Compute)?;
+        self.device.record(StreamId::Compute, &stage.consumed)
     }
 }
 
