@@ -19,4 +19,4 @@ mod write;
 pub(crate) use foreign::{FOREIGN_BYTES, foreign};
 pub use read::{Kind, exists, open, read, read_json};
 pub use temporary::{Temporary, remove_temporaries};
-pub use write::{Target, write};
+pub use write::{Growing, Target, write};

@@ -3,12 +3,15 @@
 use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use crate::{Error, Result};
+
+/// What their names begin with.
+const PREFIX: &str = ".schnell.";
 
 /// All that there are. Who creates, renames or removes one holds the lock, so that a signal's handler finds each either
 /// made and listed, or neither.
@@ -22,6 +25,8 @@ fn alive() -> MutexGuard<'static, BTreeSet<PathBuf>> {
 #[derive(Debug)]
 pub struct Temporary {
     path: PathBuf,
+    /// Of a file: locked as long as this process lives, so that others know that it is not abandoned.
+    _lock: Option<File>,
 }
 
 impl Temporary {
@@ -40,15 +45,38 @@ impl Temporary {
             return Err(error);
         }
         alive.insert(path.clone());
-        Ok(Temporary { path })
+        Ok(Temporary { path, _lock: None })
     }
 
     /// A new, empty file in `folder`, of a short name that no other run has.
     pub(super) fn file(folder: &Path) -> std::io::Result<(Temporary, File)> {
         let mut alive = alive();
-        let (path, file) = fresh(folder, |path| OpenOptions::new().write(true).create_new(true).open(path))?;
+        let make = |path: &Path| {
+            let file = OpenOptions::new().write(true).create_new(true).open(path)?;
+            // Some file systems know no locks; there nothing counts as abandoned.
+            let _ = file.try_lock();
+            // Somebody else may have locked and removed it before.
+            let is_there = path.metadata().is_ok_and(|found| {
+                file.metadata().is_ok_and(|made| (made.dev(), made.ino()) == (found.dev(), found.ino()))
+            });
+            if is_there { Ok(file) } else { Err(ErrorKind::AlreadyExists.into()) }
+        };
+        let (path, file) = fresh(folder, make)?;
         alive.insert(path.clone());
-        Ok((Temporary { path }, file))
+        Ok((Temporary { path, _lock: file.try_clone().ok() }, file))
+    }
+
+    /// Removes what processes that were killed have left in `folder`, as far as that can be told and done.
+    pub(super) fn clear_abandoned(folder: &Path) {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let is_ours = entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes());
+            if is_ours
+                && entry.file_type().is_ok_and(|found| found.is_file())
+                && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok())
+            {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
     }
 
     /// Where it is.
@@ -99,7 +127,7 @@ fn fresh<T>(folder: &Path, make: impl Fn(&Path) -> std::io::Result<T>) -> std::i
         // Processes of several machines or containers may share the folder, and then even their ids.
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let nanos = now.map_or(0, |now| now.subsec_nanos());
-        let path = folder.join(format!(".schnell.{}.{nanos:x}.{count}", std::process::id()));
+        let path = folder.join(format!("{PREFIX}{}.{nanos:x}.{count}", std::process::id()));
         match make(&path) {
             Ok(made) => return Ok((path, made)),
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {}

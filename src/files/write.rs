@@ -1,7 +1,7 @@
 //! Where output goes: tried before the work, written after it.
 
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -182,6 +182,54 @@ impl Prepared<'_> {
             }
         };
         written.map_err(Error::io("write", &self.target.name))
+    }
+}
+
+/// A file that is written piece by piece, and has its name when it is whole. What processes that were killed have left of such
+/// files in its folder goes when one begins.
+#[derive(Debug)]
+pub struct Growing {
+    path: PathBuf,
+    temporary: Temporary,
+    file: File,
+}
+
+impl Growing {
+    /// In place of `path`, in its folder.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn new(path: &Path) -> Result<Growing> {
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        Temporary::clear_abandoned(folder);
+        let (temporary, file) = Temporary::file(folder).map_err(Error::io("write", path))?;
+        Ok(Growing { path: path.to_path_buf(), temporary, file })
+    }
+
+    /// Gives it its name.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; then what had the name still has it.
+    pub fn finish(self) -> Result<()> {
+        let Growing { path, temporary, file } = self;
+        // Some file systems say only now that they are full.
+        file.sync_all().and_then(|()| temporary.rename(&path)).map_err(Error::io("write", &path))
+    }
+}
+
+impl Write for Growing {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Seek for Growing {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        self.file.seek(to)
     }
 }
 

@@ -1,11 +1,13 @@
 //! From a model to a pipeline, with what the caller wants to say about it.
 
 use std::ops::ControlFlow::Continue;
+use std::path::PathBuf;
 
 use crate::device::Device;
 use crate::{Error, Result};
 
 use super::cache::DEFAULT_PROMPTS;
+use super::load::Binding;
 use super::{Model, OnProgress, Pipeline, Plan, Quantize, Shape};
 
 /// How a [`Pipeline`] is loaded: see [`Pipeline::builder`].
@@ -21,6 +23,7 @@ pub struct PipelineBuilder<'a> {
     device: Option<Device>,
     dumps: bool,
     prompts: usize,
+    cache: Option<PathBuf>,
 }
 
 impl<'a> PipelineBuilder<'a> {
@@ -35,6 +38,7 @@ impl<'a> PipelineBuilder<'a> {
             device: None,
             dumps: false,
             prompts: DEFAULT_PROMPTS,
+            cache: None,
         }
     }
 
@@ -74,6 +78,13 @@ impl<'a> PipelineBuilder<'a> {
     /// draws the same. 16 unless told otherwise, of 2 MB (256 T5 tokens) in host memory each; 0 remembers none.
     pub fn prompt_cache(self, prompts: usize) -> Self {
         PipelineBuilder { prompts, ..self }
+    }
+
+    /// A folder in which weights are kept as the device holds them, in a file as large as they are there: the first load writes
+    /// it, later ones only read it. A file that does not fit the model's files any more, or is damaged, is made again with a
+    /// warning. Several processes may share the folder. Nobody removes files of models that are gone.
+    pub fn cache(self, dir: impl Into<PathBuf>) -> Self {
+        PipelineBuilder { cache: Some(dir.into()), ..self }
     }
 
     /// A plan made before, in place of one made of `warm_up` and `quantize`.
@@ -136,6 +147,7 @@ impl<'a> PipelineBuilder<'a> {
                 device
             }
         };
-        Pipeline::bind(self.model, plan, &device, self.dumps, self.prompts, progress)
+        let bound = Binding { dumps: self.dumps, prompts: self.prompts, cache: self.cache.as_deref() };
+        Pipeline::bind(self.model, plan, &device, bound, progress)
     }
 }

@@ -1,5 +1,6 @@
 //! Binding: the one allocation, the weights, and what turns prompts into inputs.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::Result;
@@ -8,7 +9,8 @@ use crate::memory::arena::Arena;
 use crate::models::flux::{clip, t5};
 use crate::text::tokenizer::{ClipTokenizer, T5Tokenizer, Tokens};
 use crate::weights::Part;
-use crate::weights::upload::{Destination, EmbeddingTable, upload};
+use crate::weights::packed::Packed;
+use crate::weights::upload::{Destination, EmbeddingTable, load};
 
 use super::cache::PromptCache;
 use super::plan::ShapePlan;
@@ -59,17 +61,30 @@ impl TextInput {
     }
 }
 
+/// What a pipeline is bound with, beside its plan.
+pub(super) struct Binding<'a> {
+    /// Whether there is room for dumps.
+    pub dumps: bool,
+    /// How many are remembered.
+    pub prompts: usize,
+    /// Of packed weights.
+    pub cache: Option<&'a Path>,
+}
+
 impl Pipeline {
     /// See [`PipelineBuilder::load_with`](super::PipelineBuilder::load_with).
     pub(super) fn bind(
         model: &Model,
         plan: Plan,
         device: &Device,
-        dumps: bool,
-        prompts: usize,
+        Binding { dumps, prompts, cache }: Binding<'_>,
         progress: &mut OnProgress<'_>,
     ) -> Result<Pipeline> {
         let _entered = device.enter()?;
+        let ShapePlan { staging, unit_in_the_making, placed, .. } = &*plan.shapes[0];
+        let weights = &plan.weights.list;
+        let packed = cache.map(|dir| Packed::of(dir, &model.source, weights, &placed.homes, staging));
+        let packed = packed.transpose()?;
         let arena = Arena::new(plan.arena_bytes() as usize, device)?;
         // The shape that is asked for if none is named comes last: it is the last to go.
         let bound = plan.shapes.iter().rev().map(|shape| Bound::new(shape.clone(), &plan, device, &arena));
@@ -82,16 +97,20 @@ impl Pipeline {
             0 => None,
             bytes => Some(device.allocate_host(bytes as usize)?),
         };
-        let ShapePlan { staging, unit_in_the_making, placed, .. } = &*plan.shapes[0];
         let mut destination = Destination {
             arena: &arena,
             homes: &placed.homes,
             unit_in_the_making: *unit_in_the_making,
             pinned: pinned.as_mut(),
         };
-        upload(device, &mut destination, staging, &model.source, &plan.weights.list, &mut |done, total| {
-            progress(Progress::Loading { done, total })
-        })?;
+        let mut progress = |is_loading, done, total| {
+            progress(match is_loading {
+                true => Progress::Loading { done, total },
+                false => Progress::Caching { done, total },
+            })
+        };
+        let packed = packed.as_ref();
+        load(device, &mut destination, staging, &model.source, weights, packed, &mut progress)?;
         let (text, digest) = (TextInput::open(model)?, model.digest()?);
         let device = device.clone();
         let cache = PromptCache::new(prompts);

@@ -27,6 +27,7 @@ pub mod generated;
 pub mod hub;
 pub mod layouts;
 pub mod nf4;
+pub(crate) mod packed;
 pub mod safetensors;
 pub mod tensor;
 pub mod upload;
@@ -251,6 +252,22 @@ impl Source {
                 hash.update(&bytes);
             }
         }
+        Ok(hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// Whether the files are still the ones that they were: a digest of every one's name, length, and time of its last change.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when a file cannot be looked at.
+    pub(crate) fn stamps(&self) -> Result<String> {
+        let mut stamps = BTreeSet::new();
+        for part in Part::ALL {
+            for (_, info) in self.tensors(part) {
+                stamps.extend(info.file.stamp()?);
+            }
+        }
+        let mut hash = Sha256::new();
+        stamps.iter().for_each(|stamp| hash.update(stamp));
         Ok(hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect())
     }
 

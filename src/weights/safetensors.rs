@@ -33,6 +33,7 @@ const HEADER: json::Limits = json::Limits { names: 1 << 18, values: 16, name_byt
 pub struct SafeTensors {
     file: Arc<TensorFile>,
     tensors: HashMap<String, TensorInfo>,
+    metadata: HashMap<String, String>,
 }
 
 impl SafeTensors {
@@ -78,6 +79,7 @@ impl SafeTensors {
         }
 
         let file = Arc::new(TensorFile::open(path, file));
+        let words = metadata.metadata().clone().unwrap_or_default();
         let tensors = metadata
             .tensors()
             .into_iter()
@@ -95,7 +97,7 @@ impl SafeTensors {
                 (name, tensor)
             })
             .collect();
-        Ok(SafeTensors { file, tensors })
+        Ok(SafeTensors { file, tensors, metadata: words })
     }
 
     /// Where it is.
@@ -106,6 +108,11 @@ impl SafeTensors {
     /// The tensor called `name`, if there.
     pub fn get(&self, name: &str) -> Option<&TensorInfo> {
         self.tensors.get(name)
+    }
+
+    /// What the file says beside its tensors, by name.
+    pub fn metadata(&self) -> &HashMap<String, String> {
+        &self.metadata
     }
 
     /// All tensors, in no particular order.

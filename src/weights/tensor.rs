@@ -1,7 +1,7 @@
 //! A tensor of a file: what it is, where its bytes are, and how they are read. Every source of weights is made of these.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,6 +39,14 @@ impl TensorFile {
             contents: Contents::Generated(values),
             bytes_read: AtomicU64::new(0),
         }
+    }
+
+    /// A line that is another when the file is: its name, length, and the time of its last change.
+    pub(super) fn stamp(&self) -> Result<Option<String>> {
+        let Contents::File(file) = &self.contents else { return Ok(None) };
+        let found = file.metadata().map_err(Error::io("read", &self.path))?;
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        Ok(Some(format!("{name} {} {}.{}\n", found.len(), found.mtime(), found.mtime_nsec())))
     }
 
     /// Where it is.

@@ -14,6 +14,7 @@ use half::bf16;
 use super::ahead::{self, BUFFERS};
 use super::convert::{self, RowsOf};
 use super::nf4::BLOCK;
+use super::packed::{Packed, Unread};
 use super::{Dtype, Source, TensorInfo};
 use crate::device::{Device, Event, HostBuffer, StreamId, View};
 use crate::kernels::conv2d::weight_pitch;
@@ -112,7 +113,7 @@ pub(crate) struct Staging {
 impl Staging {
     /// For these weights, at byte `offset` of the arena.
     pub fn new(weights: &[Weight], offset: usize) -> Staging {
-        let slot_bytes = Staging::slot_bytes(weights);
+        let slot_bytes = Staging::largest(weights);
         let num_counters =
             weights.iter().filter(|weight| matches!(weight.target, Target::Nf4 { .. })).count();
         Staging {
@@ -123,7 +124,7 @@ impl Staging {
     }
 
     /// Of a slot that takes the largest of `weights`, whatever the file holds it as, or many rows of it, and the counters.
-    fn slot_bytes(weights: &[Weight]) -> usize {
+    fn largest(weights: &[Weight]) -> usize {
         let largest = weights.iter().map(|weight| {
             let rows = weight.needed.shape[0].max(1);
             rows * Rows::of(&weight.target, weight.needed.elements() as usize / rows, Stored::As(Dtype::F32))
@@ -131,6 +132,11 @@ impl Staging {
         });
         let counters = weights.len() * size_of::<u32>();
         largest.max().unwrap_or(0).max(counters).min(STAGING_BYTES).next_multiple_of(ALIGNMENT)
+    }
+
+    /// Of one slot, and of one pinned buffer.
+    pub fn slot_bytes(&self) -> usize {
+        self.slot_bytes
     }
 
     /// On the device.
@@ -234,12 +240,45 @@ impl<'a> Destination<'a> {
     }
 }
 
-/// Reads all `weights`. `progress(done, total)` counts file bytes.
+/// Loads all `weights`, from the `cache` where it has them; else from their files, and then they are written to it. What is wrong
+/// with the cache is warned of. `progress(is_loading, done, total)` counts file bytes, also those of writing the cache.
 ///
 /// # Errors
 /// [`Error::Io`] and [`Error::Weights`] from the files, also when numbers are not finite as they are kept;
-/// [`Error::Device`] from the machine.
-pub(crate) fn upload(
+/// [`Error::Device`] from the machine; [`Error::Stopped`].
+pub(crate) fn load(
+    device: &Device,
+    destination: &mut Destination<'_>,
+    staging: &Staging,
+    source: &Source,
+    weights: &[Weight],
+    cache: Option<&Packed>,
+    progress: &mut dyn FnMut(bool, u64, u64) -> ControlFlow<()>,
+) -> Result<()> {
+    if let Some(packed) = cache {
+        let path = crate::error::shown(&packed.path().to_string_lossy()).to_string();
+        match packed.read(device, destination, staging, &mut |done, total| progress(true, done, total)) {
+            Ok(()) => return Ok(()),
+            Err(Unread::Failed(error)) => return Err(error),
+            Err(Unread::Absent) => {}
+            Err(Unread::Useless(why)) => tracing::warn!("{path} is made again: {why}"),
+        }
+        // What is between weights goes into the file, too.
+        device.fill(StreamId::Compute, &destination.arena.bytes(0, destination.arena.num_bytes())?, 0)?;
+        device.synchronize(StreamId::Compute)?;
+    }
+    upload(device, destination, staging, source, weights, &mut |done, total| progress(true, done, total))?;
+    let Some(packed) = cache else { return Ok(()) };
+    match packed.write(device, destination, &mut |done, total| progress(false, done, total)) {
+        // Weights are there all the same.
+        Err(error @ Error::Io { .. }) => tracing::warn!("the weights are not in the cache: {error}"),
+        other => other?,
+    }
+    Ok(())
+}
+
+/// Reads all `weights` from their files. `progress(done, total)` counts file bytes.
+fn upload(
     device: &Device,
     destination: &mut Destination<'_>,
     staging: &Staging,
