@@ -60,6 +60,15 @@ impl Model {
         Model::with(config, &ModelFolder::find(tokenizers)?, Source::generated)
     }
 
+    /// The weights and tokenizers of the folder `dir`, whose config files do not count.
+    ///
+    /// # Errors
+    /// Those of [`Model::open`] that concern weights and tokenizers.
+    #[cfg(feature = "check")]
+    pub fn open_as(config: PipelineConfig, dir: &Path) -> Result<Model> {
+        Model::with(config, &ModelFolder::find(dir)?, |config| Source::open(dir, config))
+    }
+
     fn with(
         config: PipelineConfig,
         folder: &ModelFolder,

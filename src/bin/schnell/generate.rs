@@ -55,6 +55,10 @@ pub struct Args {
     /// Guidance scale, for models with a guidance embedder (schnell has none) [default: 3.5]
     #[arg(long, value_name = "G")]
     guidance: Option<f32>,
+    /// A folder for weights as the device holds them: the first run writes a file as large as they are, later ones load from it,
+    /// which is faster
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
     /// auto, cuda:N or emulator
     #[arg(long, default_value = "auto")]
     device: DeviceOption,
@@ -245,6 +249,9 @@ fn draw(
     if args.dump.is_some() {
         builder = builder.dumps();
     }
+    if let Some(cache) = &args.cache {
+        builder = builder.cache(cache);
+    }
     let mut pipeline = builder.load_with(&mut |p| bar.show(p, ""))?;
     let mut outputs = Vec::with_capacity(requests.len());
     for (i, request) in requests.iter().enumerate() {
@@ -337,11 +344,13 @@ impl Bars {
             ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
         };
         match progress {
-            Progress::Loading { done, total } => {
-                if done == 0 {
-                    self.0.set_style(style("{msg} {bar:30} {bytes}/{total_bytes}"));
-                    self.0.set_message("loading");
+            Progress::Loading { done, total } | Progress::Caching { done, total } => {
+                let what = if matches!(progress, Progress::Loading { .. }) { "loading" } else { "caching" };
+                if self.0.message() != what {
+                    self.0.set_style(style("{msg} {bar:30} {bytes}/{total_bytes}, {bytes_per_sec}"));
+                    self.0.set_message(what);
                     self.0.set_length(total);
+                    self.0.reset();
                 }
                 self.0.set_position(done);
             }
