@@ -35,10 +35,7 @@ fn write(path: &Path, needed: &[Needed], holds: impl Fn(&Needed) -> bool) {
     let (mut header, mut end) = (Map::new(), 0u64);
     let mut contents: Vec<(u64, Vec<u8>)> = Vec::new();
     let mut put = |name: String, dtype: &str, shape: Value, bytes: u64, pattern: Vec<u8>| {
-        header.insert(
-            name,
-            json!({"dtype": dtype, "shape": shape, "data_offsets": [end, end + bytes]}),
-        );
+        header.insert(name, json!({"dtype": dtype, "shape": shape, "data_offsets": [end, end + bytes]}));
         end += bytes;
         contents.push((bytes, pattern));
     };
@@ -52,7 +49,13 @@ fn write(path: &Path, needed: &[Needed], holds: impl Fn(&Needed) -> bool) {
         let state = json!({"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": tensor.shape});
         let state = state.to_string().into_bytes();
         put(name.clone(), "U8", json!([elements / 2, 1]), elements / 2, vec![0x17, 0xe8, 0x3c]);
-        put(format!("{name}.absmax"), "F32", json!([elements / 64]), elements / 16, 0.1f32.to_le_bytes().to_vec());
+        put(
+            format!("{name}.absmax"),
+            "F32",
+            json!([elements / 64]),
+            elements / 16,
+            0.1f32.to_le_bytes().to_vec(),
+        );
         put(format!("{name}.quant_map"), "F32", json!([16]), 64, book);
         let length = state.len() as u64;
         put(format!("{name}.quant_state.bitsandbytes__nf4"), "U8", json!([length]), length, state);
@@ -128,7 +131,8 @@ fn main() {
     let plan = Plan::new(model.config(), Shape::square(64), Quantize::Nf4).unwrap();
     // `None` for the files, else the packed cache.
     let load = |cache: Option<&Path>| {
-        let device = Device::emulator(EmulatorOptions { launches_nothing: true, ..EmulatorOptions::default() });
+        let device =
+            Device::emulator(EmulatorOptions { launches_nothing: true, ..EmulatorOptions::default() });
         // As a GPU does: before anything is read. The emulator's memory is the host's, which comes when it is first touched.
         let mut builder = Pipeline::builder(&model).with_plan(plan.clone()).device(&device);
         if let Some(cache) = cache {
@@ -151,7 +155,8 @@ fn main() {
     };
     load(Some(&cache));
     let files = |folder: &Path| -> Vec<std::path::PathBuf> {
-        let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let mut files: Vec<_> =
+            std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
         files.retain(|path| path.extension().is_some_and(|ending| ending == "safetensors"));
         files
     };
@@ -161,12 +166,8 @@ fn main() {
         .collect();
     let mut best = [(f64::INFINITY, 0); 4];
     for _ in 0..ROUNDS {
-        let round = [
-            read_into_nothing(&of_model),
-            load(None),
-            read_into_nothing(&files(&cache)),
-            load(Some(&cache)),
-        ];
+        let round =
+            [read_into_nothing(&of_model), load(None), read_into_nothing(&files(&cache)), load(Some(&cache))];
         for (best, now) in best.iter_mut().zip(round) {
             if now.0 < best.0 {
                 *best = now;

@@ -41,7 +41,8 @@ fn two_gigabytes_are_loaded_through_the_pinned_buffers_alone() {
     {
         let ((staging, _), on_device) = (plan.host_bytes(), plan.arena_bytes());
         let stays = plan.traffic().pinned + on_device;
-        let device = Device::emulator(EmulatorOptions { launches_nothing: true, ..EmulatorOptions::default() });
+        let device =
+            Device::emulator(EmulatorOptions { launches_nothing: true, ..EmulatorOptions::default() });
         let before_it = model.bytes_read();
         // Forgets the peak so far.
         std::fs::write("/proc/self/clear_refs", "5").unwrap();

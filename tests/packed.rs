@@ -1,8 +1,8 @@
 //! The packed cache: what is loaded from it draws the same, and nothing else than a whole file of the same weights is loaded.
 
-mod common;
 #[path = "common/command.rs"]
 mod command;
+mod common;
 #[path = "common/golden.rs"]
 mod golden;
 
@@ -130,7 +130,11 @@ fn what_is_stale_foreign_or_damaged_is_made_again() {
         ("half", whole[..whole.len() / 2].to_vec(), "truncated"),
         ("nothing", Vec::new(), "not a safetensors file"),
         ("something else", b"GIF89a, or whatever".repeat(9), "safetensors"),
-        ("an older order", replaced("\"schnell 1\"", "\"schnell 0\""), "its format is schnell 0, not schnell 1"),
+        (
+            "an older order",
+            replaced("\"schnell 1\"", "\"schnell 0\""),
+            "its format is schnell 0, not schnell 1",
+        ),
         ("another model", replaced(&model, &other), "its model is 0000000000000000"),
         ("no checksums", replaced("\"files\"", "\"filet\""), "the model's files have changed"),
     ];
@@ -167,8 +171,22 @@ fn killed_at_any_moment_nothing_half_written_is_loaded() {
     std::fs::create_dir(sandbox.path("model")).unwrap();
     schnell::demo::write(&sandbox.path("model")).unwrap();
     let args = [
-        "generate", "a red circle", "--model", "model", "--device", "emulator", "--width", "64", "--height",
-        "64", "--steps", "1", "--t5-length", "16", "--cache", "cache",
+        "generate",
+        "a red circle",
+        "--model",
+        "model",
+        "--device",
+        "emulator",
+        "--width",
+        "64",
+        "--height",
+        "64",
+        "--steps",
+        "1",
+        "--t5-length",
+        "16",
+        "--cache",
+        "cache",
     ];
     let cache = sandbox.path("cache");
     let names = || -> Vec<String> {
@@ -181,7 +199,10 @@ fn killed_at_any_moment_nothing_half_written_is_loaded() {
         let mut child = sandbox.command(args).stderr(std::process::Stdio::null()).spawn().unwrap();
         let begun = Instant::now();
         // Half of them while the file is being written, if they come in time.
-        while i % 2 == 0 && !names().iter().any(|name| name.starts_with('.')) && begun.elapsed().as_secs() < 20 {
+        while i % 2 == 0
+            && !names().iter().any(|name| name.starts_with('.'))
+            && begun.elapsed().as_secs() < 20
+        {
             if child.try_wait().unwrap().is_some() {
                 break;
             }
@@ -230,7 +251,8 @@ fn several_may_make_it_at_once() {
     let path = cache.join("x");
     std::fs::write(&path, b"whatever a user keeps there").unwrap();
     let packed = std::fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().path());
-    let packed = packed.into_iter().find(|path| path.extension().is_some_and(|e| e == "safetensors")).unwrap();
+    let packed =
+        packed.into_iter().find(|path| path.extension().is_some_and(|e| e == "safetensors")).unwrap();
     std::fs::remove_file(packed).unwrap();
     assert!(draw(&model, plan(&model), Some(&cache)) == want);
     assert!(living.exists() && path.exists() && !abandoned.exists());

@@ -68,6 +68,23 @@ fn every_budget_gives_the_same_picture() {
     }
 }
 
+/// Nothing is written beside its place, whatever is streamed: bytes between all regions are what they were.
+#[test]
+fn guards_between_regions_stay_untouched() {
+    let (_dir, model) = demo();
+    let plans = plans(&model, SHAPE, Quantize::Nf4);
+    let want = draw(&model, plans.last().unwrap(), &emulator());
+    assert!(plans.len() >= 12);
+    for plan in plans {
+        let guarded = plan.clone().with_guards(1024).unwrap();
+        let builder = Pipeline::builder(&model).with_plan(guarded).device(&emulator());
+        let mut pipeline = builder.load().unwrap();
+        assert!(pipeline.generate(&request(SHAPE)).unwrap().rgb == want);
+        let guards = pipeline.check_guards().unwrap();
+        assert!(guards > 60, "{guards}");
+    }
+}
+
 #[test]
 fn no_timing_of_copies_changes_a_bit() {
     let (_dir, model) = demo();

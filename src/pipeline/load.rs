@@ -7,6 +7,7 @@ use crate::Result;
 use crate::device::Device;
 use crate::memory::arena::Arena;
 use crate::models::flux::{clip, t5};
+use crate::program::STREAM;
 use crate::text::tokenizer::{ClipTokenizer, T5Tokenizer, Tokens};
 use crate::weights::Part;
 use crate::weights::packed::Packed;
@@ -61,6 +62,9 @@ impl TextInput {
     }
 }
 
+/// What bytes are between regions that belong to none, if a test wants some: as a number it is small, and none of the bits are alike.
+pub(super) const GUARD: u8 = 0xa5;
+
 /// What a pipeline is bound with, beside its plan.
 pub(super) struct Binding<'a> {
     /// Whether there is room for dumps.
@@ -111,6 +115,9 @@ impl Pipeline {
         };
         let packed = packed.as_ref();
         load(device, &mut destination, staging, &model.source, weights, packed, &mut progress)?;
+        for guard in placed.guards.iter().cloned() {
+            device.fill(STREAM, &arena.bytes(guard.start, guard.len())?, GUARD)?;
+        }
         let (text, digest) = (TextInput::open(model)?, model.digest()?);
         let device = device.clone();
         let cache = PromptCache::new(prompts);

@@ -264,6 +264,28 @@ impl Pipeline {
         })
     }
 
+    /// Whether all bytes between regions are what they were, of a plan [with guards](Plan::with_guards); how many guards there are.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] naming the first region behind which something was written.
+    #[cfg(feature = "check")]
+    pub fn check_guards(&self) -> Result<usize> {
+        let placed = &self.plan.shapes[0].placed;
+        for guard in &placed.guards {
+            let mut host = self.device.allocate_host(guard.len())?;
+            let view = self.arena.bytes(guard.start, guard.len())?;
+            self.device.copy_to_host(crate::program::STREAM, &mut host, 0, &view)?;
+            self.device.synchronize(crate::program::STREAM)?;
+            if let Some(at) = host.as_slice().iter().position(|byte| *byte != load::GUARD) {
+                let buffers = placed.program.buffers.iter().zip(&placed.offsets);
+                let before = buffers.filter(|(_, offset)| **offset < guard.start);
+                let before = before.max_by_key(|(_, offset)| **offset).map_or("", |(buffer, _)| &buffer.name);
+                return Err(Error::Mismatch(format!("byte {at} behind {before} has been written")));
+            }
+        }
+        Ok(placed.guards.len())
+    }
+
     /// Packed noise, f32 `[image tokens, channels]`.
     fn noise(&self, request: &Request, shape: &Shape) -> Result<Vec<f32>> {
         let config = self.plan.config();

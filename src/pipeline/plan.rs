@@ -175,10 +175,11 @@ impl ShapePlan {
         shape: Shape,
         quantize: Quantize,
         streamed: &Streamed,
+        guard: usize,
     ) -> Result<(ShapePlan, Weights)> {
         let recorded = Recorded::new(config, &shape, quantize, &Capability::unknown())?;
         let Recorded { program, weights, inputs, outputs, host_bytes, staging } = recorded;
-        let placed = Placed::new(program, streamed)?;
+        let placed = Placed::new(program, streamed, guard)?;
         if placed.homes.last().map_or(0, |home| home.unit.image.end) != weights.image_bytes {
             return Err(Error::Internal("weights do not lie as they were asked for".to_string()));
         }
@@ -241,6 +242,8 @@ pub struct Plan {
     config: PipelineConfig,
     quantize: Quantize,
     streamed: Streamed,
+    /// Bytes between regions: a test's wish.
+    guard: usize,
     pub(crate) weights: Arc<Weights>,
     /// The first is that of [`Plan::shape`].
     pub(crate) shapes: Vec<Arc<ShapePlan>>,
@@ -268,9 +271,9 @@ impl Plan {
     pub fn new(config: &PipelineConfig, shape: Shape, quantize: Quantize) -> Result<Plan> {
         shape.check(config)?;
         let streamed = Streamed::default();
-        let (first, weights) = ShapePlan::record(config, shape, quantize, &streamed)?;
+        let (first, weights) = ShapePlan::record(config, shape, quantize, &streamed, 0)?;
         let (shapes, weights) = (vec![Arc::new(first)], Arc::new(weights));
-        Ok(Plan { config: config.clone(), quantize, streamed, weights, shapes })
+        Ok(Plan { config: config.clone(), quantize, streamed, guard: 0, weights, shapes })
     }
 
     /// The same within `budget_bytes` of device memory: as many weights as fit stay there, the others lie in pinned memory and are
@@ -339,6 +342,21 @@ impl Plan {
             return Ok(self);
         }
         self.streamed = streamed;
+        self.again()
+    }
+
+    /// The same with `bytes`, a multiple of 256, between regions, of which none shares memory with another:
+    /// [`Pipeline::check_guards`](super::Pipeline::check_guards) then sees what was written beside its place.
+    ///
+    /// # Errors
+    /// [`Error::Internal`].
+    #[cfg(feature = "check")]
+    pub fn with_guards(mut self, bytes: usize) -> Result<Plan> {
+        self.guard = bytes;
+        self.again()
+    }
+
+    fn again(mut self) -> Result<Plan> {
         let shapes = self.shapes.iter().map(|planned| self.plan_shape(planned.shape).map(Arc::new));
         self.shapes = shapes.collect::<Result<_>>()?;
         Ok(self)
@@ -357,7 +375,8 @@ impl Plan {
     /// A shape that uses this plan's weights.
     pub(crate) fn plan_shape(&self, shape: Shape) -> Result<ShapePlan> {
         shape.check(&self.config)?;
-        let (planned, weights) = ShapePlan::record(&self.config, shape, self.quantize, &self.streamed)?;
+        let (planned, weights) =
+            ShapePlan::record(&self.config, shape, self.quantize, &self.streamed, self.guard)?;
         if weights.image_bytes != self.weights.image_bytes {
             return Err(Error::Internal("weights differ from shape to shape".to_string()));
         }

@@ -27,6 +27,8 @@ pub(crate) use op::{Kind, Program, Stage, Tier, Touch, What, When};
 pub(crate) use record::{HostRange, Recorder, STREAM};
 pub(crate) use residency::{Home, HomePlace, Streamed};
 
+use std::ops::Range;
+
 use crate::Result;
 
 /// A program with a place for every buffer and the waits between its streams.
@@ -39,6 +41,8 @@ pub(crate) struct Placed {
     pub bytes: usize,
     /// Bytes at the arena's start that resident weights fill, in every program of a pipeline alike.
     pub resident_bytes: usize,
+    /// What is between regions, where a test has asked for it.
+    pub guards: Vec<Range<usize>>,
     /// Where the weights are, in the order in which they were asked for; alike, too.
     pub homes: Vec<residency::Home>,
     /// For every buffer the operations during which it holds something that matters.
@@ -54,21 +58,22 @@ impl Placed {
     /// Those of [`Placed::new`], but for the check's.
     pub fn bytes_of(program: Program, streamed: &Streamed) -> Result<usize> {
         let program = residency::residency(program, streamed)?;
-        Ok(place::place(&program, &liveness::liveness(&program)).1)
+        Ok(place::place(&program, &liveness::liveness(&program), 0).bytes)
     }
 
-    /// All passes, and the check of what they made; `streamed` weights do not stay.
+    /// All passes, and the check of what they made; `streamed` weights do not stay. Of a `guard` see
+    /// [`place::place`].
     ///
     /// # Errors
     /// [`crate::Error::Internal`] when the check finds a fault, which is one of this crate.
-    pub fn new(program: Program, streamed: &Streamed) -> Result<Placed> {
+    pub fn new(program: Program, streamed: &Streamed, guard: usize) -> Result<Placed> {
         let units = residency::units(&program);
         let program = residency::residency(program, streamed)?;
         let live = liveness::liveness(&program);
-        let (offsets, bytes, resident_bytes) = place::place(&program, &live);
+        let place::Places { offsets, bytes, resident_bytes, guards } = place::place(&program, &live, guard);
         let waits = order::order(&program, &offsets);
         let homes = residency::homes(units, streamed, &offsets);
-        let placed = Placed { program, offsets, bytes, resident_bytes, homes, live, waits };
+        let placed = Placed { program, offsets, bytes, resident_bytes, guards, homes, live, waits };
         check::check(&placed)?;
         Ok(placed)
     }

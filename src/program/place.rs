@@ -2,6 +2,7 @@
 //! where buffers that are never occupied together may share bytes.
 
 use std::cmp::Reverse;
+use std::ops::Range;
 
 use super::liveness::Live;
 use super::op::{Kind, Program};
@@ -9,16 +10,54 @@ use super::op::{Kind, Program};
 /// Every buffer starts at a multiple of this: vector loads need 16, L2 sectors 32, tensor maps 128.
 pub(crate) const ALIGNMENT: usize = 256;
 
-/// The offset of every buffer, the size of the arena, and that of its resident part.
-pub(crate) fn place(program: &Program, live: &[Live]) -> (Vec<usize>, usize, usize) {
-    let mut offsets = vec![0; program.buffers.len()];
+/// Where everything is.
+#[derive(Debug)]
+pub(crate) struct Places {
+    /// Of every buffer.
+    pub offsets: Vec<usize>,
+    /// Of the arena.
+    pub bytes: usize,
+    /// Of its resident part.
+    pub resident_bytes: usize,
+    /// What is between regions, and belongs to none.
+    pub guards: Vec<Range<usize>>,
+}
+
+/// Places for all buffers. With a `guard` of bytes above 0, a multiple of [`ALIGNMENT`], so many are left free behind each unit of
+/// weights and each other buffer, and no two share any: so a test sees whether anything is written beside its place.
+pub(crate) fn place(program: &Program, live: &[Live], guard: usize) -> Places {
+    let always: Vec<Live>;
+    let live = match guard {
+        0 => live,
+        _ => {
+            let whole = |live: &Live| if live.is_empty() { Vec::new() } else { vec![(0, usize::MAX - 1)] };
+            always = live.iter().map(whole).collect();
+            &always
+        }
+    };
+    let (mut offsets, mut guards) = (vec![0; program.buffers.len()], Vec::new());
     let mut base = 0;
     let weights = program.buffers.iter().zip(&mut offsets).filter(|(b, _)| b.kind.is_resident());
+    let mut last = None;
     for (buffer, offset) in weights {
+        // Units stay in one piece.
+        if guard > 0
+            && last
+                .replace((&buffer.name, buffer.kind))
+                .is_some_and(|last| last != (&buffer.name, buffer.kind))
+        {
+            guards.push(base..base + guard);
+            base += guard;
+        }
         *offset = base;
         base += buffer.bytes.next_multiple_of(ALIGNMENT);
     }
-    let size = |i: usize| program.buffers[i].bytes.next_multiple_of(ALIGNMENT);
+    if guard > 0 {
+        guards.push(base..base + guard);
+        base += guard;
+    }
+    let aligned = |i: usize| program.buffers[i].bytes.next_multiple_of(ALIGNMENT);
+    let size = |i: usize| aligned(i) + guard;
     let mut loading = base;
     for (i, buffer) in program.buffers.iter().enumerate().filter(|(_, b)| b.kind == Kind::Load) {
         offsets[i] = loading;
@@ -41,13 +80,14 @@ pub(crate) fn place(program: &Program, live: &[Live]) -> (Vec<usize>, usize, usi
     let (end, places) = best.unwrap_or((base, Vec::new()));
     for (i, offset) in places {
         offsets[i] = offset;
+        guards.extend((guard > 0).then(|| offset + aligned(i)..offset + size(i)));
     }
     for (i, buffer) in program.buffers.iter().enumerate() {
         if let Kind::Part { of, start } = buffer.kind {
             offsets[i] = offsets[of] + start;
         }
     }
-    (offsets, end.max(loading).max(ALIGNMENT), base)
+    Places { offsets, bytes: end.max(loading).max(ALIGNMENT), resident_bytes: base, guards }
 }
 
 /// One after the other, each at the lowest offset that no buffer occupied at the same time covers.

@@ -179,9 +179,9 @@ fn random_streaming_program(seed: u64) -> (Program, Streamed) {
 fn streaming_is_right_and_needs_each_of_its_waits() {
     let (mut uploads, mut waits, mut missing, mut smaller) = (0, 0, 0, 0);
     for seed in 0..12_000 {
-        let all = Placed::new(random_streaming_program(seed).0, &Streamed::default()).unwrap();
+        let all = Placed::new(random_streaming_program(seed).0, &Streamed::default(), 0).unwrap();
         let (program, streamed) = random_streaming_program(seed);
-        let mut placed = Placed::new(program, &streamed).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        let mut placed = Placed::new(program, &streamed, 0).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
         let is_upload = |op: &&Op| matches!(op.what, What::Upload { .. });
         uploads += placed.program.ops.iter().filter(is_upload).count();
         smaller += (placed.bytes < all.bytes) as usize;
@@ -212,14 +212,14 @@ fn planted_faults_of_streaming_are_reported_by_name() {
     let (program, streamed) = (0..)
         .map(random_streaming_program)
         .find(|(program, streamed)| {
-            let placed = Placed::new(program.clone(), streamed).unwrap();
+            let placed = Placed::new(program.clone(), streamed, 0).unwrap();
             let parts =
                 placed.program.buffers.iter().filter(|b| matches!(b.kind, Kind::Part { start: 1.., .. }));
             parts.count() > 1 && placed.waits.len() > 3 && streamed.len() > 2
         })
         .unwrap();
     let fault_of = |change: &dyn Fn(&mut Placed)| {
-        let mut placed = Placed::new(program.clone(), &streamed).unwrap();
+        let mut placed = Placed::new(program.clone(), &streamed, 0).unwrap();
         change(&mut placed);
         check(&placed).expect_err("a planted fault must show").kind
     };
@@ -282,7 +282,7 @@ fn planted_faults_of_streaming_are_reported_by_name() {
 fn what_the_passes_make_of_random_programs_is_right() {
     let (mut shared, mut waits) = (0, 0);
     for seed in 0..12_000 {
-        let placed = Placed::new(random_program(seed), &Streamed::default())
+        let placed = Placed::new(random_program(seed), &Streamed::default(), 0)
             .unwrap_or_else(|e| panic!("seed {seed}: {e}"));
         let live = (0..placed.live.len()).filter(|&i| !placed.live[i].is_empty());
         let sum: usize = live.map(|i| placed.program.buffers[i].bytes.next_multiple_of(256)).sum();
@@ -299,7 +299,7 @@ fn what_the_passes_make_of_random_programs_is_right() {
 fn random_plans_are_not_right_by_luck() {
     let (mut without_wait, mut overlapped) = (0, 0);
     for seed in 0..2_000 {
-        let mut placed = Placed::new(random_program(seed), &Streamed::default()).unwrap();
+        let mut placed = Placed::new(random_program(seed), &Streamed::default(), 0).unwrap();
         if let Some(wait) = placed.waits.pop() {
             without_wait += check(&placed).is_err_and(|f| f.kind == FaultKind::Unordered) as usize;
             placed.waits.push(wait);
@@ -385,14 +385,14 @@ const OUT: usize = 7;
 
 #[track_caller]
 fn fault_of(change: impl FnOnce(&mut Placed)) -> FaultKind {
-    let mut placed = Placed::new(sample(), &Streamed::default()).unwrap();
+    let mut placed = Placed::new(sample(), &Streamed::default(), 0).unwrap();
     change(&mut placed);
     check(&placed).expect_err("a planted fault must show").kind
 }
 
 #[test]
 fn the_sample_is_right_and_shares_bytes() {
-    let placed = Placed::new(sample(), &Streamed::default()).unwrap();
+    let placed = Placed::new(sample(), &Streamed::default(), 0).unwrap();
     assert_eq!(placed.resident_bytes, 1024);
     assert!(placed.bytes < 8 * 1024, "{}", placed.bytes);
     let wait = |waiter, signal| order::Wait { waiter, signal };
@@ -428,7 +428,8 @@ fn planted_faults_are_reported_by_name() {
     assert_eq!(
         fault_of(|p| {
             p.live[SUM] = vec![(2, 3)];
-            (p.offsets, p.bytes, _) = place::place(&p.program, &p.live);
+            let places = place::place(&p.program, &p.live, 0);
+            (p.offsets, p.bytes) = (places.offsets, places.bytes);
             p.offsets[Y] = p.offsets[SUM];
         }),
         Reused
@@ -504,7 +505,7 @@ fn lifetimes_see_rows_and_columns() {
     let touch = Touch { buffer: 1, ..rows(0, 1, 256, Mode::Write) };
     program.ops[5] = op(compute, vec![touch]);
     assert_eq!(liveness::liveness(&program), [vec![(0, 4), (6, 7)], vec![(5, 5)]]);
-    let placed = Placed::new(program, &Streamed::default()).unwrap();
+    let placed = Placed::new(program, &Streamed::default(), 0).unwrap();
     assert_eq!(placed.offsets, [0, 0]);
 }
 

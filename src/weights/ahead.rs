@@ -163,10 +163,15 @@ mod tests {
         });
         assert!(matches!(error, Err(Error::Input(what)) if what == "five"));
         assert_eq!(delivered, 5);
-        let stopped = in_order(buffers(&device), 0..100u64, |_, _| Ok(()), |job, (), _| match job {
-            3 => Err(Error::Stopped),
-            _ => Ok(()),
-        });
+        let stopped = in_order(
+            buffers(&device),
+            0..100u64,
+            |_, _| Ok(()),
+            |job, (), _| match job {
+                3 => Err(Error::Stopped),
+                _ => Ok(()),
+            },
+        );
         assert!(matches!(stopped, Err(Error::Stopped)));
     }
 }

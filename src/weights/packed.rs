@@ -186,7 +186,9 @@ impl Packed {
         });
         match result.and_then(|_| device.synchronize(StreamId::Copy)) {
             Ok(()) => Ok(()),
-            Err(error @ (Error::Weights { .. } | Error::Io { .. })) => Err(Unread::Useless(error.to_string())),
+            Err(error @ (Error::Weights { .. } | Error::Io { .. })) => {
+                Err(Unread::Useless(error.to_string()))
+            }
             Err(error) => Err(Unread::Failed(error)),
         }
     }
