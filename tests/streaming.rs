@@ -2,6 +2,8 @@
 
 mod common;
 use common::*;
+use std::ops::ControlFlow::{Break, Continue};
+
 use schnell::Error;
 use schnell::device::Device;
 use schnell::pipeline::{Model, Pipeline, Plan, Quantize, Request, Shape};
@@ -66,6 +68,101 @@ fn every_budget_gives_the_same_picture() {
         // From the least on all is copied that can be, and what is copied each step goes last.
         assert!(plans[0].traffic().step > 0 && plans[plans.len() - 2].traffic().step == 0);
     }
+}
+
+/// What pinned memory has no room for is read from the cache's file, and the picture is the same: whatever is on disk, in any order
+/// of the streams, for prompts new and old, after a stop, and for another shape.
+#[test]
+fn weights_that_stay_on_disk_draw_the_same() {
+    let (dir, model) = demo();
+    let cache = dir.path().join("cache");
+    let all = plans(&model, SHAPE, Quantize::Nf4);
+    let want = draw(&model, all.last().unwrap(), &emulator());
+    let least = &all[0];
+    let (loading, generating) = least.host_bytes();
+    let pinned = least.traffic().pinned;
+    let error = least.clone().within_host(loading + generating - 1).unwrap_err();
+    assert!(
+        matches!(error, Error::Capacity { needed_bytes, .. } if needed_bytes == loading + generating),
+        "{error}"
+    );
+    let mut on_disk = Vec::new();
+    for i in 0..=3 {
+        let plan = least.clone().within_host(loading + generating + pinned * i / 3).unwrap();
+        let traffic = plan.traffic();
+        assert_eq!(traffic.on_disk + traffic.pinned, pinned);
+        assert!(traffic.pinned <= pinned * i / 3);
+        assert_eq!((traffic.encoders, traffic.step), (least.traffic().encoders, least.traffic().step));
+        assert_eq!(plan.arena_bytes(), least.arena_bytes());
+        on_disk.push(traffic.on_disk);
+        // Without a cache there is nothing to read from, which is said before anything is loaded.
+        let without = Pipeline::builder(&model).with_plan(plan.clone()).device(&emulator()).load();
+        assert_eq!(traffic.on_disk > 0, matches!(without, Err(Error::Input(_))));
+        for seed in 0..4 {
+            let device = random_emulator(seed, 2);
+            let builder = Pipeline::builder(&model).with_plan(plan.clone()).cache(&cache).device(&device);
+            let mut pipeline = builder.load().unwrap();
+            for again in 0..if seed == 0 { 2 } else { 1 } {
+                let rgb = pipeline.generate(&request(SHAPE)).unwrap().rgb;
+                assert!(rgb == want, "{} bytes on disk, seed {seed}, {again}", traffic.on_disk);
+            }
+            if seed > 1 {
+                continue;
+            }
+            let mut left = 2 * seed;
+            let stopped = pipeline.generate_with(&request(SHAPE), &mut |_| match left {
+                0 => Break(()),
+                _ => {
+                    left -= 1;
+                    Continue(())
+                }
+            });
+            assert!(matches!(stopped, Err(Error::Stopped)), "seed {seed}");
+            assert!(pipeline.generate(&request(SHAPE)).unwrap().rgb == want);
+            assert_eq!(device.num_allocations(), 1);
+        }
+    }
+    assert!(on_disk[0] == pinned && on_disk[3] == 0 && on_disk.windows(2).all(|pair| pair[1] <= pair[0]));
+}
+
+/// A file that is damaged while it is in use gives an error, not a picture; when it is whole again, so are pictures.
+#[test]
+fn what_is_damaged_on_disk_meanwhile_is_no_weight() {
+    let (dir, model) = demo();
+    let cache = dir.path().join("cache");
+    let least = plans(&model, SHAPE, Quantize::Nf4)[0].clone();
+    let (loading, generating) = least.host_bytes();
+    let plan = least.within_host(loading + generating).unwrap();
+    let builder = Pipeline::builder(&model).with_plan(plan).cache(&cache).prompt_cache(0);
+    let mut pipeline = builder.device(&emulator()).load().unwrap();
+    let want = pipeline.generate(&request(SHAPE)).unwrap().rgb;
+    let path = std::fs::read_dir(&cache).unwrap().next().unwrap().unwrap().path();
+    let whole = std::fs::read(&path).unwrap();
+    let mut rng = Rng(5);
+    let mut refused = 0;
+    for _ in 0..12 {
+        let mut damaged = whole.clone();
+        let at = 4096 * 2 + rng.bits() as usize % (whole.len() - 4096 * 2);
+        damaged[at] ^= 1 << (rng.bits() % 8);
+        // In place, as no writer of the cache does it.
+        std::fs::write(&path, &damaged).unwrap();
+        match pipeline.generate(&request(SHAPE)) {
+            Err(error @ Error::Weights { .. }) => {
+                assert!(error.to_string().contains("are damaged"), "{error}");
+                refused += 1;
+            }
+            // A byte of what stays on the device.
+            Ok(image) => assert!(image.rgb == want),
+            Err(other) => panic!("{other}"),
+        }
+        std::fs::write(&path, &whole).unwrap();
+        assert!(pipeline.generate(&request(SHAPE)).unwrap().rgb == want);
+    }
+    assert!(refused > 3, "{refused}");
+    // Cut off, it cannot be read.
+    std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    let error = pipeline.generate(&request(SHAPE)).unwrap_err();
+    assert!(matches!(error, Error::Io { .. }), "{error}");
 }
 
 /// Nothing is written beside its place, whatever is streamed: bytes between all regions are what they were.

@@ -23,6 +23,7 @@ mod cuda;
 pub mod emulator;
 mod footprint;
 mod memory;
+pub(crate) mod ring;
 mod tape;
 
 use std::collections::BTreeSet;
@@ -223,6 +224,9 @@ impl std::fmt::Debug for Params {
     }
 }
 
+/// What a stream calls on the host.
+pub(crate) type HostFunction = unsafe extern "C" fn(*mut c_void);
+
 /// What `cuda`, `emulator` and `tape` implement; [`Device`] is the safe face of it.
 ///
 /// # Safety
@@ -249,6 +253,8 @@ pub(crate) trait Machine: Send + Sync {
     unsafe fn copy_to_device(&self, stream: StreamId, dst: u64, src: *const u8, bytes: usize) -> Result<()>;
     unsafe fn copy_to_host(&self, stream: StreamId, dst: *mut u8, src: u64, bytes: usize) -> Result<()>;
     unsafe fn fill(&self, stream: StreamId, dst: u64, value: u8, bytes: usize) -> Result<()>;
+    /// Enqueues a call of `function` with `data`, which may wait for other threads, but not for the machine.
+    unsafe fn call(&self, stream: StreamId, function: HostFunction, data: *mut c_void) -> Result<()>;
     unsafe fn launch(
         &self,
         stream: StreamId,

@@ -6,7 +6,7 @@
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::{Capability, Config, EventId, Kernel, Machine, Params, StreamId, TensorTile, Work};
+use super::{Capability, Config, EventId, HostFunction, Kernel, Machine, Params, StreamId, TensorTile, Work};
 use crate::abi;
 use crate::{Error, Result};
 
@@ -118,6 +118,10 @@ impl Machine for Arc<Tape> {
 
     unsafe fn fill(&self, _: StreamId, _: u64, _: u8, _: usize) -> Result<()> {
         self.refuse("fill")
+    }
+
+    unsafe fn call(&self, _: StreamId, _: HostFunction, _: *mut c_void) -> Result<()> {
+        self.refuse("call")
     }
 
     unsafe fn launch(

@@ -47,7 +47,8 @@ impl<'a> PipelineBuilder<'a> {
         PipelineBuilder { budget: Some(bytes), ..self }
     }
 
-    /// Bytes of pinned host memory that may be used at most; what would take more is refused: see [`Plan::within_host`].
+    /// Bytes of pinned host memory that may be used at most; streamed weights for which they do not suffice are read from the
+    /// [cache](PipelineBuilder::cache), which there must then be: see [`Plan::within_host`].
     pub fn host_budget(self, bytes: u64) -> Self {
         PipelineBuilder { host_budget: Some(bytes), ..self }
     }
@@ -122,7 +123,8 @@ impl<'a> PipelineBuilder<'a> {
     /// Makes the one allocation, readies the kernels that the plan uses and loads the weights.
     ///
     /// # Errors
-    /// Those of [`PipelineBuilder::plan`]; [`Error::Capacity`] when the device has too little memory, [`Error::Weights`] and
+    /// Those of [`PipelineBuilder::plan`]; [`Error::Input`] when weights shall stay in a cache and none was named;
+    /// [`Error::Capacity`] when the device has too little memory, [`Error::Weights`] and
     /// [`Error::Io`] from the files, [`Error::Device`] from the machine, [`Error::Unsupported`] without one that would do.
     pub fn load(self) -> Result<Pipeline> {
         self.load_with(&mut |_| Continue(()))
@@ -136,6 +138,13 @@ impl<'a> PipelineBuilder<'a> {
         let plan = self.plan()?;
         if self.model.config() != plan.config() {
             return Err(Error::Input("the plan was made for another model".to_string()));
+        }
+        let on_disk = plan.traffic().on_disk;
+        if on_disk > 0 && self.cache.is_none() {
+            return Err(Error::Input(format!(
+                "the host budget leaves {} of weights on disk: name a cache folder to read them from, or allow more",
+                super::human_bytes(on_disk)
+            )));
         }
         let device = match &self.device {
             Some(device) => device.clone(),

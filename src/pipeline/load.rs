@@ -7,13 +7,14 @@ use crate::Result;
 use crate::device::Device;
 use crate::memory::arena::Arena;
 use crate::models::flux::{clip, t5};
-use crate::program::STREAM;
+use crate::program::{HomePlace, STREAM};
 use crate::text::tokenizer::{ClipTokenizer, T5Tokenizer, Tokens};
 use crate::weights::Part;
 use crate::weights::packed::Packed;
 use crate::weights::upload::{Destination, EmbeddingTable, load};
 
 use super::cache::PromptCache;
+use super::disk::Disk;
 use super::plan::ShapePlan;
 use super::run::Bound;
 use super::{Model, ModelFolder, OnProgress, Pipeline, Plan, Progress, Shape};
@@ -107,17 +108,21 @@ impl Pipeline {
             unit_in_the_making: *unit_in_the_making,
             pinned: pinned.as_mut(),
         };
-        let mut progress = |is_loading, done, total| {
-            progress(match is_loading {
-                true => Progress::Loading { done, total },
-                false => Progress::Caching { done, total },
-            })
-        };
-        let packed = packed.as_ref();
-        load(device, &mut destination, staging, &model.source, weights, packed, &mut progress)?;
+        let file = load(
+            device,
+            &mut destination,
+            staging,
+            &model.source,
+            weights,
+            packed.as_ref(),
+            &mut |done, total| progress(Progress::Loading { done, total }),
+        )?;
         for guard in placed.guards.iter().cloned() {
             device.fill(STREAM, &arena.bytes(guard.start, guard.len())?, GUARD)?;
         }
+        let needs_disk = placed.homes.iter().any(|home| home.place == HomePlace::Disk);
+        let disk = file.filter(|_| needs_disk);
+        let disk = disk.map(|file| Disk::new(device, file, staging.slot_bytes())).transpose()?;
         let (text, digest) = (TextInput::open(model)?, model.digest()?);
         let device = device.clone();
         let cache = PromptCache::new(prompts);
@@ -127,6 +132,7 @@ impl Pipeline {
             arena,
             bound,
             pinned,
+            disk,
             host,
             filled: None,
             dump_host,

@@ -2,7 +2,7 @@
 //! weights loaded), [`Pipeline::generate`].
 //!
 //! Reading order: `folder.rs`, `model.rs`, `plan.rs`, `predict.rs`, `machine.rs`, `builder.rs`, `request.rs` (`noise_file.rs` beside it),
-//! `load.rs` (binding), `cache.rs` (prompts seen before), `run.rs` (the one loop that enqueues), `output.rs`, `timing.rs`.
+//! `load.rs` (binding), `disk.rs` (weights that stay there), `cache.rs` (prompts seen before), `run.rs` (the one loop that enqueues), `output.rs`, `timing.rs`.
 //!
 //! ```
 //! use schnell::{Model, Pipeline, Request, Shape, gib};
@@ -17,6 +17,7 @@
 
 mod builder;
 mod cache;
+mod disk;
 mod folder;
 mod load;
 mod machine;
@@ -45,6 +46,7 @@ use crate::{Error, Result};
 pub use crate::models::layers::Quantize;
 pub use builder::PipelineBuilder;
 use cache::{Encoding, PromptCache};
+use disk::Disk;
 pub use folder::ModelFolder;
 use load::{Prompt, TextInput};
 pub use model::Model;
@@ -71,6 +73,8 @@ pub struct Pipeline {
     bound: Vec<Bound>,
     /// Streamed weights.
     pinned: Option<HostBuffer>,
+    /// Those for which pinned memory has no room.
+    disk: Option<Disk>,
     host: HostBuffer,
     /// The shape whose tables `host` holds.
     filled: Option<Shape>,
@@ -230,8 +234,12 @@ impl Pipeline {
         let mut dumps = Dumps { on: request.dump, all: Vec::new() };
         dumps.before(&prompts, noise, &sigmas, packed);
         let bound = self.bound.last_mut().ok_or_else(|| Error::Internal("nothing is bound".to_string()))?;
-        let pinned =
-            Pinned { weights: self.pinned.as_ref(), host: &mut self.host, dumps: self.dump_host.as_mut() };
+        let pinned = Pinned {
+            weights: self.pinned.as_ref(),
+            disk: self.disk.as_mut(),
+            host: &mut self.host,
+            dumps: self.dump_host.as_mut(),
+        };
         bound.run(run, &self.device, pinned, &mut dumps, progress)?;
         let timings = bound.timings(&self.device, &[("tokenize", tokenize_ms), ("inputs", inputs_ms)])?;
         let bytes = self.host.as_slice();

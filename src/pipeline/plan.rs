@@ -8,7 +8,7 @@ use crate::config::PipelineConfig;
 use crate::device::Capability;
 use crate::models::flux::{self, Inputs, Outputs};
 use crate::models::layers::{Quantize, Weights};
-use crate::program::residency::{self, UNIT_IN_THE_MAKING};
+use crate::program::residency::{self, UNIT_IN_THE_MAKING, Unit};
 use crate::program::{HomePlace, Kind, Placed, Program, Recorder, Streamed, Tier, What, show};
 use crate::weights::Part;
 use crate::weights::upload::Staging;
@@ -450,23 +450,42 @@ impl Plan {
         show::launches(&self.first().placed)
     }
 
-    /// Refuses when streamed weights, and the buffers for loading and generating, take more than this of pinned host memory.
+    /// The same within `budget_bytes` of pinned host memory: as many streamed weights as fit lie there, the others stay in the
+    /// [cache's](super::PipelineBuilder::cache) file and are read whenever they are needed, through a ring of pinned buffers. First
+    /// those of the text encoders, then the modulations, then blocks. Pictures are the same, bit for bit.
     ///
     /// # Errors
-    /// [`Error::Capacity`] with both numbers.
+    /// [`Error::Capacity`] with the least it takes, when that is more.
     pub fn within_host(self, budget_bytes: u64) -> Result<Plan> {
         let (loading, generating) = self.host_bytes();
-        // Those for loading go before the first generation, but not before streamed weights are there.
-        let needed = self.traffic().pinned + generating + loading;
-        if needed <= budget_bytes {
+        // The ring takes the place of the buffers for loading: as many, as large.
+        let needed = loading + generating;
+        let mut weights = self.pinned_weights();
+        if weights + needed <= budget_bytes {
             return Ok(self);
         }
-        Err(Error::Capacity {
-            what: "pinned host memory".to_string(),
-            needed_bytes: needed,
-            available_bytes: budget_bytes,
-            advice: "allow more of it, or more device memory, so that less is streamed".to_string(),
-        })
+        if needed > budget_bytes {
+            return Err(Error::Capacity {
+                what: "pinned host memory, with all streamed weights on disk,".to_string(),
+                needed_bytes: needed,
+                available_bytes: budget_bytes,
+                advice: "allow more of it".to_string(),
+            });
+        }
+        let pinned = self.first().placed.homes.iter();
+        let units = pinned.filter(|home| matches!(home.place, HomePlace::Pinned(_)));
+        let units: Vec<Unit> = units.map(|home| home.unit.clone()).collect();
+        let mut on_disk = Vec::new();
+        for name in Streamed::order(&units, Tier::ONE_BY_ONE) {
+            if weights + needed <= budget_bytes {
+                break;
+            }
+            let of_name = units.iter().filter(|unit| unit.name == name);
+            weights -= of_name.map(|unit| unit.image.len() as u64).sum::<u64>();
+            on_disk.push(name);
+        }
+        let streamed = self.streamed.clone().with_on_disk(on_disk);
+        self.with_streamed(streamed)
     }
 
     /// What streamed weights cost beside device memory, for [`Plan::shape`].
@@ -478,8 +497,11 @@ impl Plan {
             let uploads = ops.filter(|op| matches!(op.what, What::Upload { .. }));
             uploads.flat_map(|op| &op.touches).map(|touch| touch.hull().len() as u64).sum()
         };
+        let homes = self.first().placed.homes.iter();
+        let on_disk = homes.filter(|home| home.place == HomePlace::Disk);
         Traffic {
             pinned: self.pinned_weights(),
+            on_disk: on_disk.map(|home| home.unit.image.len() as u64).sum(),
             encoders: copied("clip") + copied("t5"),
             modulation: copied("modulation"),
             step: copied("step"),
@@ -500,6 +522,8 @@ impl Plan {
 pub struct Traffic {
     /// In pinned host memory.
     pub pinned: u64,
+    /// In the cache's file, and read from there whenever they are copied.
+    pub on_disk: u64,
     /// Copied while the prompt is encoded.
     pub encoders: u64,
     /// Copied before the first step.
@@ -549,9 +573,10 @@ impl fmt::Display for Plan {
         line("arena: the one device allocation", self.arena_bytes())?;
         line("pinned host memory while loading", loading)?;
         line("pinned host memory while generating", running)?;
-        let Traffic { pinned, encoders, modulation, step } = self.traffic();
-        if pinned > 0 {
+        let Traffic { pinned, on_disk, encoders, modulation, step } = self.traffic();
+        if pinned + on_disk > 0 {
             line("pinned host memory of streamed weights", pinned)?;
+            line("streamed weights that stay on disk", on_disk)?;
             line("  copied while a prompt is encoded", encoders)?;
             line("  copied before the first step", modulation)?;
             line("  copied in each step", step)?;

@@ -2,7 +2,7 @@
 //! FLOPs or its bytes take. A prediction, to compare plans by; nothing is measured, and nothing is decided by it.
 
 use crate::device::StreamId;
-use crate::program::{What, When};
+use crate::program::{Origin, What, When};
 
 use super::Plan;
 
@@ -21,7 +21,12 @@ pub struct Card {
     pub memory_bytes_per_s: f64,
     /// Host to device from pinned memory, in the slot that it usually has.
     pub pcie_bytes_per_s: f64,
+    /// Of the disk beside it, for weights that stay there.
+    pub disk_bytes_per_s: f64,
 }
+
+/// What SSDs on PCIe 3.0 x4 are sold with, about.
+const DISK_BYTES_PER_S: f64 = 3e9;
 
 /// From one operation's end to the next one's begin on a stream, and what a launch costs; by the same cycle model.
 const GAP_S: f64 = 4e-6;
@@ -36,12 +41,24 @@ impl Card {
     ];
 
     const fn new(name: &'static str, flops_per_s: f64, share: f64, memory: f64, pcie: f64) -> Card {
-        Card { name, flops_per_s, share, memory_bytes_per_s: memory, pcie_bytes_per_s: pcie }
+        Card {
+            name,
+            flops_per_s,
+            share,
+            memory_bytes_per_s: memory,
+            pcie_bytes_per_s: pcie,
+            disk_bytes_per_s: DISK_BYTES_PER_S,
+        }
     }
 
     /// The one of this name.
     pub fn named(name: &str) -> Option<Card> {
         Card::ALL.into_iter().find(|card| card.name == name)
+    }
+
+    /// Beside a disk that reads so fast.
+    pub fn with_disk(self, bytes_per_s: f64) -> Card {
+        Card { disk_bytes_per_s: bytes_per_s, ..self }
     }
 
     /// In another slot: PCIe `generation` (3, 4 or 5) with so many `lanes`. Nothing for a slot that there is not.
@@ -112,6 +129,10 @@ impl Plan {
                 let (op, stream) = (&program.ops[i], program.ops[i].stream.index());
                 let bytes: f64 = op.touches.iter().map(|t| t.rows.num as f64 * t.rows.bytes as f64).sum();
                 let seconds = match op.what {
+                    // Its pieces are read while others are copied.
+                    What::Upload { from: Origin::Disk(_) } => {
+                        bytes / card.pcie_bytes_per_s.min(card.disk_bytes_per_s)
+                    }
                     What::Send { .. } | What::Fetch { .. } | What::Upload { .. } => {
                         bytes / card.pcie_bytes_per_s
                     }
@@ -174,6 +195,14 @@ mod tests {
         // A slot of a quarter of the lanes is too narrow, and that shows.
         let narrow = plan.predict(card.in_slot(3, 4).unwrap());
         assert!(narrow.ms("step") > 1.5 * streamed.ms("step"));
+        // Blocks from a disk take as long as that reads, and no pinned memory.
+        let (loading, generating) = plan.host_bytes();
+        let from_disk = plan.clone().within_host(loading + generating).unwrap();
+        assert_eq!((from_disk.traffic().pinned, from_disk.traffic().on_disk), (0, plan.traffic().pinned));
+        let read = |rate: f64| from_disk.predict(card.with_disk(rate)).ms("step") / 4.0;
+        let least = plan.traffic().step as f64 / 3e9 * 1e3;
+        assert!((least..1.05 * least).contains(&read(3e9)), "{} ms, at least {least}", read(3e9));
+        assert_eq!(read(1e12) * 4.0, streamed.ms("step"));
         // In its timeline, a block's copy ends before the block begins to compute, and copies do not overlap.
         let uploads: Vec<&Interval> = streamed.intervals.iter().filter(|i| i.is_upload).collect();
         assert!(uploads.len() > 4 * 57 && uploads.windows(2).all(|pair| pair[0].end <= pair[1].start));

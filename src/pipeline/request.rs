@@ -192,13 +192,6 @@ pub enum Progress {
         /// In all.
         total: u64,
     },
-    /// Bytes of weights written to the cache, for the next time.
-    Caching {
-        /// So far.
-        done: u64,
-        /// In all.
-        total: u64,
-    },
     /// Prompt to vectors; not told of a prompt seen before.
     TextEncoding,
     /// A step has been handed to the device, which may be a step behind.

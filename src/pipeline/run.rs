@@ -13,9 +13,10 @@ use crate::device::{Config, Device, Event, HostBuffer, Params, StreamId, View, W
 use crate::memory::arena::Arena;
 use crate::models::flux::{BRANCHES, Inputs, Outputs};
 use crate::program::op::{Kept, Op};
-use crate::program::{Kind, Placed, Program, STREAM, What, When};
+use crate::program::{Kind, Origin, Placed, Program, STREAM, What, When};
 use crate::{Error, Result};
 
+use super::disk::Disk;
 use super::load::Prompt;
 use super::plan::ShapePlan;
 use super::timing::{Clock, Timings};
@@ -30,6 +31,8 @@ pub(super) struct Bound {
     /// Behind operations that another stream waits for; an operation's numbers point here.
     events: Vec<Event>,
     clock: Clock,
+    /// Units that each kind of run copies from disk, in order.
+    from_disk: [(When, Arc<[usize]>); 2],
 }
 
 #[derive(Debug)]
@@ -45,6 +48,8 @@ struct BoundOp {
 pub(super) struct Pinned<'a> {
     /// Streamed ones.
     pub weights: Option<&'a HostBuffer>,
+    /// Those for which it has no room.
+    pub disk: Option<&'a mut Disk>,
     /// Inputs and outputs.
     pub host: &'a mut HostBuffer,
     /// Stages, one at a time.
@@ -58,7 +63,7 @@ enum Ready {
     Send { to: View<u8>, host: usize },
     Fetch { from: View<u8>, host: usize },
     Fill { view: View<u8>, value: u8 },
-    Upload { to: View<u8>, from: usize },
+    Upload { to: View<u8>, from: Origin },
 }
 
 #[derive(Debug)]
@@ -132,8 +137,9 @@ impl Bound {
         };
         let stages = placed.program.stages.iter().map(stage).collect::<Result<Vec<_>>>()?;
         let events = signals.iter().map(|_| device.create_event()).collect::<Result<_>>()?;
+        let from_disk = [When::Fresh, When::Cached].map(|run| (run, from_disk(&stages, &ops, run)));
         let clock = Clock::new(device, stages.iter().map(|stage| stage.repeats).sum())?;
-        Ok(Bound { plan, ops, stages, events, clock })
+        Ok(Bound { plan, ops, stages, events, clock, from_disk })
     }
 
     pub fn shape(&self) -> Shape {
@@ -162,7 +168,26 @@ impl Bound {
         dumps: &mut Dumps,
         progress: &mut OnProgress<'_>,
     ) -> Result<()> {
-        let Pinned { weights, host, dumps: mut dump_host } = pinned;
+        let Pinned { weights, mut disk, host, dumps: dump_host } = pinned;
+        let units = self.from_disk.iter().find(|(kind, _)| *kind == run);
+        if let (Some(disk), Some((_, units))) = (&mut disk, units) {
+            disk.begin(units)?;
+        }
+        let pinned = Pinned { weights, disk: disk.as_deref_mut(), host, dumps: dump_host };
+        let result = self.run_stages(run, device, pinned, dumps, progress);
+        // Where weights could not be read, whatever was computed, and came of it, is for nothing.
+        disk.map_or(Ok(()), Disk::end).and(result)
+    }
+
+    fn run_stages(
+        &mut self,
+        run: When,
+        device: &Device,
+        pinned: Pinned<'_>,
+        dumps: &mut Dumps,
+        progress: &mut OnProgress<'_>,
+    ) -> Result<()> {
+        let Pinned { weights, mut disk, host, dumps: mut dump_host } = pinned;
         let Bound { ops, stages, events, clock, .. } = self;
         clock.start(device)?;
         for stage in stages.iter().filter(|stage| stage.when.is_in(run)) {
@@ -180,7 +205,7 @@ impl Bound {
                         device.fill(STREAM, view, 0xff)?;
                     }
                 }
-                enqueue(device, &ops[stage.ops.clone()], events, weights, host)?;
+                enqueue(device, &ops[stage.ops.clone()], events, (weights, disk.as_deref_mut()), host)?;
                 clock.stage(device, stage.labels[turn].clone())?;
                 if stage.name == "step" {
                     if progress(Progress::Step { index: turn, total: stage.repeats }).is_break() {
@@ -209,9 +234,20 @@ impl Bound {
     ) -> Result<usize> {
         let stage = self.stages.iter().find(|stage| stage.name == name);
         let ops = &self.ops[stage.map_or(0..0, |stage| stage.ops.clone())];
-        enqueue(device, ops, &self.events, weights, host)?;
+        enqueue(device, ops, &self.events, (weights, None), host)?;
         Ok(ops.len())
     }
+}
+
+/// Units that a run copies from disk, in order.
+fn from_disk(stages: &[BoundStage], ops: &[BoundOp], run: When) -> Arc<[usize]> {
+    let taken = stages.iter().filter(|stage| stage.when.is_in(run));
+    let turns = taken.flat_map(|stage| (0..stage.repeats).map(|_| &ops[stage.ops.clone()]));
+    let unit = |op: &BoundOp| match op.what {
+        Ready::Upload { from: Origin::Disk(unit), .. } => Some(unit),
+        _ => None,
+    };
+    turns.flatten().filter_map(unit).collect()
 }
 
 /// Waits until what has been enqueued is done.
@@ -232,9 +268,10 @@ fn enqueue(
     device: &Device,
     ops: &[BoundOp],
     events: &[Event],
-    weights: Option<&HostBuffer>,
+    (weights, mut disk): (Option<&HostBuffer>, Option<&mut Disk>),
     host: &mut HostBuffer,
 ) -> Result<()> {
+    let missing = || Error::Internal("no streamed weights".to_string());
     for op in ops {
         for &event in &op.waits {
             device.wait(op.stream, &events[event])?;
@@ -249,9 +286,11 @@ fn enqueue(
             Ready::Send { to, host: at } => device.copy_to_device(op.stream, to, host, *at)?,
             Ready::Fetch { from, host: at } => device.copy_to_host(op.stream, host, *at, from)?,
             Ready::Fill { view, value } => device.fill(op.stream, view, *value)?,
-            Ready::Upload { to, from } => {
-                let weights = weights.ok_or_else(|| Error::Internal("no streamed weights".to_string()))?;
-                device.copy_to_device(op.stream, to, weights, *from)?;
+            Ready::Upload { to, from: Origin::Pinned(from) } => {
+                device.copy_to_device(op.stream, to, weights.ok_or_else(missing)?, *from)?;
+            }
+            Ready::Upload { to, from: Origin::Disk(unit) } => {
+                disk.as_mut().ok_or_else(missing)?.copy_to_device(op.stream, *unit, to)?;
             }
         }
         if let Some(event) = op.signal {

@@ -98,13 +98,22 @@ pub(crate) enum What {
     Fill {
         value: u8,
     },
-    /// From byte `from` of the streamed weights in pinned memory into the one touch.
+    /// Streamed weights into the one touch.
     Upload {
-        from: usize,
+        from: Origin,
     },
     /// For tests of the passes, to which it does not matter.
     #[cfg(test)]
     Nothing,
+}
+
+/// Where streamed weights come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// From this byte on of those in pinned memory.
+    Pinned(usize),
+    /// The cache's file has them: this unit, among all.
+    Disk(usize),
 }
 
 /// What an operation does to a part of a buffer: `rows`, from byte `start` on.

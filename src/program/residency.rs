@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::op::{Buffer, Kind, Op, Program, Stage, Tier, Touch, What, When};
+use super::op::{Buffer, Kind, Op, Origin, Program, Stage, Tier, Touch, What, When};
 use super::place::ALIGNMENT;
 use crate::device::{Mode, Rows, StreamId, Work};
 use crate::{Error, Result};
@@ -59,13 +59,17 @@ pub(crate) enum HomePlace {
     Arena(usize),
     /// From this byte of the streamed weights in pinned memory on.
     Pinned(usize),
+    /// In the cache's file, which is read each time.
+    Disk,
 }
 
 /// The homes of `units`, whose resident buffers lie at `offsets`.
 pub(crate) fn homes(units: Vec<Unit>, streamed: &Streamed, offsets: &[usize]) -> Vec<Home> {
     let mut pinned = 0;
     let home = |unit: Unit| {
-        let place = if streamed.has(&unit) {
+        let place = if streamed.is_on_disk(&unit) {
+            HomePlace::Disk
+        } else if streamed.has(&unit) {
             pinned += unit.image.len();
             HomePlace::Pinned(pinned - unit.image.len())
         } else {
@@ -78,7 +82,11 @@ pub(crate) fn homes(units: Vec<Unit>, streamed: &Streamed, offsets: &[usize]) ->
 
 /// Names of units that are streamed; the same in every program of a pipeline.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Streamed(BTreeSet<String>);
+pub(crate) struct Streamed {
+    names: BTreeSet<String>,
+    /// Those of them for which pinned memory has no room.
+    on_disk: BTreeSet<String>,
+}
 
 impl Streamed {
     /// In which order units leave the device: `tiers` one after the other; of the encoders and modulations the larger first, of the
@@ -100,16 +108,26 @@ impl Streamed {
     }
 
     pub fn of<'a>(names: impl IntoIterator<Item = &'a String>) -> Streamed {
-        Streamed(names.into_iter().cloned().collect())
+        Streamed { names: names.into_iter().cloned().collect(), on_disk: BTreeSet::new() }
+    }
+
+    /// The same with these of them on disk, too.
+    pub fn with_on_disk(mut self, names: impl IntoIterator<Item = String>) -> Streamed {
+        self.on_disk.extend(names);
+        self
     }
 
     pub fn has(&self, unit: &Unit) -> bool {
-        unit.tier != Tier::Fixed && self.0.contains(&unit.name)
+        unit.tier != Tier::Fixed && self.names.contains(&unit.name)
+    }
+
+    pub fn is_on_disk(&self, unit: &Unit) -> bool {
+        self.has(unit) && self.on_disk.contains(&unit.name)
     }
 
     #[cfg(test)]
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.names.len()
     }
 }
 
@@ -128,12 +146,13 @@ struct Visit {
 /// # Errors
 /// [`Error::Internal`] for an operation that reads two of them.
 pub(crate) fn residency(mut program: Program, streamed: &Streamed) -> Result<Program> {
-    let units: Vec<Unit> = units(&program).into_iter().filter(|unit| streamed.has(unit)).collect();
+    let all = units(&program).into_iter().enumerate();
+    let (numbers, units): (Vec<usize>, Vec<Unit>) = all.filter(|(_, unit)| streamed.has(unit)).unzip();
     if units.is_empty() {
         return Ok(program);
     }
-    // Where each lies in pinned memory.
-    let (mut pinned, mut end) = (Vec::new(), 0);
+    // Where each lies in pinned memory, or that it does not.
+    let (mut origins, mut end) = (Vec::new(), 0);
     let first_unit = program.buffers.len();
     for (i, unit) in units.iter().enumerate() {
         let bytes = unit.image.len();
@@ -143,8 +162,12 @@ pub(crate) fn residency(mut program: Program, streamed: &Streamed) -> Result<Pro
             program.buffers[buffer].kind = Kind::Part { of: first_unit + i, start };
             start += program.buffers[buffer].bytes.next_multiple_of(ALIGNMENT);
         }
-        pinned.push(end);
-        end += bytes;
+        if streamed.is_on_disk(unit) {
+            origins.push(Origin::Disk(numbers[i]));
+        } else {
+            origins.push(Origin::Pinned(end));
+            end += bytes;
+        }
     }
     let kinds: Vec<Kind> = program.buffers.iter().map(|buffer| buffer.kind).collect();
     let to_whole = |touch: &mut Touch| {
@@ -163,7 +186,7 @@ pub(crate) fn residency(mut program: Program, streamed: &Streamed) -> Result<Pro
         let bytes = units[unit].image.len();
         let rows = Rows { num: 1, pitch: bytes, bytes };
         let touch = Touch { buffer: first_unit + unit, start: 0, rows, mode: Mode::Write };
-        let what = What::Upload { from: pinned[unit] };
+        let what = What::Upload { from: origins[unit] };
         Op { what, stream: StreamId::Copy, touches: vec![touch], work: Work::default() }
     };
     let mut ops = Vec::with_capacity(program.ops.len() + visits.len());

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 
-use super::op::{Kind, What, When};
+use super::op::{Kind, Origin, What, When};
 use super::{Placed, Touch};
 
 /// Buffers of one name, together.
@@ -92,7 +92,8 @@ pub(crate) fn launches(placed: &Placed) -> String {
                 What::Send { .. } => "send".to_string(),
                 What::Fetch { .. } => "fetch".to_string(),
                 What::Fill { value } => format!("fill {value:#04x}"),
-                What::Upload { .. } => "upload".to_string(),
+                What::Upload { from: Origin::Pinned(_) } => "upload".to_string(),
+                What::Upload { from: Origin::Disk(_) } => "upload from disk".to_string(),
                 #[cfg(test)]
                 What::Nothing => "nothing".to_string(),
             };

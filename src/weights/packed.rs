@@ -6,7 +6,6 @@
 //! something else, or damaged, is made again; nobody sees one that is not whole.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::io::{Seek, SeekFrom, Write};
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
@@ -15,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::upload::{Destination, Staging};
 use super::{SafeTensors, Source, TensorInfo, ahead};
-use crate::device::{Device, StreamId};
+use crate::device::{Device, HostBuffer, StreamId, View};
 use crate::files;
 use crate::models::layers::Weight;
 use crate::program::{Home, HomePlace};
@@ -48,11 +47,26 @@ pub(crate) enum Unread {
     Failed(Error),
 }
 
-/// Bytes of a file that are copied in one piece.
+/// One that has been opened; nothing of it is believed before its checksum.
+#[derive(Debug)]
+pub(crate) struct PackedFile {
+    /// In the order of the homes.
+    units: Vec<PackedUnit>,
+    /// Bytes of a piece; the last of a unit may be shorter.
+    piece: usize,
+}
+
+#[derive(Debug)]
+struct PackedUnit {
+    bytes: TensorInfo,
+    /// Of its pieces.
+    crcs: Vec<u32>,
+}
+
+/// One of a file's pieces, and where it goes.
 struct Piece<'a> {
-    unit: &'a TensorInfo,
-    bytes: Range<usize>,
-    crc: u32,
+    unit: usize,
+    index: usize,
     to: Place<'a>,
 }
 
@@ -60,6 +74,39 @@ enum Place<'a> {
     Arena(usize),
     /// Read where it stays.
     Pinned(&'a mut [u8]),
+}
+
+impl PackedFile {
+    /// Pieces of a unit.
+    pub fn num_pieces(&self, unit: usize) -> usize {
+        self.units[unit].crcs.len()
+    }
+
+    /// Where a piece of a unit is in it.
+    pub fn piece(&self, unit: usize, index: usize) -> Range<usize> {
+        let bytes = self.units[unit].bytes.bytes as usize;
+        index * self.piece..((index + 1) * self.piece).min(bytes)
+    }
+
+    /// Reads a piece to the beginning of `to`.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] when it is not what was written, [`Error::Io`].
+    pub fn read(&self, unit: usize, index: usize, to: &mut [u8]) -> Result<()> {
+        // So little at a time that what has been read is still near when it is summed up.
+        const NEAR: usize = 256 << 10;
+        let (range, PackedUnit { bytes, crcs }) = (self.piece(unit, index), &self.units[unit]);
+        let mut crc = crc32fast::Hasher::new();
+        for (i, part) in to[..range.len()].chunks_mut(NEAR).enumerate() {
+            bytes.read_at((range.start + i * NEAR) as u64, part)?;
+            crc.update(part);
+        }
+        if crc.finalize() == crcs[index] {
+            return Ok(());
+        }
+        let what = format!("{}: bytes {range:?} are damaged", bytes.name);
+        Err(Error::weights(bytes.file.path(), what))
+    }
 }
 
 impl Packed {
@@ -101,7 +148,10 @@ impl Packed {
     }
 
     /// Looks whether it is there, and of the right thing; its bytes are looked at as they are read.
-    fn open(&self, homes: &[Home]) -> Result<SafeTensors, Unread> {
+    ///
+    /// # Errors
+    /// Those of [`Unread`].
+    pub fn open(&self, homes: &[Home]) -> Result<PackedFile, Unread> {
         if !files::exists(&self.path).map_err(Unread::Failed)? {
             return Err(Unread::Absent);
         }
@@ -118,16 +168,20 @@ impl Packed {
                 }
             }
         }
-        for (i, Home { unit, .. }) in homes.iter().enumerate() {
-            let found = file.get(&stored_name(i, &unit.name));
-            if found.is_none_or(|tensor| tensor.bytes != unit.image.len() as u64) {
-                return Err(Unread::Useless(format!("{} is not there as it should be", unit.name)));
-            }
-        }
-        Ok(file)
+        let unit = |(i, Home { unit, .. }): (usize, &Home)| {
+            let name = stored_name(i, &unit.name);
+            let bytes = file.get(&name).filter(|tensor| tensor.bytes == unit.image.len() as u64)?;
+            let crcs = file.metadata().get(&name).and_then(|text| checksums(text))?;
+            (crcs.len() == unit.image.len().div_ceil(self.piece))
+                .then(|| PackedUnit { bytes: bytes.clone(), crcs })
+        };
+        let units: Option<Vec<PackedUnit>> = homes.iter().enumerate().map(unit).collect();
+        let units =
+            units.ok_or_else(|| Unread::Useless("its units are not those of the model".to_string()))?;
+        Ok(PackedFile { units, piece: self.piece })
     }
 
-    /// Reads all weights. `progress(done, total)` counts bytes.
+    /// Reads all weights but those that stay there. `progress(done, total)` counts bytes.
     ///
     /// # Errors
     /// Those of [`Unread`]; then what has been read is no weights.
@@ -137,7 +191,7 @@ impl Packed {
         destination: &mut Destination<'_>,
         staging: &Staging,
         progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
-    ) -> Result<(), Unread> {
+    ) -> Result<PackedFile, Unread> {
         let Destination { arena, homes, .. } = *destination;
         let file = self.open(homes)?;
         let mut pinned: &mut [u8] = match &mut destination.pinned {
@@ -145,47 +199,44 @@ impl Packed {
             None => &mut [],
         };
         let mut pieces = Vec::new();
-        for (i, Home { unit, place }) in homes.iter().enumerate() {
-            let name = stored_name(i, &unit.name);
-            let missing = || Unread::Useless(format!("{} has no checksums", unit.name));
-            let tensor = file.get(&name).ok_or_else(missing)?;
-            let crcs = file.metadata().get(&name).and_then(|text| checksums(text)).ok_or_else(missing)?;
-            if crcs.len() != unit.image.len().div_ceil(self.piece) {
-                return Err(missing());
-            }
-            for (crc, start) in crcs.into_iter().zip((0..unit.image.len()).step_by(self.piece)) {
-                let bytes = start..(start + self.piece).min(unit.image.len());
-                let to = match *place {
-                    HomePlace::Arena(at) => Place::Arena(at + start),
-                    HomePlace::Pinned(_) => {
+        for (unit, home) in homes.iter().enumerate().filter(|(_, home)| home.place != HomePlace::Disk) {
+            for index in 0..file.num_pieces(unit) {
+                let range = file.piece(unit, index);
+                let to = match home.place {
+                    HomePlace::Arena(at) => Place::Arena(at + range.start),
+                    _ => {
                         // In the order of the units: see `residency::homes`.
-                        let (first, rest) = std::mem::take(&mut pinned).split_at_mut(bytes.len());
+                        let (first, rest) = std::mem::take(&mut pinned).split_at_mut(range.len());
                         pinned = rest;
                         Place::Pinned(first)
                     }
                 };
-                pieces.push(Piece { unit: tensor, bytes, crc, to });
+                pieces.push(Piece { unit, index, to });
             }
         }
-        let total = pieces.iter().map(|piece| piece.bytes.len() as u64).sum();
+        let total = pieces.iter().map(|piece| file.piece(piece.unit, piece.index).len() as u64).sum();
         let mut done = 0;
         if progress(0, total).is_break() {
             return Err(Unread::Failed(Error::Stopped));
         }
         let buffers = staging.host_buffers(device).map_err(Unread::Failed)?;
-        let result = ahead::in_order(buffers, pieces.into_iter(), Piece::read, |piece, (), host| {
+        let read = |piece: &mut Piece, host: &mut [u8]| match &mut piece.to {
+            Place::Arena(_) => file.read(piece.unit, piece.index, host),
+            Place::Pinned(to) => file.read(piece.unit, piece.index, to),
+        };
+        let result = ahead::in_order(buffers, pieces.into_iter(), read, |piece, (), host| {
+            let bytes = file.piece(piece.unit, piece.index).len();
             if let Place::Arena(at) = piece.to {
-                let to = arena.bytes(at, piece.bytes.len())?;
-                device.copy_to_device(StreamId::Copy, &to, host, 0)?;
+                device.copy_to_device(StreamId::Copy, &arena.bytes(at, bytes)?, host, 0)?;
             }
-            done += piece.bytes.len() as u64;
+            done += bytes as u64;
             match progress(done, total) {
                 ControlFlow::Break(()) => Err(Error::Stopped),
                 ControlFlow::Continue(()) => Ok(()),
             }
         });
         match result.and_then(|_| device.synchronize(StreamId::Copy)) {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(file),
             Err(error @ (Error::Weights { .. } | Error::Io { .. })) => {
                 Err(Unread::Useless(error.to_string()))
             }
@@ -193,66 +244,38 @@ impl Packed {
         }
     }
 
-    /// Writes the weights that have been loaded, in place of what was there. `progress(done, total)` counts bytes.
+    /// What makes it, in place of what is there.
     ///
     /// # Errors
-    /// [`Error::Io`], and [`Error::Device`] from the machine; then what was there still is.
-    pub fn write(
-        &self,
-        device: &Device,
-        destination: &Destination<'_>,
-        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
-    ) -> Result<()> {
-        let Destination { arena, homes, pinned, .. } = destination;
+    /// [`Error::Io`], and those of pinned memory.
+    pub fn writer(&self, device: &Device, homes: &[Home]) -> Result<Writer<'_>> {
         let mut file = files::Growing::new(&self.path)?;
-        let failed = || Error::io("write", &self.path);
         // Checksums are known when everything has been written; they take as much as these.
-        let mut crcs: Vec<Vec<u32>> =
-            homes.iter().map(|home| vec![0; home.unit.image.len().div_ceil(self.piece)]).collect();
-        let room = self.header(homes, &crcs)?;
-        file.write_all(&room).map_err(failed())?;
-        let total = homes.iter().map(|home| home.unit.image.len() as u64).sum();
-        let (mut done, mut host) = (0, device.allocate_host(self.piece)?);
-        for (Home { unit, place }, crcs) in homes.iter().zip(&mut crcs) {
-            for (crc, start) in crcs.iter_mut().zip((0..unit.image.len()).step_by(self.piece)) {
-                let bytes = self.piece.min(unit.image.len() - start);
-                let written = match (place, pinned) {
-                    (HomePlace::Arena(at), _) => {
-                        let from = arena.bytes(at + start, bytes)?;
-                        device.copy_to_host(StreamId::Copy, &mut host, 0, &from)?;
-                        device.synchronize(StreamId::Copy)?;
-                        &host.as_slice()[..bytes]
-                    }
-                    (HomePlace::Pinned(at), Some(pinned)) => &pinned.as_slice()[at + start..][..bytes],
-                    (HomePlace::Pinned(_), None) => {
-                        return Err(Error::Internal("no streamed weights".to_string()));
-                    }
-                };
-                *crc = crc32fast::hash(written);
-                file.write_all(written).map_err(failed())?;
-                done += bytes as u64;
-                if progress(done, total).is_break() {
-                    return Err(Error::Stopped);
-                }
-            }
-        }
-        file.seek(SeekFrom::Start(0)).map_err(failed())?;
-        file.write_all(&self.header(homes, &crcs)?).map_err(failed())?;
-        file.finish()
+        let none: Vec<u32> =
+            vec![0; homes.iter().map(|home| home.unit.image.len().div_ceil(self.piece)).sum()];
+        file.write_all(&self.header(homes, &none)?).map_err(Error::io("write", &self.path))?;
+        Ok(Writer {
+            packed: self,
+            file,
+            crcs: Vec::new(),
+            host: device.allocate_host(self.piece)?,
+            failed: None,
+        })
     }
 
     /// Length, JSON and padding, so that weights begin at a page.
-    fn header(&self, homes: &[Home], crcs: &[Vec<u32>]) -> Result<Vec<u8>> {
+    fn header(&self, homes: &[Home], mut crcs: &[u32]) -> Result<Vec<u8>> {
         let mut metadata = serde_json::Map::new();
         for (name, value) in &self.identity {
             metadata.insert((*name).to_string(), value.clone().into());
         }
         let (mut header, mut end) = (serde_json::Map::new(), 0);
-        for (i, (Home { unit, .. }, crcs)) in homes.iter().zip(crcs).enumerate() {
+        for (i, Home { unit, .. }) in homes.iter().enumerate() {
             let (name, start) = (stored_name(i, &unit.name), end);
             end += unit.image.len();
-            let mut text = String::with_capacity(crcs.len() * CRC_DIGITS);
-            crcs.iter().for_each(|crc| _ = write!(text, "{crc:08x}"));
+            let of_unit = crcs.split_off(..unit.image.len().div_ceil(self.piece));
+            let of_unit = of_unit.ok_or_else(|| Error::Internal("checksums are missing".to_string()))?;
+            let text: String = of_unit.iter().map(|crc| format!("{crc:08x}")).collect();
             metadata.insert(name.clone(), text.into());
             let tensor = serde_json::json!({
                 "dtype": "U8", "shape": [unit.image.len()], "data_offsets": [start, end],
@@ -269,25 +292,50 @@ impl Packed {
     }
 }
 
-impl Piece<'_> {
-    /// Into its place where it is one of the host's, else to the beginning of `host`.
-    fn read(&mut self, host: &mut [u8]) -> Result<()> {
-        let to = match &mut self.to {
-            Place::Pinned(to) => &mut **to,
-            Place::Arena(_) => &mut host[..self.bytes.len()],
-        };
-        // So little at a time that what has been read is still near when it is summed up.
-        const NEAR: usize = 256 << 10;
-        let mut crc = crc32fast::Hasher::new();
-        for (i, part) in to.chunks_mut(NEAR).enumerate() {
-            self.unit.read_at((self.bytes.start + i * NEAR) as u64, part)?;
-            crc.update(part);
+/// Makes a file of the cache. What cannot be written is reported at the end: weights are loaded all the same.
+pub(crate) struct Writer<'a> {
+    packed: &'a Packed,
+    file: files::Growing,
+    /// Of all pieces so far.
+    crcs: Vec<u32>,
+    host: HostBuffer,
+    failed: Option<Error>,
+}
+
+impl Writer<'_> {
+    /// The next unit, which the compute stream has put together.
+    ///
+    /// # Errors
+    /// [`Error::Device`] from the machine.
+    pub fn write(&mut self, device: &Device, unit: &View<u8>) -> Result<()> {
+        let piece = self.packed.piece;
+        for start in (0..unit.len()).step_by(piece) {
+            if self.failed.is_some() {
+                break;
+            }
+            let from = unit.slice(start, piece.min(unit.len() - start))?;
+            device.copy_to_host(StreamId::Compute, &mut self.host, 0, &from)?;
+            device.synchronize(StreamId::Compute)?;
+            let bytes = &self.host.as_slice()[..from.len()];
+            self.crcs.push(crc32fast::hash(bytes));
+            let written = self.file.write_all(bytes).map_err(Error::io("write", &self.packed.path));
+            self.failed = written.err();
         }
-        if crc.finalize() == self.crc {
-            return Ok(());
+        Ok(())
+    }
+
+    /// Makes it the cache's.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; then what was there still is.
+    pub fn finish(mut self, homes: &[Home]) -> Result<()> {
+        if let Some(error) = self.failed {
+            return Err(error);
         }
-        let what = format!("{}: bytes {:?} are damaged", self.unit.name, self.bytes);
-        Err(Error::weights(self.unit.file.path(), what))
+        let header = self.packed.header(homes, &self.crcs)?;
+        let written = self.file.seek(SeekFrom::Start(0)).and_then(|_| self.file.write_all(&header));
+        written.map_err(Error::io("write", &self.packed.path))?;
+        self.file.finish()
     }
 }
 

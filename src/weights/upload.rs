@@ -5,7 +5,7 @@
 //! there. What becomes NF4 passes through a device-side staging region, from which `nf4_quantize` writes codes and absmax: those
 //! of the file where it has some, or new ones, and then it counts what is not finite, since no code says so later.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use bytemuck::cast_slice_mut;
@@ -14,7 +14,7 @@ use half::bf16;
 use super::ahead::{self, BUFFERS};
 use super::convert::{self, RowsOf};
 use super::nf4::BLOCK;
-use super::packed::{Packed, Unread};
+use super::packed::{Packed, PackedFile, Unread, Writer};
 use super::{Dtype, Source, TensorInfo};
 use crate::device::{Device, Event, HostBuffer, StreamId, View};
 use crate::kernels::conv2d::weight_pitch;
@@ -231,17 +231,18 @@ impl<'a> Destination<'a> {
         self.homes.get(at).ok_or_else(|| Error::Internal(format!("weights have no byte {offset}")))
     }
 
-    /// The byte of the arena where a home's unit is put together.
-    fn begins(&self, home: &Home) -> usize {
-        match home.place {
+    /// The byte of the arena where a unit is put together that goes there.
+    fn begins(&self, place: HomePlace) -> usize {
+        match place {
             HomePlace::Arena(at) => at,
-            HomePlace::Pinned(_) => self.unit_in_the_making,
+            HomePlace::Pinned(_) | HomePlace::Disk => self.unit_in_the_making,
         }
     }
 }
 
-/// Loads all `weights`, from the `cache` where it has them; else from their files, and then they are written to it. What is wrong
-/// with the cache is warned of. `progress(is_loading, done, total)` counts file bytes, also those of writing the cache.
+/// Loads all `weights`, from the `cache` where it has them; else from their files, and into it. What is wrong with the cache is
+/// warned of. Returns the cache's file if there is one, for weights that stay there. `progress(done, total)` counts bytes of the
+/// files that are read.
 ///
 /// # Errors
 /// [`Error::Io`] and [`Error::Weights`] from the files, also when numbers are not finite as they are kept;
@@ -253,37 +254,60 @@ pub(crate) fn load(
     source: &Source,
     weights: &[Weight],
     cache: Option<&Packed>,
-    progress: &mut dyn FnMut(bool, u64, u64) -> ControlFlow<()>,
-) -> Result<()> {
-    if let Some(packed) = cache {
-        let path = crate::error::shown(&packed.path().to_string_lossy()).to_string();
-        match packed.read(device, destination, staging, &mut |done, total| progress(true, done, total)) {
-            Ok(()) => return Ok(()),
-            Err(Unread::Failed(error)) => return Err(error),
-            Err(Unread::Absent) => {}
-            Err(Unread::Useless(why)) => tracing::warn!("{path} is made again: {why}"),
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<Option<PackedFile>> {
+    let needs_file = destination.homes.iter().any(|home| home.place == HomePlace::Disk);
+    let Some(packed) = cache else {
+        if needs_file {
+            return Err(Error::Internal("weights shall stay in a cache that there is not".to_string()));
         }
-        // What is between weights goes into the file, too.
-        device.fill(StreamId::Compute, &destination.arena.bytes(0, destination.arena.num_bytes())?, 0)?;
-        device.synchronize(StreamId::Compute)?;
+        return upload(device, destination, staging, source, weights, None, progress).map(|()| None);
+    };
+    let path = crate::error::shown(&packed.path().to_string_lossy()).to_string();
+    match packed.read(device, destination, staging, progress) {
+        Ok(file) => return Ok(Some(file)),
+        Err(Unread::Failed(error)) => return Err(error),
+        Err(Unread::Absent) => {}
+        Err(Unread::Useless(why)) => tracing::warn!("{path} is made again: {why}"),
     }
-    upload(device, destination, staging, source, weights, &mut |done, total| progress(true, done, total))?;
-    let Some(packed) = cache else { return Ok(()) };
-    match packed.write(device, destination, &mut |done, total| progress(false, done, total)) {
+    // What is between weights goes into the file, too.
+    device.fill(StreamId::Compute, &destination.arena.bytes(0, destination.arena.num_bytes())?, 0)?;
+    device.synchronize(StreamId::Compute)?;
+    let mut writer = match packed.writer(device, destination.homes) {
+        Ok(writer) => Some(writer),
+        Err(error @ Error::Io { .. }) if !needs_file => {
+            tracing::warn!("the weights are not in the cache: {error}");
+            None
+        }
+        Err(error) => return Err(error),
+    };
+    upload(device, destination, staging, source, weights, writer.as_mut(), progress)?;
+    match writer.map(|writer| writer.finish(destination.homes)) {
+        None => Ok(None),
+        Some(Ok(())) => match packed.open(destination.homes) {
+            Ok(file) => Ok(Some(file)),
+            Err(Unread::Failed(error)) => Err(error),
+            // Somebody has replaced it meanwhile.
+            Err(_) if needs_file => Err(Error::weights(packed.path(), "has just been replaced; start again")),
+            Err(_) => Ok(None),
+        },
         // Weights are there all the same.
-        Err(error @ Error::Io { .. }) => tracing::warn!("the weights are not in the cache: {error}"),
-        other => other?,
+        Some(Err(error @ Error::Io { .. })) if !needs_file => {
+            tracing::warn!("the weights are not in the cache: {error}");
+            Ok(None)
+        }
+        Some(Err(error)) => Err(error),
     }
-    Ok(())
 }
 
-/// Reads all `weights` from their files. `progress(done, total)` counts file bytes.
+/// Reads all `weights` from their files; a `writer` gets each unit when it is whole. `progress(done, total)` counts file bytes.
 fn upload(
     device: &Device,
     destination: &mut Destination<'_>,
     staging: &Staging,
     source: &Source,
     weights: &[Weight],
+    writer: Option<&mut Writer>,
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<()> {
     let on_device = weights.iter().filter(|weight| !matches!(weight.target, Target::Host));
@@ -294,7 +318,7 @@ fn upload(
     let mut chunks = Vec::new();
     for (weight, tensor) in tensors {
         let home = destination.home(&weight.target)?;
-        let target = weight.target.moved(home.unit.image.start, destination.begins(home));
+        let target = weight.target.moved(home.unit.image.start, destination.begins(home.place));
         chunks.extend(Chunk::all(target, tensor, home, staging.slot_bytes)?);
     }
     let arena = destination.arena;
@@ -311,29 +335,21 @@ fn upload(
     };
     let stages = [slot(0)?, slot(1)?];
     let mut uploader = Uploader { device, arena, stages, next: 0, counters, quantized: Vec::new() };
-    let between = [device.create_event()?, device.create_event()?];
-    let mut finish = |making: Option<&Home>| match (making, &mut destination.pinned) {
-        (Some(Home { unit, place: HomePlace::Pinned(to) }), Some(pinned)) => {
-            let whole = arena.bytes(destination.unit_in_the_making, unit.image.len())?;
-            device.record(StreamId::Copy, &between[0])?;
-            device.wait(StreamId::Compute, &between[0])?;
-            device.copy_to_host(StreamId::Compute, pinned, *to, &whole)?;
-            device.record(StreamId::Compute, &between[1])?;
-            device.wait(StreamId::Copy, &between[1])
-        }
-        _ => Ok(()),
+    let mut units = Units {
+        device,
+        destination,
+        writer,
+        between: [device.create_event()?, device.create_event()?],
+        making: None,
     };
     if progress(0, total).is_break() {
         return Err(Error::Stopped);
     }
-    let (mut done, mut is_zero, mut making) = (0, true, None::<&Home>);
+    let (mut done, mut is_zero) = (0, true);
     let read = |chunk: &mut Chunk, host: &mut [u8]| chunk.read(host);
     let buffers = staging.host_buffers(device)?;
     let mut buffers = ahead::in_order(buffers, chunks.into_iter(), read, |chunk, zeros, host| {
-        if making.is_none_or(|making| making.unit.image != chunk.home.unit.image) {
-            // Its unit has begun.
-            finish(making.replace(chunk.home))?;
-        }
+        units.begin(chunk.home)?;
         is_zero = zeros && (is_zero || chunk.first_row == 0);
         uploader.send(&chunk, host)?;
         done += chunk.stored_bytes();
@@ -345,9 +361,56 @@ fn upload(
             ControlFlow::Continue(()) => Ok(()),
         }
     })?;
-    finish(making)?;
+    units.finish()?;
     device.synchronize(StreamId::Copy)?;
     uploader.check_finite(&mut buffers[0])
+}
+
+/// The units of weights, put together one after the other.
+struct Units<'a, 'd, 'w> {
+    device: &'a Device,
+    destination: &'a mut Destination<'d>,
+    writer: Option<&'a mut Writer<'w>>,
+    between: [Event; 2],
+    /// The one that has been begun, its place among all weights, and where it goes.
+    making: Option<(Range<usize>, HomePlace)>,
+}
+
+impl Units<'_, '_, '_> {
+    /// What comes next belongs to `home`.
+    fn begin(&mut self, home: &Home) -> Result<()> {
+        if self.making.as_ref().is_some_and(|(image, _)| *image == home.unit.image) {
+            return Ok(());
+        }
+        self.finish()?;
+        self.making = Some((home.unit.image.clone(), home.place));
+        Ok(())
+    }
+
+    /// The unit that has been begun is whole, and goes home.
+    fn finish(&mut self) -> Result<()> {
+        let Some((image, place)) = self.making.take() else { return Ok(()) };
+        let (device, arena) = (self.device, self.destination.arena);
+        let is_away = !matches!(place, HomePlace::Arena(_));
+        if !is_away && self.writer.is_none() {
+            return Ok(());
+        }
+        let whole = arena.bytes(self.destination.begins(place), image.len())?;
+        device.record(StreamId::Copy, &self.between[0])?;
+        device.wait(StreamId::Compute, &self.between[0])?;
+        if let (HomePlace::Pinned(to), Some(pinned)) = (place, &mut self.destination.pinned) {
+            device.copy_to_host(StreamId::Compute, pinned, to, &whole)?;
+        }
+        if let Some(writer) = &mut self.writer {
+            writer.write(device, &whole)?;
+            if is_away {
+                // Between the weights of the next one there shall be nothing, too.
+                device.fill(StreamId::Compute, &whole, 0)?;
+            }
+        }
+        device.record(StreamId::Compute, &self.between[1])?;
+        device.wait(StreamId::Copy, &self.between[1])
+    }
 }
 
 /// Rows of a tensor that are read, and travel, together.

@@ -146,6 +146,13 @@ pub fn run(args: &Args) -> Result<()> {
     drop(inputs);
     let noise = noise.read(&plan)?;
     let plan = args.plan.within_budget(plan)?;
+    let on_disk = plan.traffic().on_disk;
+    if on_disk > 0 && args.cache.is_none() {
+        return Err(Error::Input(format!(
+            "--host-budget leaves {} of weights on disk: name a folder to read them from with --cache, or raise it",
+            human_bytes(on_disk)
+        )));
+    }
     let cells = args.grid.map_or(1, Grid::cells);
     check_picture(args, outputs.format(), plan.shape(), &prompts)?;
     let (device, note) = args.device.open(&plan, cells)?;
@@ -344,13 +351,11 @@ impl Bars {
             ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
         };
         match progress {
-            Progress::Loading { done, total } | Progress::Caching { done, total } => {
-                let what = if matches!(progress, Progress::Loading { .. }) { "loading" } else { "caching" };
-                if self.0.message() != what {
+            Progress::Loading { done, total } => {
+                if done == 0 {
                     self.0.set_style(style("{msg} {bar:30} {bytes}/{total_bytes}, {bytes_per_sec}"));
-                    self.0.set_message(what);
+                    self.0.set_message("loading");
                     self.0.set_length(total);
-                    self.0.reset();
                 }
                 self.0.set_position(done);
             }

@@ -29,7 +29,7 @@ pub struct PlanOptions {
     /// Device memory that may be used at most, such as 6.5GiB or 900MiB
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub budget: Option<u64>,
-    /// Pinned host memory that may be used at most, for weights that are streamed above all
+    /// Pinned host memory that may be used at most; streamed weights that it has no room for are read from --cache each time
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub host_budget: Option<u64>,
 }
@@ -78,7 +78,7 @@ impl PlanOptions {
             plan = plan.within(budget).map_err(|error| with_advice(error, advice))?;
         }
         if let Some(budget) = self.host_budget {
-            let advice = "raise --host-budget, or --budget, so that less is streamed";
+            let advice = "raise --host-budget";
             plan = plan.within_host(budget).map_err(|error| with_advice(error, advice))?;
         }
         Ok(plan)

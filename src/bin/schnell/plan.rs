@@ -6,7 +6,7 @@ use schnell::files::Target;
 use schnell::{Card, Error, Plan, Prediction, Region, Result, human_bytes};
 use serde_json::json;
 
-use crate::options::PlanOptions;
+use crate::options::{PlanOptions, parse_bytes};
 use crate::{plot, terminal};
 
 /// Config files suffice: the weights need not be there.
@@ -26,6 +26,9 @@ pub struct Args {
     /// The card's slot, generation and lanes, such as 3x16 or 4x8
     #[arg(long, requires = "card", value_name = "GENxLANES")]
     pcie: Option<String>,
+    /// What the disk reads in a second, for weights that --host-budget leaves there, such as 7GB [default: 3GB]
+    #[arg(long, requires = "card", value_name = "BYTES", value_parser = parse_bytes)]
+    disk: Option<u64>,
     /// Print JSON in place of the table
     #[arg(long, conflicts_with_all = ["launches", "sweep"])]
     json: bool,
@@ -48,7 +51,8 @@ fn parse_card(name: &str) -> std::result::Result<Card, String> {
 impl Args {
     /// In the slot that was named.
     fn card(&self) -> Result<Option<Card>> {
-        let (Some(card), Some(slot)) = (self.card, &self.pcie) else { return Ok(self.card) };
+        let card = self.card.map(|card| self.disk.map_or(card, |rate| card.with_disk(rate as f64)));
+        let (Some(card), Some(slot)) = (card, &self.pcie) else { return Ok(card) };
         let numbers = slot.split_once('x').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
         let placed = numbers.and_then(|(generation, lanes)| card.in_slot(generation, lanes));
         let what = || format!("--pcie {slot} is no slot; name generation and lanes, such as 3x16 or 4x8");
@@ -129,6 +133,7 @@ fn as_json(plan: &Plan, prediction: Option<&Prediction>) -> serde_json::Value {
         json!({
             "card": prediction.card.name,
             "pcie_bytes_per_s": prediction.card.pcie_bytes_per_s,
+            "disk_bytes_per_s": prediction.card.disk_bytes_per_s,
             "stages": stages,
             "total_ms": prediction.total_ms,
         })
@@ -142,6 +147,7 @@ fn as_json(plan: &Plan, prediction: Option<&Prediction>) -> serde_json::Value {
         "arena_bytes": plan.arena_bytes(),
         "regions": regions,
         "pinned_bytes": {"loading": loading, "generating": generating, "streamed_weights": traffic.pinned},
+        "disk_bytes": {"streamed_weights": traffic.on_disk},
         "copied_bytes": {"encoders": traffic.encoders, "modulation": traffic.modulation, "each_step": traffic.step},
         "flops": {
             "clip": work.clip, "t5": work.t5, "modulation": work.modulation, "each_step": work.step, "decode": work.decode,

@@ -103,6 +103,7 @@ driver! {
             sys::CUfunction, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, sys::CUstream,
             *mut *mut c_void, *mut *mut c_void
         );
+        cuLaunchHostFunc(sys::CUstream, sys::CUhostFn, *mut c_void);
         cuStreamCreate(*mut sys::CUstream, c_uint);
         cuStreamDestroy_v2(sys::CUstream);
         cuStreamSynchronize(sys::CUstream);

@@ -248,6 +248,7 @@ fake! {
             function: sys::CUfunction, x: c_uint, y: c_uint, z: c_uint, tx: c_uint, ty: c_uint, tz: c_uint,
             smem_bytes: c_uint, stream: sys::CUstream, params: *mut *mut c_void, extra: *mut *mut c_void
         ) |state| {}
+        cuLaunchHostFunc(stream: sys::CUstream, function: sys::CUhostFn, data: *mut c_void) |state| {}
         cuStreamCreate(to: *mut sys::CUstream, flags: c_uint) |state| {
             state.streams += 1;
             put(to, state.handle() as sys::CUstream);

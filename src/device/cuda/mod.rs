@@ -33,7 +33,7 @@ use std::sync::Mutex;
 
 use cudarc::driver::sys::{self, CUresult};
 
-use super::{Capability, EventId, Kernel, Machine, StreamId, TensorElement, TensorTile, Work};
+use super::{Capability, EventId, HostFunction, Kernel, Machine, StreamId, TensorElement, TensorTile, Work};
 use crate::abi;
 use crate::{Error, Result};
 use driver::{Code, Driver};
@@ -282,6 +282,14 @@ impl Machine for Cuda {
         unsafe { (self.driver.cuMemsetD8Async)(dst, value, bytes, self.stream(stream)) }
             .ok()
             .map_err(|e| self.error(format!("fill {bytes} bytes"), e))
+    }
+
+    unsafe fn call(&self, stream: StreamId, function: HostFunction, data: *mut c_void) -> Result<()> {
+        let _current = self.current()?;
+        // SAFETY: the caller's promise: `function` takes `data`, which lives until the stream has passed the call.
+        unsafe { (self.driver.cuLaunchHostFunc)(self.stream(stream), Some(function), data) }
+            .ok()
+            .map_err(|e| self.error("enqueue a call of the host", e))
     }
 
     unsafe fn launch(

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use self::runtime::Failure;
 use super::memory::free_host_bytes;
-use super::{Capability, EventId, Kernel, Machine, Params, Span, StreamId, TensorTile, Work};
+use super::{Capability, EventId, HostFunction, Kernel, Machine, Params, Span, StreamId, TensorTile, Work};
 use crate::abi;
 use crate::{Error, Result};
 use accesses::{AccessCounts, Records};
@@ -102,6 +102,7 @@ enum Op {
     CopyToDevice { dst: u64, src: usize, bytes: usize },
     CopyToHost { dst: usize, src: u64, bytes: usize },
     Fill { dst: u64, value: u8, bytes: usize },
+    Call { function: HostFunction, data: usize },
     Record { event: usize, ticket: u64 },
     Wait { event: usize, ticket: u64 },
 }
@@ -288,6 +289,8 @@ impl Emulator {
                 // SAFETY: as above.
                 unsafe { std::ptr::write_bytes(dst as *mut u8, value, bytes) };
             }
+            // SAFETY: `data` is alive (module text), and what `function` takes.
+            Op::Call { function, data } => unsafe { function(data as *mut c_void) },
             Op::Record { event, ticket } => {
                 state.events[event].done = ticket;
                 state.events[event].time = Some(Instant::now());
@@ -436,6 +439,10 @@ impl Machine for Emulator {
 
     unsafe fn fill(&self, stream: StreamId, dst: u64, value: u8, bytes: usize) -> Result<()> {
         self.push(stream, Op::Fill { dst, value, bytes })
+    }
+
+    unsafe fn call(&self, stream: StreamId, function: HostFunction, data: *mut c_void) -> Result<()> {
+        self.push(stream, Op::Call { function, data: data as usize })
     }
 
     unsafe fn launch(
