@@ -30,11 +30,7 @@ fn two_gigabytes_are_loaded_through_the_pinned_buffers_alone() {
     let (transformer, t5) = plan.nf4_bytes();
     let weights = (transformer + t5) / 36 * 64 * 2;
     assert!(weights > 2_000_000_000, "{weights}");
-    let least = match plan.clone().within(1) {
-        Err(schnell::Error::Capacity { needed_bytes, .. }) => needed_bytes,
-        other => panic!("{other:?}"),
-    };
-    let streamed = plan.clone().within(least).unwrap();
+    let streamed = plan.clone().within(plan.least_bytes().unwrap()).unwrap();
     let cache = dir.path().join("cache");
     for (what, plan, from_files) in
         [("from files", &plan, true), ("packed", &plan, false), ("streamed", &streamed, false)]

@@ -2,7 +2,6 @@
 
 mod common;
 use common::*;
-use schnell::Error;
 use schnell::device::{Device, EmulatorOptions};
 use schnell::pipeline::{Model, Pipeline, Plan, Quantize, Request, Shape};
 
@@ -17,10 +16,9 @@ fn resident(model: &Model, shape: Shape) -> Plan {
 }
 
 fn streamed(model: &Model, shape: Shape) -> Plan {
-    match resident(model, shape).within(1) {
-        Err(Error::Capacity { needed_bytes, .. }) => resident(model, shape).within(needed_bytes).unwrap(),
-        other => panic!("{other:?}"),
-    }
+    let plan = resident(model, shape);
+    let least = plan.least_bytes().unwrap();
+    plan.within(least).unwrap()
 }
 
 /// With weights that are streamed and with weights that are not, after other prompts, shapes and seeds.

@@ -90,6 +90,7 @@ impl Pipeline {
         let weights = &plan.weights.list;
         let packed = cache.map(|dir| Packed::of(dir, &model.source, weights, &placed.homes, staging));
         let packed = packed.transpose()?;
+        let free = device.free_bytes()?;
         let arena = Arena::new(plan.arena_bytes() as usize, device)?;
         // The shape that is asked for if none is named comes last: it is the last to go.
         let bound = plan.shapes.iter().rev().map(|shape| Bound::new(shape.clone(), &plan, device, &arena));
@@ -123,6 +124,8 @@ impl Pipeline {
         let needs_disk = placed.homes.iter().any(|home| home.place == HomePlace::Disk);
         let disk = file.filter(|_| needs_disk);
         let disk = disk.map(|file| Disk::new(device, file, staging.slot_bytes())).transpose()?;
+        let overhead = (!device.capability().is_emulator).then(|| device.free_bytes()).transpose()?;
+        let overhead = overhead.map(|left| free.saturating_sub(left).saturating_sub(plan.arena_bytes()));
         let (text, digest) = (TextInput::open(model)?, model.digest()?);
         let device = device.clone();
         let cache = PromptCache::new(prompts);
@@ -137,6 +140,7 @@ impl Pipeline {
             filled: None,
             dump_host,
             text,
+            overhead,
             cache,
             digest,
         })

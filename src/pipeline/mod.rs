@@ -80,6 +80,8 @@ pub struct Pipeline {
     filled: Option<Shape>,
     dump_host: Option<HostBuffer>,
     text: TextInput,
+    /// On a GPU.
+    overhead: Option<u64>,
     cache: PromptCache,
     digest: String,
 }
@@ -107,6 +109,13 @@ impl Pipeline {
     /// What this pipeline was planned as.
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// Bytes of device memory that the driver has taken while this pipeline was loaded, beside the arena: for the code of kernels,
+    /// for streams and events. Measured by what is free before and after, so that whoever else takes memory meanwhile counts, too. The
+    /// context, which is there as soon as the device is open, does not. Nothing on the emulator, which has no driver.
+    pub fn overhead_bytes(&self) -> Option<u64> {
+        self.overhead
     }
 
     /// Binds another shape to the same weights and memory, so that the first picture of it needs no preparation. No device

@@ -212,6 +212,33 @@ impl ShapePlan {
     }
 }
 
+/// What the arena would take of a plan's shapes with this or that streamed.
+struct Sizes {
+    programs: Vec<Program>,
+    units: Vec<Unit>,
+}
+
+impl Sizes {
+    fn new(plan: &Plan) -> Result<Sizes> {
+        let record = |planned: &Arc<ShapePlan>| {
+            let recorded = Recorded::new(&plan.config, &planned.shape, plan.quantize, &Capability::unknown());
+            recorded.map(|recorded| recorded.program)
+        };
+        let programs: Vec<Program> = plan.shapes.iter().map(record).collect::<Result<_>>()?;
+        let units = residency::units(&programs[0]);
+        Ok(Sizes { programs, units })
+    }
+
+    fn bytes(&self, streamed: &Streamed) -> Result<u64> {
+        let mut sizes = self.programs.iter().map(|program| Placed::bytes_of(program.clone(), streamed));
+        sizes.try_fold(0, |most, bytes| Ok(most.max(bytes? as u64)))
+    }
+
+    fn least(&self) -> Result<u64> {
+        self.bytes(&Streamed::of(&Streamed::order(&self.units, Tier::ONE_BY_ONE)))
+    }
+}
+
 /// Multiply-adds times two of one generation, by stage, as the recorded operations say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(not(feature = "check"), non_exhaustive)]
@@ -293,18 +320,9 @@ impl Plan {
     /// # Errors
     /// [`Error::Capacity`] with the least it takes, when that is more.
     pub fn within(self, budget_bytes: u64) -> Result<Plan> {
-        let record = |planned: &Arc<ShapePlan>| {
-            let recorded = Recorded::new(&self.config, &planned.shape, self.quantize, &Capability::unknown());
-            recorded.map(|recorded| recorded.program)
-        };
-        let programs: Vec<Program> = self.shapes.iter().map(record).collect::<Result<_>>()?;
-        let units = residency::units(&programs[0]);
-        let bytes = |streamed: &Streamed| -> Result<u64> {
-            let mut sizes = programs.iter().map(|program| Placed::bytes_of(program.clone(), streamed));
-            sizes.try_fold(0, |most, bytes| Ok(most.max(bytes? as u64)))
-        };
-        let all = Streamed::of(&Streamed::order(&units, Tier::ONE_BY_ONE));
-        let least = bytes(&all)?;
+        let sizes = Sizes::new(&self)?;
+        let (units, bytes) = (&sizes.units, |streamed: &Streamed| sizes.bytes(streamed));
+        let least = sizes.least()?;
         if least > budget_bytes {
             let Shape { width, height, .. } = self.shape();
             return Err(Error::Capacity {
@@ -319,7 +337,7 @@ impl Plan {
         }
         // The fewest that are enough: bytes fall as more are streamed.
         let fewest = |tiers: [Tier; 3]| -> Result<Streamed> {
-            let order = Streamed::order(&units, tiers);
+            let order = Streamed::order(units, tiers);
             let (mut too_few, mut enough) = (0, order.len());
             while enough - too_few > 1 {
                 let middle = usize::midpoint(too_few, enough);
@@ -335,6 +353,14 @@ impl Plan {
         let other = self.with_streamed(fewest(Tier::BLOCKS_FIRST)?)?;
         let ms = |plan: &Plan| plan.predict(Card::ALL[0]).total_ms;
         Ok(if ms(&other) < ms(&plan) { other } else { plan })
+    }
+
+    /// The least budget that there is a plan for: everything that can be streamed is.
+    ///
+    /// # Errors
+    /// [`Error::Internal`].
+    pub fn least_bytes(&self) -> Result<u64> {
+        Sizes::new(self)?.least()
     }
 
     fn with_streamed(mut self, streamed: Streamed) -> Result<Plan> {
@@ -622,7 +648,8 @@ mod tests {
     #[test]
     fn a_budget_below_the_least_is_refused_with_both_numbers() {
         let plan = schnell(512);
-        let Error::Capacity { needed_bytes, .. } = plan.clone().within(1).unwrap_err() else { panic!() };
+        let needed_bytes = plan.least_bytes().unwrap();
+        assert!(matches!(plan.clone().within(1), Err(Error::Capacity { available_bytes: 1, .. })));
         assert_eq!(plan.clone().within(needed_bytes).unwrap().arena_bytes(), needed_bytes);
         let error = plan.within(needed_bytes - 1).unwrap_err();
         assert!(matches!(error, Error::Capacity { needed_bytes: again, .. } if again == needed_bytes));

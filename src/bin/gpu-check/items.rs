@@ -214,19 +214,24 @@ fn compare_images(dir: &std::path::Path, under_test: &Device) -> Result<()> {
     let shape = Shape { width: 128, height: 128, steps: 4, t5_length: 64, true_cfg: true };
     let plan = Plan::new(model.config(), shape, Quantize::Nf4)?;
     let draw = |device: &Device, plan: Plan| -> Result<(Output, Output)> {
-        let builder = Pipeline::builder(&model).with_plan(plan).device(device).dumps();
+        let mut builder = Pipeline::builder(&model).with_plan(plan.clone()).device(device).dumps();
+        if plan.traffic().on_disk > 0 {
+            builder = builder.cache(dir.join("cache"));
+        }
         let mut pipeline = builder.prompt_cache(0).load()?;
         let first = pipeline.generate(&request)?;
         Ok((first, pipeline.generate(&request)?))
     };
-    let least = match plan.clone().within(1) {
-        Err(Error::Capacity { needed_bytes, .. }) => needed_bytes,
-        Err(other) => return Err(other),
-        Ok(plan) => plan.arena_bytes(),
-    };
+    let least = plan.least_bytes()?;
     let (expected, _) = draw(&Device::emulator(EmulatorOptions::default()), plan.clone())?;
     let (got, again) = draw(under_test, plan.clone())?;
-    let (streamed, streamed_again) = draw(under_test, plan.within(least)?)?;
+    let plan = plan.within(least)?;
+    let (streamed, streamed_again) = draw(under_test, plan.clone())?;
+    let (loading, generating) = plan.host_bytes();
+    // Made, then loaded.
+    let plan = plan.within_host(loading + generating)?;
+    let (from_disk, from_disk_again) = draw(under_test, plan.clone())?;
+    let (packed, _) = draw(under_test, plan)?;
     let row = |output: &str, count: usize, worst: f64, allowed: f64| {
         Finding::Row(Row {
             part: Part::Image,
@@ -255,6 +260,9 @@ fn compare_images(dir: &std::path::Path, under_test: &Device) -> Result<()> {
         ("drawn twice", again),
         ("weights are streamed", streamed),
         ("weights are streamed, drawn twice", streamed_again),
+        ("weights are read from disk", from_disk),
+        ("weights are read from disk, drawn twice", from_disk_again),
+        ("weights are read from disk, loaded from the cache", packed),
     ] {
         let differ = got.rgb.iter().zip(&other.rgb).filter(|(a, b)| a != b).count();
         row(&format!("bytes that differ when {what}"), got.rgb.len(), differ as f64, 0.0);

@@ -260,6 +260,7 @@ fn draw(
         builder = builder.cache(cache);
     }
     let mut pipeline = builder.load_with(&mut |p| bar.show(p, ""))?;
+    let overhead = pipeline.overhead_bytes().map(|bytes| format!(" (and {} of the driver's)", human_bytes(bytes)));
     let mut outputs = Vec::with_capacity(requests.len());
     for (i, request) in requests.iter().enumerate() {
         let which = match requests.len() {
@@ -282,7 +283,8 @@ fn draw(
             say(format_args!("warning: {warning}"));
         }
     }
-    say(format_args!("{}: {what}, {} of device memory", name.display(), human_bytes(arena)));
+    let (arena, overhead) = (human_bytes(arena), overhead.unwrap_or_default());
+    say(format_args!("{}: {what}, {arena} of device memory{overhead}", name.display()));
     Ok(())
 }
 

@@ -166,11 +166,7 @@ pub struct Point {
 }
 
 fn try_budgets(all: &Plan, card: Card) -> Result<Vec<Point>> {
-    let (least, most) = match all.clone().within(1) {
-        Err(Error::Capacity { needed_bytes, .. }) => (needed_bytes, all.arena_bytes()),
-        Err(other) => return Err(other),
-        Ok(plan) => (plan.arena_bytes(), all.arena_bytes()),
-    };
+    let (least, most) = (all.least_bytes()?, all.arena_bytes());
     let point = |i: u64| {
         let budget = least + (most - least) * i / SWEEP;
         let plan = all.clone().within(budget)?;
