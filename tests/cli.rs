@@ -474,7 +474,10 @@ fn timings_name_every_stage_in_order() {
     let timings: Value = serde_json::from_slice(&bytes(&sandbox.path("t.json"))).unwrap();
     let stages = timings["stages"].as_array().unwrap();
     let names: Vec<&str> = stages.iter().map(|stage| stage["stage"].as_str().unwrap()).collect();
-    assert_eq!(names, ["tokenize", "inputs", "clip", "t5", "modulation", "step 0", "step 1", "vae", "copy"]);
+    assert_eq!(
+        names,
+        ["tokenize", "inputs", "clip", "t5", "modulation", "prepare", "step 0", "step 1", "vae", "copy"]
+    );
     let times: Vec<f64> = stages.iter().map(|stage| stage["ms"].as_f64().unwrap()).collect();
     assert!(times.iter().all(|ms| *ms > 0.0), "{times:?}");
     assert!((timings["total_ms"].as_f64().unwrap() - times.iter().sum::<f64>()).abs() < 1e-6);

@@ -129,7 +129,10 @@ fn progress_and_timings_name_every_stage_in_order() {
     let step = |index| Progress::Step { index, total: 2 };
     assert_eq!(seen, [Progress::TextEncoding, step(0), step(1), Progress::Decoding, Progress::Done]);
     let stages: Vec<&str> = output.timings.stages.iter().map(|s| s.stage.as_str()).collect();
-    assert_eq!(stages, ["tokenize", "inputs", "clip", "t5", "modulation", "step 0", "step 1", "vae", "copy"]);
+    assert_eq!(
+        stages,
+        ["tokenize", "inputs", "clip", "t5", "modulation", "prepare", "step 0", "step 1", "vae", "copy"]
+    );
     // Every stage takes some time, and all of them together no more than passed.
     assert!(output.timings.stages.iter().all(|s| s.ms > 0.0), "{:?}", output.timings.stages);
     let total: f64 = output.timings.stages.iter().map(|s| s.ms).sum();

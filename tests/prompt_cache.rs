@@ -43,6 +43,9 @@ fn a_prompt_seen_before_draws_the_same() {
         request(1, Some(0), 1),
         request(0, None, 1).size(96, 64),
         request(0, None, 1).t5_length(24), // other tokens
+        request(0, None, 2).t5_length(24),
+        request(0, None, 2).t5_length(24).steps(2), // modulated anew
+        request(0, None, 2).t5_length(24),
     ];
     let mut fresh = load(&model, resident(&model, shape), &emulator(), 0);
     let want: Vec<Vec<u8>> = requests.iter().map(|r| fresh.generate(r).unwrap().rgb).collect();
@@ -61,7 +64,7 @@ fn a_prompt_seen_before_draws_the_same() {
                     recalled.push(i);
                 }
             }
-            assert_eq!(recalled, [1, 3, 6]);
+            assert_eq!(recalled, [1, 3, 6, 8, 9, 10]);
         }
     }
 }
@@ -83,20 +86,25 @@ fn a_prompt_seen_before_launches_no_encoder() {
             true => {}
         }
     }
-    let encoders = of_stage["clip"] + of_stage["t5"];
+    let (encoders, modulation) = (of_stage["clip"] + of_stage["t5"], of_stage["modulation"]);
     let all: u64 = of_stage.values().sum();
     assert!(encoders > 40 && !of_stage.contains_key("recall"), "{of_stage:?}");
     let device = Device::emulator(EmulatorOptions { launches_nothing: true, ..EmulatorOptions::default() });
     let mut pipeline = load(&model, plan, &device, 4);
-    let mut count = |prompt: &str, seed| {
+    let mut count = |prompt: &str, seed, steps: usize| {
         let before = device.num_skipped_launches();
-        pipeline.generate(&Request::new(prompt).seed(seed)).unwrap();
-        device.num_skipped_launches() - before
+        pipeline.generate(&Request::new(prompt).seed(seed).steps(steps)).unwrap();
+        device.num_skipped_launches() - before - (steps as u64 - 1) * of_stage["step"]
     };
-    assert_eq!(count("a red circle", 1), all);
-    assert_eq!(count("a red circle", 2), all - encoders);
-    assert_eq!(count("a blue square", 1), all);
-    assert_eq!(count("a red circle", 3), all - encoders);
+    assert_eq!(count("a red circle", 1, 1), all);
+    assert_eq!(count("a red circle", 2, 1), all - encoders - modulation);
+    assert_eq!(count("a blue square", 1, 1), all);
+    assert_eq!(count("a red circle", 3, 1), all - encoders - modulation);
+    // Other steps are modulated anew, and of the last two prompts and steps it is known what that gave.
+    assert_eq!(count("a red circle", 3, 2), all - encoders);
+    assert_eq!(count("a red circle", 4, 1), all - encoders - modulation);
+    assert_eq!(count("a red circle", 4, 2), all - encoders - modulation);
+    assert_eq!(count("a blue square", 2, 1), all - encoders);
 }
 
 /// Two hundred prompts, of which eight are remembered.

@@ -76,7 +76,8 @@ impl<'a> PipelineBuilder<'a> {
     }
 
     /// How many prompts' encodings are remembered, the last used ones: a prompt that is among them runs neither text encoder, and
-    /// draws the same. 16 unless told otherwise, of 2 MB (256 T5 tokens) in host memory each; 0 remembers none.
+    /// draws the same. 16 unless told otherwise, of 2 MB (256 T5 tokens) in host memory each; 0 remembers none. Of the last two that differ
+    /// in their words, steps or guidance the modulation vectors are remembered, too: 4 MB a step.
     pub fn prompt_cache(self, prompts: usize) -> Self {
         PipelineBuilder { prompts, ..self }
     }

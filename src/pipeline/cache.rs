@@ -1,4 +1,4 @@
-//! What the text encoders gave for prompts that were seen before: a repeated prompt runs neither of them.
+//! What was computed for prompts seen before: a repeated prompt runs no text encoder, and with the steps it had no modulation either.
 
 use super::load::Prompt;
 
@@ -14,51 +14,89 @@ pub(super) struct Encoding {
     pub context: Box<[u8]>,
 }
 
-/// The most recently used encodings of one model, the last used last.
-#[derive(Debug)]
-pub(super) struct PromptCache {
-    capacity: usize,
-    entries: Vec<(Key, Encoding)>,
+/// What modulation vectors are computed of.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Modulated {
+    /// CLIP's tokens of every prompt.
+    pub prompts: Vec<Vec<u32>>,
+    /// Sinusoids of the steps' times and of the guidance scale.
+    pub times: Box<[u8]>,
 }
 
-type Key = (Vec<u32>, Vec<u32>);
+/// Of how many prompts with their steps modulation vectors are remembered at most: they are larger than encodings (4 MB a step), and
+/// what comes again soon is the same prompt with another seed.
+const MODULATIONS: usize = 2;
 
-fn key(prompt: &Prompt) -> Key {
-    (prompt.clip.ids.clone(), prompt.t5.ids.clone())
+/// What was computed for prompts seen before, of one model.
+#[derive(Debug)]
+pub(super) struct PromptCache {
+    encodings: Lru<(Vec<u32>, Vec<u32>), Encoding>,
+    /// f32 `[prompts, steps, modulation width]`.
+    modulations: Lru<Modulated, Box<[u8]>>,
 }
 
 impl PromptCache {
     /// Of at most `capacity` prompts.
     pub fn new(capacity: usize) -> PromptCache {
-        PromptCache { capacity, entries: Vec::new() }
+        PromptCache { encodings: Lru::new(capacity), modulations: Lru::new(capacity.min(MODULATIONS)) }
     }
 
-    /// Those of all `prompts`, or nothing.
+    /// The encodings of all `prompts`, or nothing.
     pub fn get(&mut self, prompts: &[Prompt]) -> Option<Vec<Encoding>> {
-        prompts
-            .iter()
-            .map(|prompt| {
-                let key = key(prompt);
-                let at = self.entries.iter().position(|(known, _)| *known == key)?;
-                let entry = self.entries.remove(at);
-                let encoding = entry.1.clone();
-                self.entries.push(entry);
-                Some(encoding)
-            })
-            .collect()
+        let of = |prompt: &Prompt| self.encodings.get(&key(prompt)).cloned();
+        prompts.iter().map(of).collect()
     }
 
-    /// Remembers one, and forgets what was not used for longest.
+    /// Remembers one.
     pub fn put(&mut self, prompt: &Prompt, encoding: impl FnOnce() -> Encoding) {
+        self.encodings.put(key(prompt), encoding);
+    }
+
+    /// What modulation gave for this.
+    pub fn modulations(&mut self, of: &Modulated) -> Option<&[u8]> {
+        self.modulations.get(of).map(|bytes| &**bytes)
+    }
+
+    /// Remembers that.
+    pub fn put_modulations(&mut self, of: Modulated, modulations: impl FnOnce() -> Box<[u8]>) {
+        self.modulations.put(of, modulations);
+    }
+}
+
+fn key(prompt: &Prompt) -> (Vec<u32>, Vec<u32>) {
+    (prompt.clip.ids.clone(), prompt.t5.ids.clone())
+}
+
+/// As many entries as were used last, the last used last.
+#[derive(Debug)]
+struct Lru<K, V> {
+    capacity: usize,
+    entries: Vec<(K, V)>,
+}
+
+impl<K: PartialEq, V> Lru<K, V> {
+    fn new(capacity: usize) -> Lru<K, V> {
+        Lru { capacity, entries: Vec::new() }
+    }
+
+    /// Uses it.
+    fn get(&mut self, key: &K) -> Option<&V> {
+        let at = self.entries.iter().position(|(known, _)| known == key)?;
+        let entry = self.entries.remove(at);
+        self.entries.push(entry);
+        self.entries.last().map(|(_, value)| value)
+    }
+
+    /// Forgets what was not used for longest.
+    fn put(&mut self, key: K, value: impl FnOnce() -> V) {
         if self.capacity == 0 {
             return;
         }
-        let key = key(prompt);
         self.entries.retain(|(known, _)| *known != key);
         if self.entries.len() >= self.capacity {
             self.entries.remove(0);
         }
-        self.entries.push((key, encoding()));
+        self.entries.push((key, value()));
     }
 }
 
@@ -91,7 +129,7 @@ mod tests {
         assert_eq!(has(&mut cache, &[3, 1]), Some(vec![3, 1]));
         assert_eq!(has(&mut cache, &[1, 2]), None, "both, or nothing");
         cache.put(&prompt(1), || encoding(9));
-        assert_eq!((has(&mut cache, &[1]), cache.entries.len()), (Some(vec![9]), 2));
+        assert_eq!((has(&mut cache, &[1]), cache.encodings.entries.len()), (Some(vec![9]), 2));
         let mut off = PromptCache::new(0);
         off.put(&prompt(1), || panic!("nobody asks"));
         assert_eq!(has(&mut off, &[1]), None);

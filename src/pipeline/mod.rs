@@ -39,13 +39,13 @@ use half::bf16;
 use crate::device::{Capability, Device, HostBuffer};
 use crate::memory::arena::Arena;
 use crate::models::flux::t5;
-use crate::program::{HostRange, When};
+use crate::program::{HostRange, Run};
 use crate::sampling;
 use crate::{Error, Result};
 
 pub use crate::models::layers::Quantize;
 pub use builder::PipelineBuilder;
-use cache::{Encoding, PromptCache};
+use cache::{Encoding, Modulated, PromptCache};
 use disk::Disk;
 pub use folder::ModelFolder;
 use load::{Prompt, TextInput};
@@ -234,8 +234,9 @@ impl Pipeline {
         // What is dumped are the encoders' own results.
         let known = if request.dump { None } else { self.cache.get(&prompts) };
         self.fill_inputs(request, &shape, &noise, &sigmas)?;
+        let modulated = self.modulated(&prompts)?;
         let run = match &known {
-            Some(encodings) => self.fill_encodings(encodings)?,
+            Some(encodings) => self.fill_encodings(encodings, &modulated)?,
             None => self.fill_prompts(&prompts)?,
         };
         let inputs_ms = started.elapsed().as_secs_f64() * 1e3 - tokenize_ms;
@@ -258,8 +259,11 @@ impl Pipeline {
         if let Some((place, count)) = outputs.places.iter().zip(counts).find(|(_, count)| **count > 0) {
             return Err(Error::NotFinite { place: place.to_string(), count: u64::from(*count) });
         }
-        if run == When::Fresh {
-            let inputs = bound.inputs();
+        let inputs = bound.inputs();
+        if let Some(range) = inputs.modulations.filter(|_| run != Run::Modulated) {
+            self.cache.put_modulations(modulated, || take(range).into());
+        }
+        if run == Run::Fresh {
             for (prompt, ranges) in prompts.iter().zip(inputs.pooled.iter().zip(&inputs.context)) {
                 let (pooled, context) = (take(*ranges.0), take(*ranges.1));
                 self.cache.put(prompt, || Encoding { pooled: pooled.into(), context: context.into() });
@@ -328,7 +332,7 @@ impl Pipeline {
     }
 
     /// The prompts' embeddings, into the pinned buffer; which kind of run that makes.
-    fn fill_prompts(&mut self, prompts: &[Prompt]) -> Result<When> {
+    fn fill_prompts(&mut self, prompts: &[Prompt]) -> Result<Run> {
         let config = self.plan.config();
         let bound = self.bound.last().ok_or_else(|| Error::Internal("nothing is bound".to_string()))?;
         let inputs = bound.inputs();
@@ -344,11 +348,24 @@ impl Pipeline {
             let embedded: &mut [f32] = bytemuck::cast_slice_mut(part(bytes, inputs.t5[branch]));
             self.text.t5_embeddings.gather(&prompt.t5.ids, embedded)?;
         }
-        Ok(When::Fresh)
+        Ok(Run::Fresh)
     }
 
-    /// What the encoders gave before, into the pinned buffer; which kind of run that makes.
-    fn fill_encodings(&mut self, encodings: &[Encoding]) -> Result<When> {
+    /// What modulation is computed of, in the pinned buffer and of these prompts.
+    fn modulated(&self, prompts: &[Prompt]) -> Result<Modulated> {
+        let bound = self.bound.last().ok_or_else(|| Error::Internal("nothing is bound".to_string()))?;
+        let (bytes, inputs) = (self.host.as_slice(), bound.inputs());
+        let ranges = [Some(inputs.sinusoids), inputs.guidance];
+        let taken =
+            ranges.into_iter().flatten().flat_map(|range| &bytes[range.start..range.start + range.bytes]);
+        Ok(Modulated {
+            prompts: prompts.iter().map(|prompt| prompt.clip.ids.clone()).collect(),
+            times: taken.copied().collect(),
+        })
+    }
+
+    /// What was computed before, into the pinned buffer; which kind of run that makes.
+    fn fill_encodings(&mut self, encodings: &[Encoding], modulated: &Modulated) -> Result<Run> {
         let bound = self.bound.last().ok_or_else(|| Error::Internal("nothing is bound".to_string()))?;
         let inputs = bound.inputs();
         let bytes = self.host.as_mut_slice();
@@ -356,7 +373,13 @@ impl Pipeline {
             put(bytes, *ranges.0, &encoding.pooled);
             put(bytes, *ranges.1, &encoding.context);
         }
-        Ok(When::Cached)
+        match inputs.modulations.zip(self.cache.modulations(modulated)) {
+            Some((range, modulations)) => {
+                put(bytes, range, modulations);
+                Ok(Run::Modulated)
+            }
+            None => Ok(Run::Encoded),
+        }
     }
 
     /// Everything else that travels to the device, into the pinned buffer.

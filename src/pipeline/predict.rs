@@ -2,7 +2,7 @@
 //! FLOPs or its bytes take. A prediction, to compare plans by; nothing is measured, and nothing is decided by it.
 
 use crate::device::StreamId;
-use crate::program::{Origin, What, When};
+use crate::program::{Origin, Run, What};
 
 use super::Plan;
 
@@ -122,7 +122,7 @@ impl Plan {
         // When each operation last ended, and each stream.
         let (mut done, mut free) = (vec![0.0_f64; program.ops.len()], [0.0_f64; StreamId::COUNT]);
         let (mut stages, mut intervals) = (Vec::new(), Vec::<Interval>::new());
-        let taken = program.stages.iter().filter(|stage| stage.when.is_in(When::Fresh));
+        let taken = program.stages.iter().filter(|stage| stage.when.is_in(Run::Fresh));
         for (stage, turn) in taken.flat_map(|stage| (0..stage.repeats).map(move |turn| (stage, turn))) {
             let (name, begin) = (stage.label(turn), free[StreamId::Compute.index()]);
             for i in stage.ops.clone() {

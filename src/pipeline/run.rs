@@ -13,7 +13,7 @@ use crate::device::{Config, Device, Event, HostBuffer, Params, StreamId, View, W
 use crate::memory::arena::Arena;
 use crate::models::flux::{BRANCHES, Inputs, Outputs};
 use crate::program::op::{Kept, Op};
-use crate::program::{Kind, Origin, Placed, Program, STREAM, What, When};
+use crate::program::{Kind, Origin, Placed, Program, Run, STREAM, What, When};
 use crate::{Error, Result};
 
 use super::disk::Disk;
@@ -32,7 +32,7 @@ pub(super) struct Bound {
     events: Vec<Event>,
     clock: Clock,
     /// Units that each kind of run copies from disk, in order.
-    from_disk: [(When, Arc<[usize]>); 2],
+    from_disk: [(Run, Arc<[usize]>); 3],
 }
 
 #[derive(Debug)]
@@ -137,7 +137,7 @@ impl Bound {
         };
         let stages = placed.program.stages.iter().map(stage).collect::<Result<Vec<_>>>()?;
         let events = signals.iter().map(|_| device.create_event()).collect::<Result<_>>()?;
-        let from_disk = [When::Fresh, When::Cached].map(|run| (run, from_disk(&stages, &ops, run)));
+        let from_disk = Run::ALL.map(|run| (run, from_disk(&stages, &ops, run)));
         let clock = Clock::new(device, stages.iter().map(|stage| stage.repeats).sum())?;
         Ok(Bound { plan, ops, stages, events, clock, from_disk })
     }
@@ -162,7 +162,7 @@ impl Bound {
     /// Enqueues all of a `run` of this kind and waits for the end.
     pub fn run(
         &mut self,
-        run: When,
+        run: Run,
         device: &Device,
         pinned: Pinned<'_>,
         dumps: &mut Dumps,
@@ -181,7 +181,7 @@ impl Bound {
 
     fn run_stages(
         &mut self,
-        run: When,
+        run: Run,
         device: &Device,
         pinned: Pinned<'_>,
         dumps: &mut Dumps,
@@ -240,7 +240,7 @@ impl Bound {
 }
 
 /// Units that a run copies from disk, in order.
-fn from_disk(stages: &[BoundStage], ops: &[BoundOp], run: When) -> Arc<[usize]> {
+fn from_disk(stages: &[BoundStage], ops: &[BoundOp], run: Run) -> Arc<[usize]> {
     let taken = stages.iter().filter(|stage| stage.when.is_in(run));
     let turns = taken.flat_map(|stage| (0..stage.repeats).map(|_| &ops[stage.ops.clone()]));
     let unit = |op: &BoundOp| match op.what {

@@ -45,7 +45,7 @@ impl Timings {
             "text {:.0} ms, {steps} step{} {:.0} ms, vae {:.0} ms",
             sum(&["tokenize", "inputs", "clip", "t5", "recall"]),
             if steps == 1 { "" } else { "s" },
-            sum(&["modulation", "step"]),
+            sum(&["modulation", "prepare", "step"]),
             sum(&["vae", "copy"])
         )
     }

@@ -8,7 +8,7 @@ use std::fmt;
 use crate::device::{Mode, StreamId};
 
 use super::Placed;
-use super::op::{Kind, Touch, What, When};
+use super::op::{Kind, Run, Touch, What};
 
 /// What is wrong, with the operations and buffers that it concerns in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,11 +59,11 @@ pub(crate) fn check(placed: &Placed) -> Result<(), Fault> {
     bounds(placed)?;
     parts(placed)?;
     stages(placed)?;
-    placed.program.runs().iter().try_for_each(|&run| check_run(placed, run))
+    placed.program.runs().into_iter().try_for_each(|run| check_run(placed, run))
 }
 
 /// One kind of run.
-fn check_run(placed: &Placed, run: When) -> Result<(), Fault> {
+fn check_run(placed: &Placed, run: Run) -> Result<(), Fault> {
     let mut paper = Paper { placed, memory: BTreeMap::new() };
     let mut streams =
         placed.program.ops.iter().any(|op| op.stream != StreamId::Compute).then(Streams::default);

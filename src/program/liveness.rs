@@ -126,7 +126,7 @@ pub(crate) fn liveness(program: &Program) -> Vec<Live> {
     }
     let mut occupied: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); program.buffers.len()];
     // Whatever kind of run it is.
-    for &run in program.runs() {
+    for run in program.runs() {
         let order = program.unrolled(run);
         let mut instances: Vec<Vec<usize>> = vec![Vec::new(); n];
         for (at, &op) in order.iter().enumerate() {

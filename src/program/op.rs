@@ -166,23 +166,50 @@ impl Stage {
     }
 }
 
+/// Runs differ in what the host has of runs before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Run {
+    /// Nothing.
+    Fresh,
+    /// What the text encoders gave for its prompts.
+    Encoded,
+    /// That, and the modulation vectors of its steps.
+    Modulated,
+}
+
+impl Run {
+    pub const ALL: [Run; 3] = [Run::Fresh, Run::Encoded, Run::Modulated];
+}
+
 /// In which runs a stage takes place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum When {
     Always,
-    /// The prompt has to be encoded.
-    Fresh,
-    /// The host has what its encoding gave before.
-    Cached,
+    /// It encodes prompts.
+    Encoding,
+    /// It sends what encoding gave before.
+    Encoded,
+    /// It computes modulation vectors.
+    Modulating,
+    /// It sends what that gave before.
+    Modulated,
 }
 
 impl When {
-    /// The two kinds of runs.
-    pub const RUNS: [When; 2] = [When::Fresh, When::Cached];
+    /// Whether a stage of this kind takes place in such a run.
+    pub fn is_in(self, run: Run) -> bool {
+        match self {
+            When::Always => true,
+            When::Encoding => run == Run::Fresh,
+            When::Encoded => run != Run::Fresh,
+            When::Modulating => run != Run::Modulated,
+            When::Modulated => run == Run::Modulated,
+        }
+    }
 
-    /// Whether a stage of this kind takes place in a run of that kind.
-    pub fn is_in(self, run: When) -> bool {
-        self == When::Always || self == run
+    /// Whether a stage of this kind takes place whenever one of the `other` does.
+    pub fn covers(self, other: When) -> bool {
+        Run::ALL.into_iter().all(|run| self.is_in(run) || !other.is_in(run))
     }
 }
 
@@ -198,15 +225,18 @@ pub(crate) struct Kept {
 
 impl Program {
     /// Operations in the order of a `run`, with a repeated stage's twice: what holds between two turns holds between all.
-    pub fn unrolled(&self, run: When) -> Vec<usize> {
+    pub fn unrolled(&self, run: Run) -> Vec<usize> {
         let turns = |stage: &Stage| std::iter::repeat_n(stage.ops.clone(), stage.repeats.min(2));
         self.stages.iter().filter(|stage| stage.when.is_in(run)).flat_map(turns).flatten().collect()
     }
 
-    /// The kinds of runs that differ.
-    pub fn runs(&self) -> &'static [When] {
-        let differ = self.stages.iter().any(|stage| stage.when != When::Always);
-        &When::RUNS[..if differ { 2 } else { 1 }]
+    /// Runs that differ in their stages.
+    pub fn runs(&self) -> Vec<Run> {
+        let stages =
+            |run: Run| -> Vec<bool> { self.stages.iter().map(|stage| stage.when.is_in(run)).collect() };
+        let mut runs: Vec<Run> = Run::ALL.to_vec();
+        runs.dedup_by_key(|run| stages(*run));
+        runs
     }
 
     /// Multiply-adds times two of the stage called `name`, one turn of it.

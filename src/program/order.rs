@@ -19,7 +19,7 @@ pub(crate) fn order(program: &Program, offsets: &[usize]) -> Vec<Wait> {
         return Vec::new();
     }
     let mut waits: Vec<Wait> = Vec::new();
-    for &run in program.runs() {
+    for run in program.runs() {
         order_run(program, offsets, &program.unrolled(run), &mut waits);
     }
     waits

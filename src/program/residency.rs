@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::op::{Buffer, Kind, Op, Origin, Program, Stage, Tier, Touch, What, When};
+use super::op::{Buffer, Kind, Op, Origin, Program, Stage, Tier, Touch, What};
 use super::place::ALIGNMENT;
 use crate::device::{Mode, Rows, StreamId, Work};
 use crate::{Error, Result};
@@ -249,7 +249,7 @@ fn places(stages: &[Stage], visits: &[Visit]) -> Vec<(usize, usize)> {
 
 /// Whether what the next stage reads may be copied in this one: it takes place once whenever the next does.
 fn can_prefetch(stage: &Stage, next: &Stage) -> bool {
-    stage.repeats == 1 && !stage.ops.is_empty() && [When::Always, next.when].contains(&stage.when)
+    stage.repeats == 1 && !stage.ops.is_empty() && stage.when.covers(next.when)
 }
 
 #[cfg(test)]

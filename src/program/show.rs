@@ -81,8 +81,10 @@ pub(crate) fn launches(placed: &Placed) -> String {
     for stage in &program.stages {
         let when = match stage.when {
             When::Always => "",
-            When::Fresh => ", of a new prompt",
-            When::Cached => ", of a prompt seen before",
+            When::Encoding => ", of a new prompt",
+            When::Encoded => ", of a prompt seen before",
+            When::Modulating => ", of new steps",
+            When::Modulated => ", of steps seen before",
         };
         let _ = writeln!(text, "{} x {}{when}", stage.name, stage.repeats);
         for i in stage.ops.clone() {

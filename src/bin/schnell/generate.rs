@@ -260,7 +260,8 @@ fn draw(
         builder = builder.cache(cache);
     }
     let mut pipeline = builder.load_with(&mut |p| bar.show(p, ""))?;
-    let overhead = pipeline.overhead_bytes().map(|bytes| format!(" (and {} of the driver's)", human_bytes(bytes)));
+    let overhead =
+        pipeline.overhead_bytes().map(|bytes| format!(" (and {} of the driver's)", human_bytes(bytes)));
     let mut outputs = Vec::with_capacity(requests.len());
     for (i, request) in requests.iter().enumerate() {
         let which = match requests.len() {

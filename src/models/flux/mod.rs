@@ -56,6 +56,8 @@ pub(crate) struct Inputs {
     pub dt: HostRange,
     /// f32 `[1]`, with two branches.
     pub true_cfg_scale: Option<HostRange>,
+    /// f32 `[branches, steps, modulation width]`: what modulation gives, as long as it is not too large.
+    pub modulations: Option<HostRange>,
     /// What the encoders give: the host fills it in when it has it, and finds it here when it had not.
     pub pooled: Vec<HostRange>,
     pub context: Vec<HostRange>,
@@ -99,22 +101,29 @@ pub(crate) fn record(
     let mut guards = Guards::new(recorder, shape)?;
 
     let encoded = Encoded::new(recorder, config, shape)?;
-    recorder.stage_when(When::Cached, "recall", 1)?;
+    recorder.stage_when(When::Encoded, "recall", 1)?;
     recorder.fill(&guards.counters, 0)?;
     encoded.send(recorder, &mut inputs, shape.branches())?;
-    recorder.stage_when(When::Fresh, "clip", 1)?;
+    recorder.stage_when(When::Encoding, "clip", 1)?;
     recorder.fill(&guards.counters, 0)?;
     // CLIP is small and sensitive: never quantized, as in the reference.
     let mut net = Network::new(recorder, weights, Part::Clip, Quantize::None, &config.in_nf4);
     clip_stage(&mut net, config, shape, &encoded, &mut inputs, &mut guards)?;
-    recorder.stage_when(When::Fresh, "t5", 1)?;
+    recorder.stage_when(When::Encoding, "t5", 1)?;
     let mut net = Network::new(recorder, weights, Part::T5, quantize, &config.in_nf4);
     t5_stage(&mut net, config, shape, &encoded, &mut inputs, &mut guards)?;
     encoded.fetch(recorder, &inputs)?;
     let Encoded { pooled, context } = encoded;
-    recorder.stage("modulation", 1)?;
     let mut net = Network::new(recorder, weights, Part::Transformer, quantize, &config.in_nf4);
-    let steps = Steps::prepare(&mut net, config, shape, &pooled, &mut inputs)?;
+    let steps = Steps::new(&mut net, config, shape)?;
+    net.recorder.stage_when(steps.modulating(), "modulation", 1)?;
+    steps.modulate(&mut net, &pooled, &mut inputs)?;
+    if let Some(range) = inputs.modulations {
+        net.recorder.stage_when(When::Modulated, "modulation", 1)?;
+        net.recorder.send_from(range, &steps.table)?;
+    }
+    net.recorder.stage("prepare", 1)?;
+    steps.send(&mut net, &mut inputs)?;
     net.recorder.stage("step", shape.steps)?;
     steps.step(&mut net, &context, &mut guards)?;
 
@@ -250,6 +259,9 @@ fn t5_stage(
     Ok(())
 }
 
+/// Bytes of modulation vectors that the host remembers at most: 28 steps of FLUX.1 take 114 MiB, and as much pinned memory.
+const MAX_REMEMBERED: usize = 128 << 20;
+
 /// What the steps work on.
 struct Steps<'c> {
     config: &'c PipelineConfig,
@@ -265,49 +277,62 @@ struct Steps<'c> {
 }
 
 impl<'c> Steps<'c> {
-    /// Records all that comes before the first step, from `pooled` f32 `[branches, pooled_width]`.
-    fn prepare(
-        net: &mut Network<'_>,
-        config: &'c PipelineConfig,
-        shape: &'c Shape,
-        pooled: &View<f32>,
-        inputs: &mut Inputs,
-    ) -> Result<Steps<'c>> {
+    fn new(net: &mut Network<'_>, config: &'c PipelineConfig, shape: &'c Shape) -> Result<Steps<'c>> {
         let (flux, steps) = (&config.flux, shape.steps);
         let extent = Extent { text_tokens: shape.t5_length, image_tokens: shape.image_tokens(config), steps };
-        let transformer = Transformer::new(net, flux, extent)?;
-        let sinusoids = net.buffer::<f32>("sinusoids", steps * SINUSOID_WIDTH)?;
-        inputs.sinusoids = net.recorder.send(&sinusoids)?;
-        let guidance = flux.guidance.then(|| net.buffer::<f32>("guidance", SINUSOID_WIDTH)).transpose()?;
-        inputs.guidance = guidance.as_ref().map(|view| net.recorder.send(view)).transpose()?;
         let width = Transformer::modulation_width(flux);
-        let table = net.buffer::<f32>("modulations", shape.branches() * steps * width)?;
-        for branch in 0..shape.branches() {
-            let of_branch = pooled.slice(branch * flux.pooled_width, flux.pooled_width)?;
-            let rows = table.slice(branch * steps * width, steps * width)?;
-            transformer.modulate(net, &of_branch, &sinusoids, guidance.as_ref(), &rows)?;
-        }
         let len = extent.image_tokens * flux.in_channels;
-        let all = Steps {
+        Ok(Steps {
             config,
             shape,
-            table,
+            transformer: Transformer::new(net, flux, extent)?,
+            table: net.buffer("modulations", shape.branches() * steps * width)?,
             latents: net.buffer("latents", len)?,
             latents_bf16: net.buffer("latents_bf16", len)?,
             dt: net.buffer("dt", steps)?,
             step: net.buffer("step", 1)?,
             true_cfg_scale: shape.true_cfg.then(|| net.buffer("true_cfg_scale", 1)).transpose()?,
-            transformer,
-        };
-        inputs.rope_cos = net.recorder.send(&all.transformer.rope_cos)?;
-        inputs.rope_sin = net.recorder.send(&all.transformer.rope_sin)?;
-        inputs.latents = net.recorder.send(&all.latents)?;
-        inputs.latents_bf16 = net.recorder.send(&all.latents_bf16)?;
-        inputs.dt = net.recorder.send(&all.dt)?;
+        })
+    }
+
+    /// Whether the host can remember the table.
+    fn can_remember(&self) -> bool {
+        self.table.num_bytes() <= MAX_REMEMBERED
+    }
+
+    /// When it is computed.
+    fn modulating(&self) -> When {
+        if self.can_remember() { When::Modulating } else { When::Always }
+    }
+
+    /// Records the modulation vectors of all steps, from `pooled` f32 `[branches, pooled_width]`, and that the host gets them if it
+    /// can remember them.
+    fn modulate(&self, net: &mut Network<'_>, pooled: &View<f32>, inputs: &mut Inputs) -> Result<()> {
+        let (flux, branches) = (&self.config.flux, self.shape.branches());
+        let sinusoids = net.buffer::<f32>("sinusoids", self.shape.steps * SINUSOID_WIDTH)?;
+        inputs.sinusoids = net.recorder.send(&sinusoids)?;
+        let guidance = flux.guidance.then(|| net.buffer::<f32>("guidance", SINUSOID_WIDTH)).transpose()?;
+        inputs.guidance = guidance.as_ref().map(|view| net.recorder.send(view)).transpose()?;
+        let rows_len = self.table.len() / branches;
+        for branch in 0..branches {
+            let of_branch = pooled.slice(branch * flux.pooled_width, flux.pooled_width)?;
+            let rows = self.table.slice(branch * rows_len, rows_len)?;
+            self.transformer.modulate(net, &of_branch, &sinusoids, guidance.as_ref(), &rows)?;
+        }
+        inputs.modulations = self.can_remember().then(|| net.recorder.fetch(&self.table)).transpose()?;
+        Ok(())
+    }
+
+    /// Records what else comes before the first step.
+    fn send(&self, net: &mut Network<'_>, inputs: &mut Inputs) -> Result<()> {
+        inputs.rope_cos = net.recorder.send(&self.transformer.rope_cos)?;
+        inputs.rope_sin = net.recorder.send(&self.transformer.rope_sin)?;
+        inputs.latents = net.recorder.send(&self.latents)?;
+        inputs.latents_bf16 = net.recorder.send(&self.latents_bf16)?;
+        inputs.dt = net.recorder.send(&self.dt)?;
         inputs.true_cfg_scale =
-            all.true_cfg_scale.as_ref().map(|view| net.recorder.send(view)).transpose()?;
-        net.recorder.fill(&all.step, 0)?;
-        Ok(all)
+            self.true_cfg_scale.as_ref().map(|view| net.recorder.send(view)).transpose()?;
+        net.recorder.fill(&self.step, 0)
     }
 
     /// Records one step, which is every step, from `context` bf16 `[branches, tokens, joint_width]`.
