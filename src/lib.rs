@@ -108,7 +108,8 @@ pub use models::layers::Quantize;
 pub use pipeline::timing::{StageTime, Timings};
 pub use pipeline::{
     Card, Dump, DumpValues, Interval, Model, ModelFolder, Noise, NoiseFile, OnProgress, Output, Pipeline,
-    PipelineBuilder, Plan, Prediction, Progress, Region, Request, Shape, Traffic, Work, gib, human_bytes,
+    PipelineBuilder, Plan, Prediction, Progress, QuantizedLinear, Quantizer, Region, Request, Shape, Traffic,
+    Work, gib, human_bytes,
 };
 pub use sampling::{NoiseKind, TimeRounding};
 

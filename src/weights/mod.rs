@@ -18,7 +18,7 @@
 //!
 //! Files are read by `pread`, never mapped: a mapped file that shrinks kills the process, and pages of a mapping
 //! count as ours. Checkpoints that come already quantized by [`bitsandbytes`] keep their codes, and read as what they mean
-//! where these are not wanted. Left out so far: single-file layouts.
+//! where these are not wanted; [`quantize`] writes such. Left out so far: single-file layouts.
 
 pub mod bitsandbytes;
 pub mod convert;
@@ -26,6 +26,7 @@ pub mod generated;
 pub mod hub;
 pub mod layouts;
 pub mod nf4;
+pub mod quantize;
 pub mod safetensors;
 pub mod tensor;
 pub mod upload;

@@ -5,7 +5,8 @@
 //! block keeps `absmax`, its largest magnitude, in f32, and per value the 4-bit index of the nearest entry of
 //! [`CODE_BOOK`] to `value / absmax`. Two codes per byte, **the even value in the high nibble**.
 //!
-//! Equal bit for bit to bitsandbytes 0.50 on the CPU. Its CUDA build takes a faster reciprocal that may differ
+//! Equal bit for bit to bitsandbytes 0.50 on the CPU. (`nf4_quantize` differs where a whole block is below 1e-38, which no
+//! trained weights are.) Its CUDA build takes a faster reciprocal that may differ
 //! in the last bit, which flips a code now and then where a value sits on a threshold.
 //!
 //! Source: QLoRA (arXiv:2305.14314) for the format; the numbers are bitsandbytes'.
@@ -64,7 +65,7 @@ pub const THRESHOLDS: [f32; 15] = {
 /// A quantized tensor.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Nf4 {
-    /// Two codes per byte, the even value high; a last odd value leaves its low nibble zero.
+    /// Two codes per byte, the even value high; beside a last odd one stands [`ZERO_CODE`].
     pub packed: Vec<u8>,
     /// One per quant block.
     pub absmax: Vec<f32>,
@@ -77,25 +78,44 @@ pub fn code(x: f32) -> u8 {
     THRESHOLDS.iter().filter(|&&threshold| x > threshold).count() as u8
 }
 
+/// Below it bitsandbytes does not divide: such blocks become codes of zero, or nearly so.
+const LEAST_ABSMAX: f32 = 1e-38;
+
 /// Quantizes `weights`.
 ///
-/// A block of zeros gets absmax 0 and [`ZERO_CODE`]s. Values must be finite: what a NaN or an infinity turns
+/// A block of zeros gets absmax 0 and [`ZERO_CODE`]s; a short last one 1e-38, as bitsandbytes has it. Values must be finite: what a NaN or an infinity turns
 /// into is not defined (but nothing panics).
 pub fn quantize(weights: &[f32]) -> Nf4 {
     let mut absmax = Vec::with_capacity(weights.len().div_ceil(BLOCK));
     let mut packed = vec![0; weights.len().div_ceil(2)];
-    for (block_idx, block) in weights.chunks(BLOCK).enumerate() {
-        let largest = block.iter().fold(0.0f32, |largest, w| largest.max(w.abs()));
-        absmax.push(largest);
-        // bitsandbytes multiplies by the reciprocal; dividing would round differently.
-        let reciprocal = 1.0 / largest;
-        for (i, &w) in block.iter().enumerate() {
-            let code = if largest == 0.0 { ZERO_CODE } else { code(w * reciprocal) };
-            let shift = if i % 2 == 0 { 4 } else { 0 };
-            packed[(block_idx * BLOCK + i) / 2] |= code << shift;
-        }
+    for (block, packed) in weights.chunks(BLOCK).zip(packed.chunks_mut(BLOCK / 2)) {
+        absmax.push(quantize_block(block, packed));
     }
     Nf4 { packed, absmax, elements: weights.len() }
+}
+
+/// Quantizes a block, at most [`BLOCK`] values, into half as many bytes (rounded up); returns its absmax.
+pub(crate) fn quantize_block(block: &[f32], packed: &mut [u8]) -> f32 {
+    let largest = block.iter().fold(0.0f32, |largest, w| largest.max(w.abs()));
+    let divisor = largest.max(LEAST_ABSMAX);
+    // bitsandbytes multiplies by the reciprocal, which rounds otherwise than a division; but of a short block it divides.
+    let reciprocal = 1.0 / divisor;
+    let is_whole = block.len() == BLOCK;
+    let mut scaled = [0.0; BLOCK];
+    for (scaled, &w) in scaled.iter_mut().zip(block) {
+        *scaled = if is_whole { w * reciprocal } else { w / divisor };
+    }
+    // As `code`, threshold by threshold: so the loops over values become vectors.
+    let mut codes = [0u32; BLOCK];
+    for threshold in THRESHOLDS {
+        for (code, x) in codes.iter_mut().zip(&scaled) {
+            *code += u32::from(*x > threshold);
+        }
+    }
+    for (byte, [even, odd]) in packed.iter_mut().zip(codes.as_chunks::<2>().0) {
+        *byte = (even << 4 | odd) as u8;
+    }
+    if is_whole { largest } else { divisor }
 }
 
 impl Nf4 {
