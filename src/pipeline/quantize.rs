@@ -289,7 +289,7 @@ fn check_room(to: &Path, needed_bytes: u64, available_bytes: u64) -> Result<()> 
     })
 }
 
-/// Bytes that this user may still write in the file system of `folder`.
+/// Bytes that this user may still write in the file system of `folder`; no bound where it does not say.
 fn free_bytes(folder: &Path) -> Result<u64> {
     let path = CString::new(folder.as_os_str().as_bytes())
         .map_err(|_| Error::Input(format!("{}: no path holds a zero byte", folder.display())))?;
@@ -301,6 +301,7 @@ fn free_bytes(folder: &Path) -> Result<u64> {
     };
     match failed {
         true => Err(Error::io("write", folder)(std::io::Error::last_os_error())),
+        false if found.f_blocks == 0 => Ok(u64::MAX),
         false => Ok(found.f_bavail.saturating_mul(found.f_frsize)),
     }
 }
@@ -316,7 +317,9 @@ mod tests {
         let Error::Capacity { needed_bytes, available_bytes, .. } = &error else { panic!("{error}") };
         assert_eq!((*needed_bytes, *available_bytes), (8 << 30, 7));
         assert!(error.to_string().starts_with("new needs 8589934592 bytes"), "{error}");
-        assert!(free_bytes(Path::new("/")).unwrap() > 0);
+        let of_root = free_bytes(Path::new("/")).unwrap();
+        assert!((1..u64::MAX).contains(&of_root), "{of_root}");
+        assert_eq!(free_bytes(Path::new("/proc")).unwrap(), u64::MAX);
         let missing = free_bytes(Path::new("/no/such/folder")).unwrap_err();
         assert!(matches!(missing, Error::Io { .. }), "{missing}");
     }

@@ -147,3 +147,45 @@ fn header(placed: &[(Entry, Range<u64>)]) -> Vec<u8> {
     text.push('}');
     text.into_bytes()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::SafeTensors;
+
+    #[test]
+    fn a_file_is_none_before_it_is_finished() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.safetensors");
+        let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        let fixed = [("b", Dtype::U8, vec![3, 1]), ("a\"\n", Dtype::F32, vec![2])];
+        let fixed = fixed.map(|(name, dtype, shape)| Entry { name: name.to_string(), dtype, shape });
+        let mut writer = TensorWriter::new(&path, file, fixed.to_vec(), &[("s".to_string(), 1000)]);
+        let unfinished = |step: &str| {
+            let refused = SafeTensors::open(&path).unwrap_err();
+            assert!(matches!(refused, Error::Weights { .. }), "{step}: {refused}");
+        };
+        let (a, b) = (writer.place("a\"\n").unwrap(), writer.place("b").unwrap());
+        unfinished("empty");
+        writer.write(&b, 0, &[1, 2, 3]).unwrap();
+        writer.write(&a, 4, &2.5f32.to_le_bytes()).unwrap();
+        writer.write(&a, 0, &1.5f32.to_le_bytes()).unwrap();
+        unfinished("numbers");
+        writer.string("s", "{}").unwrap();
+        unfinished("all");
+        let beyond = writer.write(&b, 1, &[0; 3]).unwrap_err();
+        assert!(matches!(beyond, Error::Internal(_)), "{beyond}");
+        assert!(matches!(writer.place("c"), Err(Error::Internal(_))));
+        assert_eq!(writer.finish().unwrap(), 13);
+
+        let read = SafeTensors::open(&path).unwrap();
+        assert_eq!(read.iter().count(), 3);
+        assert_eq!(read.get("a\"\n").unwrap().read_f32().unwrap(), [1.5, 2.5]);
+        for (name, shape, want) in [("b", &[3, 1][..], &[1, 2, 3][..]), ("s", &[2], b"{}")] {
+            let tensor = read.get(name).unwrap();
+            let mut bytes = vec![0; tensor.bytes as usize];
+            tensor.read_at(0, &mut bytes).unwrap();
+            assert_eq!((&tensor.shape[..], &bytes[..]), (shape, want), "{name}");
+        }
+    }
+}
