@@ -4,9 +4,10 @@
 //! in f32, and each of its values the index of an entry of [`map`]. bitsandbytes looks that index up by the value's first 16
 //! bits (`code` here), so that close to zero it is not always the nearest entry.
 //!
-//! The mean is torch's, whose bits depend on the order of its sum. This is the order of one thread and vectors of eight, which
-//! every x86-64 build of torch has for up to 32,768 absmax (2,097,152 weights); of larger tensors torch gives each of its threads
-//! a part, and then the last bits of the stored mean depend on their number. Loaders use the mean that is stored.
+//! The mean is torch's, whose bits depend on the order of its sum. This is the order of one thread and vectors of eight, that of
+//! torch's x86-64 build for up to 32,768 absmax (2,097,152 weights). Of larger tensors torch gives each of its threads a part: then
+//! its mean was off by one unit in the last place in 14 of 24 cases (67 million weights; 2, 4, 8 and 16 threads), and with it at
+//! most 16 of 1,048,576 codes. Loaders use the mean that is stored.
 
 use std::sync::LazyLock;
 
