@@ -1,7 +1,7 @@
 //! A network's tensors as bitsandbytes' checkpoints hold them, written from files that hold them wide: what
 //! [`super::bitsandbytes`] reads.
 //!
-//! Reading order: [`Output`] here says what goes where, `linear.rs` makes one tensor after the other, chunk by chunk,
+//! Reading order: `Output` here says what goes where, `linear.rs` makes one tensor after the other, chunk by chunk,
 //! `nested.rs` is what becomes of absmax where that is quantized, too, and `file.rs` the file that is written.
 //!
 //! Names, types and shapes of all tensors, and every byte of them, are those that diffusers 0.42 and transformers 5.24 save
