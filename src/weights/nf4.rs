@@ -78,6 +78,36 @@ pub fn code(x: f32) -> u8 {
     THRESHOLDS.iter().filter(|&&threshold| x > threshold).count() as u8
 }
 
+/// The parts of [-1, 1], all of one width, in each of which lies one threshold at most: how many lie in the parts below, and that
+/// one.
+const PARTS: [(u8, f32); 64] = {
+    let mut parts = [(0, f32::INFINITY); 64];
+    let mut i = 0;
+    while i < THRESHOLDS.len() {
+        let mut at = part(THRESHOLDS[i]);
+        assert!(parts[at].1 == f32::INFINITY, "two thresholds in one part");
+        parts[at].1 = THRESHOLDS[i];
+        while at + 1 < parts.len() {
+            at += 1;
+            parts[at].0 += 1;
+        }
+        i += 1;
+    }
+    parts
+};
+
+/// The part that `x` is in: never a lower one for a greater `x`, so that its rounding does no harm.
+const fn part(x: f32) -> usize {
+    let part = ((x + 1.0) * 32.0) as usize;
+    if part < 64 { part } else { 63 }
+}
+
+/// As [`code`], in one comparison.
+fn code_by_part(x: f32) -> u8 {
+    let (below, threshold) = PARTS[part(x)];
+    below + u8::from(x > threshold)
+}
+
 /// Below it bitsandbytes does not divide: such blocks become codes of zero, or nearly so.
 const LEAST_ABSMAX: f32 = 1e-38;
 
@@ -96,24 +126,21 @@ pub fn quantize(weights: &[f32]) -> Nf4 {
 
 /// Quantizes a block, at most [`BLOCK`] values, into half as many bytes (rounded up); returns its absmax.
 pub(crate) fn quantize_block(block: &[f32], packed: &mut [u8]) -> f32 {
-    let largest = block.iter().fold(0.0f32, |largest, w| largest.max(w.abs()));
+    // Magnitudes are in the order of their bits, of which the compiler makes vectors.
+    let largest = block.iter().fold(0, |largest, w| largest.max(w.abs().to_bits().cast_signed()));
+    let largest = f32::from_bits(largest.cast_unsigned());
     let divisor = largest.max(LEAST_ABSMAX);
     // bitsandbytes multiplies by the reciprocal, which rounds otherwise than a division; but of a short block it divides.
     let reciprocal = 1.0 / divisor;
     let is_whole = block.len() == BLOCK;
     let mut scaled = [0.0; BLOCK];
-    for (scaled, &w) in scaled.iter_mut().zip(block) {
-        *scaled = if is_whole { w * reciprocal } else { w / divisor };
+    if is_whole {
+        scaled.iter_mut().zip(block).for_each(|(scaled, w)| *scaled = w * reciprocal);
+    } else {
+        scaled.iter_mut().zip(block).for_each(|(scaled, w)| *scaled = w / divisor);
     }
-    // As `code`, threshold by threshold: so the loops over values become vectors.
-    let mut codes = [0u32; BLOCK];
-    for threshold in THRESHOLDS {
-        for (code, x) in codes.iter_mut().zip(&scaled) {
-            *code += u32::from(*x > threshold);
-        }
-    }
-    for (byte, [even, odd]) in packed.iter_mut().zip(codes.as_chunks::<2>().0) {
-        *byte = (even << 4 | odd) as u8;
+    for (byte, [even, odd]) in packed.iter_mut().zip(scaled.as_chunks::<2>().0) {
+        *byte = code_by_part(*even) << 4 | code_by_part(*odd);
     }
     if is_whole { largest } else { divisor }
 }
@@ -165,5 +192,21 @@ mod tests {
             .collect();
         let want: Vec<u32> = CODE_BOOK.iter().chain(&THRESHOLDS).map(|number| number.to_bits()).collect();
         assert_eq!(numbers, want);
+    }
+
+    #[test]
+    fn codes_by_part_are_codes() {
+        let ends = (0..=64).map(|i| i as f32 / 32.0 - 1.0);
+        for at in THRESHOLDS.into_iter().chain(CODE_BOOK).chain(ends) {
+            let (mut below, mut above) = (at, at);
+            for _ in 0..100 {
+                assert_eq!((code_by_part(below), code_by_part(above)), (code(below), code(above)), "{at}");
+                (below, above) = (below.next_down(), above.next_up());
+            }
+        }
+        for i in -100_000..=100_000 {
+            let x = i as f32 / 90_000.0;
+            assert_eq!(code_by_part(x), code(x), "{x}");
+        }
     }
 }
