@@ -32,7 +32,7 @@ pub enum Error {
         source: Option<Cause>,
     },
 
-    /// More memory is needed than there is or than the budget allows.
+    /// More memory, or room on a disk, is needed than there is or than the budget allows.
     #[error("{what} needs {}; {advice}", lack(*needed_bytes, *available_bytes))]
     Capacity {
         /// What wanted the memory.

@@ -108,9 +108,11 @@ pub use models::layers::Quantize;
 pub use pipeline::timing::{StageTime, Timings};
 pub use pipeline::{
     Card, Dump, DumpValues, Interval, Model, ModelFolder, Noise, NoiseFile, OnProgress, Output, Pipeline,
-    PipelineBuilder, Plan, Prediction, Progress, Region, Request, Shape, Traffic, Work, gib, human_bytes,
+    PipelineBuilder, Plan, Prediction, Progress, Quantizer, Region, Request, Shape, Traffic, Work, gib,
+    human_bytes,
 };
 pub use sampling::{NoiseKind, TimeRounding};
+pub use weights::quantize::QuantizedLinear;
 
 /// The examples of README.md.
 #[cfg(doctest)]

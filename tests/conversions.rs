@@ -139,7 +139,8 @@ fn the_golden_block_packs_as_bitsandbytes_packs_it() {
     assert_eq!(hex, "091c3e60a2d4f81b2e5f91c3e60a1d4f71b2e5f81c3e60a1d4e70b2d4f81c2e5");
 }
 
-/// `tests/golden/nf4.safetensors`: Gaussian weights, a zero block, values on and beside thresholds, bf16 weights.
+/// `tests/golden/nf4.safetensors`: Gaussian weights, a zero block, values on and beside thresholds, bf16 weights, blocks below
+/// 1e-38, and short ones.
 #[test]
 fn nf4_equals_bitsandbytes_to_the_bit() {
     let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/nf4.safetensors");
@@ -150,7 +151,7 @@ fn nf4_equals_bitsandbytes_to_the_bit() {
         info.read_at(0, &mut bytes).unwrap();
         bytes
     };
-    for case in ["gaussian", "zero_block", "threshold", "bfloat"] {
+    for case in ["gaussian", "zero_block", "threshold", "bfloat", "tiny", "short", "short_zero"] {
         let weights = golden.get(&format!("{case}.weight")).unwrap().read_f32().unwrap();
         let quantized = nf4::quantize(&weights);
         let absmax = golden.get(&format!("{case}.absmax")).unwrap().read_f32().unwrap();

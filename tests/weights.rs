@@ -495,6 +495,22 @@ fn quantized_tensors_that_are_not_whole_are_refused() {
     );
     expect_weights_error(state("shape", json!([0])), &["does not hold"]);
     expect_weights_error(state("shape", json!("two")), &["malformed quant_state"]);
+    // As many elements as there are, but for what 64 bits hold.
+    expect_weights_error(state("shape", json!([1u64 << 63, 4, 64])), &["does not hold"]);
+    expect_weights_error(state("padding", json!("x".repeat(1 << 15))), &["malformed quant_state"]);
+    let cut = quantized(&|parts| {
+        let (_, shape, bytes) = parts.get_mut("p.weight.quant_state.bitsandbytes__nf4").unwrap();
+        bytes.pop();
+        *shape = vec![bytes.len()];
+    });
+    expect_weights_error(cut, &["malformed quant_state", "EOF"]);
+    unsupported(part(".quant_map", Dtype::F32, 15), "code book");
+    expect_weights_error(part(".quant_map", Dtype::F16, 16), &["quant_map has dtype F16"]);
+    let infinite = quantized(&|parts| {
+        let (_, _, scales) = parts.get_mut("p.weight.nested_absmax").unwrap();
+        scales.copy_from_slice(&f32::INFINITY.to_le_bytes());
+    });
+    expect_weights_error(infinite, &["nested_absmax", "not finite"]);
     expect_weights_error(state("nested_blocksize", json!(0)), &["nested_blocksize"]);
     expect_weights_error(state("nested_offset", Value::Null), &["nested_offset"]);
     expect_weights_error(part("", Dtype::F32, 16), &["does not hold the 4-bit codes"]);

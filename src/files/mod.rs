@@ -7,16 +7,19 @@
 //! Out: [`Target`] tries before the work what [`Target::write`] does after it. Links are followed and stay; a regular file
 //! gets its new content at once, by a temporary file in its folder that takes its name (hard links to the old one keep the
 //! old content); what is no regular file is written through. Temporary files and folders go when they are dropped, and with
-//! [`remove_temporaries`], which is for a program's handler of signals.
+//! [`remove_temporaries`], which is for a program's handler of signals. [`WholeFolder`] is a folder that takes its name when all
+//! of it is there.
 //!
 //! Left out: the tensors of weight files, which are read piece by piece (`src/weights`).
 
 mod foreign;
 mod read;
 mod temporary;
+mod whole;
 mod write;
 
 pub(crate) use foreign::{FOREIGN_BYTES, foreign};
 pub use read::{Kind, exists, open, read, read_json};
 pub use temporary::{Temporary, remove_temporaries};
+pub use whole::WholeFolder;
 pub use write::{Growing, Target, write};

@@ -17,7 +17,7 @@ const PREFIX: &str = ".schnell.";
 /// made and listed, or neither.
 static ALIVE: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
-fn alive() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+pub(super) fn alive() -> MutexGuard<'static, BTreeSet<PathBuf>> {
     ALIVE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
@@ -114,7 +114,7 @@ pub fn remove_temporaries() {
 }
 
 /// What cannot be removed stays: nobody is left who could be told.
-fn remove(path: &Path) {
+pub(super) fn remove(path: &Path) {
     let is_folder = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
     let _ = if is_folder { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
 }

@@ -2,7 +2,8 @@
 //! weights loaded), [`Pipeline::generate`].
 //!
 //! Reading order: `folder.rs`, `model.rs`, `plan.rs`, `predict.rs`, `machine.rs`, `builder.rs`, `request.rs` (`noise_file.rs` beside it),
-//! `load.rs` (binding), `disk.rs` (weights that stay there), `cache.rs` (prompts seen before), `run.rs` (the one loop that enqueues), `output.rs`, `timing.rs`.
+//! `load.rs` (binding), `disk.rs` (weights that stay there), `cache.rs` (prompts seen before), `run.rs` (the one loop that enqueues),
+//! `output.rs`, `timing.rs`. Beside them `quantize.rs`: a folder from another.
 //!
 //! ```
 //! use schnell::{Model, Pipeline, Request, Shape, gib};
@@ -26,6 +27,7 @@ mod noise_file;
 mod output;
 pub mod plan;
 mod predict;
+mod quantize;
 mod request;
 mod run;
 pub mod timing;
@@ -54,6 +56,7 @@ pub use noise_file::NoiseFile;
 pub use output::{Dump, DumpValues, Output};
 pub use plan::{Plan, Region, Shape, Traffic, Work, gib, human_bytes};
 pub use predict::{Card, Interval, Prediction};
+pub use quantize::{QuantizedLinear, Quantizer};
 pub use request::{Noise, Progress, Request};
 use run::{Bound, Dumps, Pinned};
 

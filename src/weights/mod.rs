@@ -18,7 +18,7 @@
 //!
 //! Files are read by `pread`, never mapped: a mapped file that shrinks kills the process, and pages of a mapping
 //! count as ours. Checkpoints that come already quantized by [`bitsandbytes`] keep their codes, and read as what they mean
-//! where these are not wanted. Left out so far: single-file layouts.
+//! where these are not wanted; [`quantize`] writes such. Left out so far: single-file layouts.
 
 mod ahead;
 pub mod bitsandbytes;
@@ -28,6 +28,7 @@ pub mod hub;
 pub mod layouts;
 pub mod nf4;
 pub(crate) mod packed;
+pub mod quantize;
 pub mod safetensors;
 pub mod tensor;
 pub mod upload;

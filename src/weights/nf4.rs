@@ -5,7 +5,8 @@
 //! block keeps `absmax`, its largest magnitude, in f32, and per value the 4-bit index of the nearest entry of
 //! [`CODE_BOOK`] to `value / absmax`. Two codes per byte, **the even value in the high nibble**.
 //!
-//! Equal bit for bit to bitsandbytes 0.50 on the CPU. Its CUDA build takes a faster reciprocal that may differ
+//! Equal bit for bit to bitsandbytes 0.50 on the CPU. (`nf4_quantize` differs where a whole block is below 1e-38, which no
+//! trained weights are.) Its CUDA build takes a faster reciprocal that may differ
 //! in the last bit, which flips a code now and then where a value sits on a threshold.
 //!
 //! Source: QLoRA (arXiv:2305.14314) for the format; the numbers are bitsandbytes'.
@@ -64,7 +65,7 @@ pub const THRESHOLDS: [f32; 15] = {
 /// A quantized tensor.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Nf4 {
-    /// Two codes per byte, the even value high; a last odd value leaves its low nibble zero.
+    /// Two codes per byte, the even value high; beside a last odd one stands [`ZERO_CODE`].
     pub packed: Vec<u8>,
     /// One per quant block.
     pub absmax: Vec<f32>,
@@ -77,25 +78,71 @@ pub fn code(x: f32) -> u8 {
     THRESHOLDS.iter().filter(|&&threshold| x > threshold).count() as u8
 }
 
+/// The parts of [-1, 1], all of one width, in each of which lies one threshold at most: how many lie in the parts below, and that
+/// one.
+const PARTS: [(u8, f32); 64] = {
+    let mut parts = [(0, f32::INFINITY); 64];
+    let mut i = 0;
+    while i < THRESHOLDS.len() {
+        let mut at = part(THRESHOLDS[i]);
+        assert!(parts[at].1 == f32::INFINITY, "two thresholds in one part");
+        parts[at].1 = THRESHOLDS[i];
+        while at + 1 < parts.len() {
+            at += 1;
+            parts[at].0 += 1;
+        }
+        i += 1;
+    }
+    parts
+};
+
+/// The part that `x` is in: never a lower one for a greater `x`, so that its rounding does no harm.
+const fn part(x: f32) -> usize {
+    let part = ((x + 1.0) * 32.0) as usize;
+    if part < 64 { part } else { 63 }
+}
+
+/// As [`code`], in one comparison.
+fn code_by_part(x: f32) -> u8 {
+    let (below, threshold) = PARTS[part(x)];
+    below + u8::from(x > threshold)
+}
+
+/// Below it bitsandbytes does not divide: such blocks become codes of zero, or nearly so.
+const LEAST_ABSMAX: f32 = 1e-38;
+
 /// Quantizes `weights`.
 ///
-/// A block of zeros gets absmax 0 and [`ZERO_CODE`]s. Values must be finite: what a NaN or an infinity turns
+/// A block of zeros gets absmax 0 and [`ZERO_CODE`]s; a short last one 1e-38, as bitsandbytes has it. Values must be finite: what a NaN or an infinity turns
 /// into is not defined (but nothing panics).
 pub fn quantize(weights: &[f32]) -> Nf4 {
     let mut absmax = Vec::with_capacity(weights.len().div_ceil(BLOCK));
     let mut packed = vec![0; weights.len().div_ceil(2)];
-    for (block_idx, block) in weights.chunks(BLOCK).enumerate() {
-        let largest = block.iter().fold(0.0f32, |largest, w| largest.max(w.abs()));
-        absmax.push(largest);
-        // bitsandbytes multiplies by the reciprocal; dividing would round differently.
-        let reciprocal = 1.0 / largest;
-        for (i, &w) in block.iter().enumerate() {
-            let code = if largest == 0.0 { ZERO_CODE } else { code(w * reciprocal) };
-            let shift = if i % 2 == 0 { 4 } else { 0 };
-            packed[(block_idx * BLOCK + i) / 2] |= code << shift;
-        }
+    for (block, packed) in weights.chunks(BLOCK).zip(packed.chunks_mut(BLOCK / 2)) {
+        absmax.push(quantize_block(block, packed));
     }
     Nf4 { packed, absmax, elements: weights.len() }
+}
+
+/// Quantizes a block, at most [`BLOCK`] values, into half as many bytes (rounded up); returns its absmax.
+pub(crate) fn quantize_block(block: &[f32], packed: &mut [u8]) -> f32 {
+    // Magnitudes are in the order of their bits, of which the compiler makes vectors.
+    let largest = block.iter().fold(0, |largest, w| largest.max(w.abs().to_bits().cast_signed()));
+    let largest = f32::from_bits(largest.cast_unsigned());
+    let divisor = largest.max(LEAST_ABSMAX);
+    // bitsandbytes multiplies by the reciprocal, which rounds otherwise than a division; but of a short block it divides.
+    let reciprocal = 1.0 / divisor;
+    let is_whole = block.len() == BLOCK;
+    let mut scaled = [0.0; BLOCK];
+    if is_whole {
+        scaled.iter_mut().zip(block).for_each(|(scaled, w)| *scaled = w * reciprocal);
+    } else {
+        scaled.iter_mut().zip(block).for_each(|(scaled, w)| *scaled = w / divisor);
+    }
+    for (byte, [even, odd]) in packed.iter_mut().zip(scaled.as_chunks::<2>().0) {
+        *byte = code_by_part(*even) << 4 | code_by_part(*odd);
+    }
+    if is_whole { largest } else { divisor }
 }
 
 impl Nf4 {
@@ -145,5 +192,21 @@ mod tests {
             .collect();
         let want: Vec<u32> = CODE_BOOK.iter().chain(&THRESHOLDS).map(|number| number.to_bits()).collect();
         assert_eq!(numbers, want);
+    }
+
+    #[test]
+    fn codes_by_part_are_codes() {
+        let ends = (0..=64).map(|i| i as f32 / 32.0 - 1.0);
+        for at in THRESHOLDS.into_iter().chain(CODE_BOOK).chain(ends) {
+            let (mut below, mut above) = (at, at);
+            for _ in 0..100 {
+                assert_eq!((code_by_part(below), code_by_part(above)), (code(below), code(above)), "{at}");
+                (below, above) = (below.next_down(), above.next_up());
+            }
+        }
+        for i in -100_000..=100_000 {
+            let x = i as f32 / 90_000.0;
+            assert_eq!(code_by_part(x), code(x), "{x}");
+        }
     }
 }

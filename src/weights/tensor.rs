@@ -152,6 +152,12 @@ impl TensorInfo {
         if count == 0 { Ok(()) } else { Err(self.not_finite(count as u64)) }
     }
 
+    /// The refusal of a tensor of nothing but zeros: a file that was made at its full size and then not filled.
+    pub(crate) fn all_zero(&self) -> Error {
+        let what = format!("every number of tensor {} is 0: download the file again", self.name);
+        Error::weights(self.file.path(), what)
+    }
+
     /// The refusal of so many.
     pub(crate) fn not_finite(&self, count: u64) -> Error {
         let what = format!(

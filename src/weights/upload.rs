@@ -481,14 +481,9 @@ impl<'a> Chunk<'a> {
         until(self.first_row + self.shape.rows) - until(self.first_row)
     }
 
-    /// Biases may be; what is multiplied with never is in a trained model, but in a file that was made at its full size and then
-    /// not filled.
+    /// Biases may be; what is multiplied with never is in a trained model.
     fn refuse_zeros(&self) -> Result<()> {
-        if !self.tensor.name.ends_with("weight") {
-            return Ok(());
-        }
-        let what = format!("every number of tensor {} is 0: download the file again", self.tensor.name);
-        Err(Error::weights(self.tensor.file.path(), what))
+        if self.tensor.name.ends_with("weight") { Err(self.tensor.all_zero()) } else { Ok(()) }
     }
 }
 

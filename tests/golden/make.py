@@ -5,8 +5,9 @@ Writes, below `--out` (default: this folder; see README.md for the formats):
   <pipe>/manifest.json      every weight tensor: file, name, shape, dtype, scale, mean
   <pipe>/cases.json         the cases, their tensors, and torch's own bf16 error for each tensor
   <pipe>/goldens.safetensors, <pipe>/images/<case>.png
+  <pipe>/quantized.json     what diffusers and transformers save of it with bitsandbytes
   a/mistakes.{json,safetensors}   the same run with one planted mistake each
-  tokens.json, noise.json, nf4.safetensors, nf4_linears.safetensors
+  tokens.json, noise.json, nf4.safetensors, nf4_linears.safetensors, nf4_nested.json
 
 Made with Python 3.11, torch 2.15.0 (CPU build), diffusers 0.42.1, transformers 5.23.0, tokenizers 0.23.3,
 sentencepiece 0.2.3, bitsandbytes 0.50.2, safetensors 0.8.0, numpy 2.4.6, pillow 13.0.0.
@@ -41,7 +42,7 @@ logging.disable(logging.WARNING)
 torch.set_num_threads(1)
 torch.set_flush_denormal(False)
 
-from recipe import checks, mistakes, nf4, noise, pipelines, reference, text, weights
+from recipe import checks, mistakes, nf4, noise, pipelines, reference, saved, text, weights
 from recipe.reference import Case, rel_l2
 
 HERE = Path(__file__).resolve().parent
@@ -240,12 +241,14 @@ def make(out: Path, keep: Path) -> None:
         shutil.copytree(folder, out / name / "pipeline", ignore=shutil.ignore_patterns("*.safetensors"))
         weights.write_manifest(out / name / "manifest.json", name, entries)
         goldens = make_cases(name, folder, out / name)
+        write_json(out / name / "quantized.json", saved.quantized(folder, spec.dtype))
         if name == "a":
             make_mistakes(folder, out / name, goldens[MISTAKES_CASE])
     make_tokens(full, out)
     write_json(out / "noise.json", {"noise": noise.cases()})
     save_file(nf4.code_cases(), out / "nf4.safetensors")
     save_file(nf4.serialized_linears(), out / "nf4_linears.safetensors")
+    write_json(out / "nf4_nested.json", {"cases": nf4.nested_cases()})
     for file in out.rglob("*.safetensors"):
         file.chmod(0o644)  # save_file makes them private
 

@@ -7,6 +7,7 @@ mod options;
 mod outputs;
 mod plan;
 mod plot;
+mod quantize;
 mod signals;
 mod terminal;
 
@@ -32,6 +33,8 @@ enum Command {
     Generate(Box<generate::Args>),
     /// Print every region of memory that a generation would use, without loading anything.
     Plan(Box<plan::Args>),
+    /// Write a model's folder anew in 4 bits (NF4), as bitsandbytes does it; diffusers loads it, too.
+    Quantize(Box<quantize::Args>),
 }
 
 fn main() -> ExitCode {
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Generate(args) => generate::run(args),
         Command::Plan(args) => plan::run(args),
+        Command::Quantize(args) => quantize::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -19,7 +19,7 @@ use crate::device::{Capability, View};
 use crate::kernels::count_nonfinite::CountNonfinite;
 use crate::kernels::euler_step::EulerStep;
 use crate::kernels::next_step::NextStep;
-use crate::models::layers::{Network, Quantize, Weights};
+use crate::models::layers::{Network, Quantize, Weight, Weights};
 use crate::pipeline::plan::Shape;
 use crate::program::{HostRange, Recorder, STREAM, When};
 use crate::weights::{Needed, Part};
@@ -78,12 +78,20 @@ pub(crate) struct Outputs {
 /// # Errors
 /// [`Error::Unsupported`] for a model that the kernels cannot run.
 pub(crate) fn needed(config: &PipelineConfig) -> Result<Vec<(Part, Needed)>> {
+    Ok(weights(config)?.into_iter().map(|weight| (weight.part, weight.needed)).collect())
+}
+
+/// The same, and what becomes of each on a device, where Linears are in NF4.
+///
+/// # Errors
+/// As [`needed`].
+pub(crate) fn weights(config: &PipelineConfig) -> Result<Vec<Weight>> {
     // Of the smallest picture: weights do not depend on the shape.
     let side = 2 * config.vae.pixels_per_latent();
     let shape = Shape { width: side, height: side, steps: 1, t5_length: 1, true_cfg: false };
     let (mut recorder, mut weights) = (Recorder::fresh(&Capability::unknown()), Weights::default());
     record(&mut recorder, &mut weights, config, &shape, Quantize::Nf4)?;
-    Ok(weights.list.into_iter().map(|weight| (weight.part, weight.needed)).collect())
+    Ok(weights.list)
 }
 
 /// Records a generation.

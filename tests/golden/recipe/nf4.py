@@ -3,7 +3,13 @@
 import bitsandbytes.functional as bnb
 import torch
 
+from .weights import crc32, generate
+
 BLOCK = 64
+# absmax of a tensor: how many, and the (scale, mean) of their hash. All edges of groups, vectors and cascades of sums;
+# more than 32768, where torch would give several threads a part each; all the same; so close that few codes are used.
+NESTED = [(n, 0.4375, 0.5) for n in (1, 5, 7, 8, 9, 31, 32, 33, 100, 255, 256, 257, 1000, 2047, 2048, 4097, 36864, 294912)]
+NESTED += [(300, 0.0, 0.25), (768, 2.0**-12, 1.0), (5000, 2.0**-12, 2.0**-11)]
 
 
 def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, "bnb.QuantState"]:
@@ -30,7 +36,7 @@ def quantize_linears(model: torch.nn.Module) -> None:
 
 
 def code_cases() -> dict[str, torch.Tensor]:
-    """Four small matrices with everything a quantizer can get wrong, weights, codes and absmax."""
+    """Small tensors with everything a quantizer can get wrong, weights, codes and absmax."""
     generator = torch.Generator().manual_seed(4)
     code = bnb.get_4bit_type("nf4", device="cpu", blocksize=BLOCK).float()
     thresholds = (code[1:].double() + code[:-1].double()) / 2
@@ -48,10 +54,15 @@ def code_cases() -> dict[str, torch.Tensor]:
     threshold[3:, 15] = -1.0
     threshold[:, 16:32] = code
     bfloat = (torch.randn(16, 192, generator=generator) * 3).to(torch.bfloat16)
+    # Below 1e-38 there is no reciprocal; a short last block is divided, and an odd last value has a neighbor that is zero.
+    tiny = torch.randn(4, BLOCK, generator=generator) * torch.tensor([[1e-39], [3e-39], [1e-41], [1.0]])
+    short = torch.randn(3 * BLOCK + 23, generator=generator)
+    short_zero = torch.cat([torch.randn(BLOCK, generator=generator), torch.zeros(6)])
 
     tensors = {}
     for name, weight in {
-        "gaussian": gaussian, "zero_block": zero_block, "threshold": threshold, "bfloat": bfloat
+        "gaussian": gaussian, "zero_block": zero_block, "threshold": threshold, "bfloat": bfloat,
+        "tiny": tiny, "short": short, "short_zero": short_zero,
     }.items():
         packed, absmax, _ = quantize(weight)
         tensors |= {
@@ -79,3 +90,25 @@ def serialized_linears() -> dict[str, torch.Tensor]:
         state.dtype = torch.float32
         tensors[f"{name}.dequantized"] = bnb.dequantize_4bit(packed, state).to(torch.bfloat16)
     return tensors
+
+
+def nested_cases() -> list[dict]:
+    """absmax quantized once more: the mean, and checksums of scales and codes."""
+    cases = []
+    for elements, scale, mean in NESTED:
+        absmax = generate(f"nested/{elements}", (elements,), torch.float32, scale, mean)
+        offset = absmax.mean()
+        codes, state = bnb.quantize_blockwise(absmax - offset, blocksize=256)
+        read = bnb.dequantize_blockwise(codes, state) + offset
+        cases.append(
+            {
+                "elements": elements,
+                "scale": scale,
+                "mean": mean,
+                "offset": f"{offset.view(torch.int32).item():08x}",
+                "scales": crc32(state.absmax),
+                "codes": crc32(codes),
+                "read": crc32(read),
+            }
+        )
+    return cases
