@@ -183,6 +183,10 @@ impl<'a> Client<'a> {
             ureq::Error::Io(e) if url.starts_with("https://") && is_tls(&e) => tls(&at, &e).into(),
             ureq::Error::Rustls(e) => tls(&at, &e).into(),
             ureq::Error::Tls(what) => tls(&at, &what).into(),
+            // The standard library has no kind for it.
+            ureq::Error::Io(e) if e.to_string().contains("lookup address") => {
+                passing(format!("the host of {at} cannot be found ({e})"), true)
+            }
             ureq::Error::Io(e) => {
                 use std::io::ErrorKind::{
                     ConnectionRefused, HostUnreachable, NetworkDown, NetworkUnreachable,
@@ -201,7 +205,9 @@ impl<'a> Client<'a> {
     /// What a status other than success means.
     fn refusal(&self, asked: Asked, url: &str, response: &Response<Body>) -> Failure {
         let Asked { id, revision } = asked;
-        let (status, at, hub) = (response.status(), place(url), &self.settings.endpoint);
+        let (status, at) = (response.status(), place(url));
+        let hub = place(&self.settings.endpoint);
+        let hub = hub.trim_end_matches('/');
         let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
         let code = header("x-error-code").unwrap_or_default();
         if matches!(status.as_u16(), 408 | 429 | 500..=599) {
@@ -222,7 +228,7 @@ impl<'a> Client<'a> {
         if status == StatusCode::RANGE_NOT_SATISFIABLE {
             return Failure::PastTheEnd { what: format!("{at} ends before what was asked for") };
         }
-        if origin(url) != origin(hub) {
+        if origin(url) != origin(&self.settings.endpoint) {
             // A link that has expired, most likely: the hub makes a new one.
             return Failure::passing(format!("{at}, where the hub redirects to, answers {status}"));
         }
@@ -274,7 +280,9 @@ fn redirect(url: &str, response: &Response<Body>) -> Result<Option<String>, Fail
 fn resolve(base: &str, location: &str) -> Option<String> {
     let uri: Uri = base.parse().ok()?;
     let (scheme, authority) = (uri.scheme_str()?, uri.authority()?);
-    let next = if location.starts_with("http://") || location.starts_with("https://") {
+    let next = if location.is_empty() {
+        return None;
+    } else if location.starts_with("http://") || location.starts_with("https://") {
         location.to_string()
     } else if let Some(rest) = location.strip_prefix("//") {
         format!("{scheme}://{rest}")
@@ -335,6 +343,7 @@ mod tests {
             ("file:///etc/passwd", None),
             ("ftp://cdn.example/b", None),
             ("https://", None),
+            ("", None),
         ] {
             assert_eq!(resolve(base, location).as_deref(), expected, "{location}");
         }

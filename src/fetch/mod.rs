@@ -166,7 +166,7 @@ impl Fetch {
     ) -> Result<ModelFolder> {
         hub::check_name(&self.id, &self.revision)?;
         let settings = self.settings()?;
-        let mut told = Told { on_progress, path: String::new(), before: 0, here: 0, total: 0 };
+        let mut told = Told { on_progress, path: String::new(), elsewhere: 0, here: 0, total: 0 };
         if settings.is_offline {
             return self.offline(&settings, "HF_HUB_OFFLINE is set", &mut told);
         }
@@ -207,9 +207,10 @@ impl Fetch {
         self.announce(store, listing, &all, told)?;
         for wanted in &all {
             told.begin(&wanted.path);
+            let here = all.iter().filter(|other| other.path != wanted.path).map(|other| store.arrived(other));
+            told.elsewhere = here.sum();
             self.check_old(store, wanted, told)?;
             transfer.fetch(wanted, &url(wanted), told)?;
-            told.before += wanted.bytes;
         }
         // The index comes first of the files, and last of the links.
         all.rotate_left(1);
@@ -244,7 +245,11 @@ impl Fetch {
 
     /// What the cache has, if it is whole: every file's header says how long it is.
     fn offline(&self, settings: &Settings, why: &str, told: &mut Told) -> Result<ModelFolder> {
-        let folder = ModelFolder::of_hub(hub::snapshot_in(&settings.cache, &self.name())?, &self.name());
+        let found = hub::snapshot_in(&settings.cache, &self.name()).map_err(|error| match error {
+            Error::Input(text) => Error::Input(format!("{why}, and {text}")),
+            other => other,
+        });
+        let folder = ModelFolder::of_hub(found?, &self.name());
         Model::open_folder(&folder)?;
         if self.verify {
             self.verify_links(settings, &folder, told)?;
@@ -339,7 +344,7 @@ impl Fetch {
             (bytes, missing) = (bytes + wanted.bytes, missing + wanted.bytes - here);
             told.tell(FetchProgress::Needs { path: &wanted.path, bytes: wanted.bytes, here })?;
         }
-        (told.total, told.before) = (bytes, 0);
+        told.total = bytes;
         told.tell(FetchProgress::Listed { commit: &listing.commit, bytes, missing })?;
         match store.free_bytes() {
             Some(free) if free < missing => Err(store.too_full(missing, free)),
@@ -352,8 +357,8 @@ impl Fetch {
 struct Told<'a> {
     on_progress: &'a mut dyn FnMut(FetchProgress<'_>) -> ControlFlow<()>,
     path: String,
-    /// Bytes of the files before this one.
-    before: u64,
+    /// Bytes that are here of other files.
+    elsewhere: u64,
     /// Bytes of this one.
     here: u64,
     /// Of all; 0 until that is known.
@@ -382,8 +387,11 @@ impl Listener for Told<'_> {
 
     fn idle(&mut self) -> Result<()> {
         let path = std::mem::take(&mut self.path);
-        let told =
-            self.tell(FetchProgress::Bytes { path: &path, done: self.before + self.here, total: self.total });
+        let told = self.tell(FetchProgress::Bytes {
+            path: &path,
+            done: self.elsewhere + self.here,
+            total: self.total,
+        });
         self.path = path;
         told
     }

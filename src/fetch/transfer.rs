@@ -63,11 +63,15 @@ impl Hasher {
     }
 }
 
+/// Bytes whose digest takes long enough to be spoken of.
+const MANY_BYTES: u64 = 1 << 30;
+
 /// Whether the blob of `wanted`, which has its size, has its digest, too.
 pub(super) fn is_intact(store: &Store, wanted: &Wanted, listener: &mut dyn Listener) -> Result<bool> {
     let path = store.blob(&wanted.digest);
     let mut file = File::open(&path).map_err(disk("read", &path))?;
     let mut hasher = Hasher::new(wanted);
+    listener.arrived(wanted.bytes)?;
     let bytes = hash_all(&mut file, &path, &mut hasher, listener)?;
     Ok(bytes == wanted.bytes && hasher.finish() == wanted.digest.hex())
 }
@@ -80,7 +84,7 @@ fn hash_all(file: &mut File, path: &Path, hasher: &mut Hasher, listener: &mut dy
             n => {
                 hasher.update(&chunk[..n]);
                 bytes += n as u64;
-                listener.arrived(bytes)?;
+                listener.idle()?;
             }
         }
     }
@@ -119,6 +123,11 @@ impl Partial {
             }
             Err(e) => return Err(disk("write", &path)(e)),
         };
+        let here = file.metadata().map_err(disk("read", &path))?.len();
+        listener.arrived(here)?;
+        if here >= MANY_BYTES {
+            listener.note(&format!("{}: looking through what is here of it", wanted.path))?;
+        }
         let mut hasher = Hasher::new(wanted);
         let bytes = hash_all(&mut file, &path, &mut hasher, listener)?;
         Ok(Partial { path, file, bytes, hasher })

@@ -39,6 +39,8 @@ pub fn run(args: &Args) -> Result<()> {
     ));
     let bar = ProgressBar::new(0);
     let (mut table, mut is_listed) = (String::new(), false);
+    // A log gets a line per file.
+    let (is_log, mut last) = (!std::io::stderr().is_terminal(), String::new());
     let done = fetch.run_with(&mut |progress| {
         match progress {
             FetchProgress::Needs { path, bytes, here } => {
@@ -68,6 +70,10 @@ pub fn run(args: &Args) -> Result<()> {
                 begin(&bar, bytes, bytes - missing);
             }
             FetchProgress::Bytes { path, done, total } if total > 0 => {
+                if is_log && done < total && last != path {
+                    path.clone_into(&mut last);
+                    say(format_args!("fetching {path}"));
+                }
                 bar.set_message(terminal::shortened(path));
                 bar.set_position(done);
             }
@@ -91,9 +97,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// The line of progress, of which `here` is no merit of this run.
 fn begin(bar: &ProgressBar, total: u64, here: u64) {
     let template = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-    if let Ok(style) = ProgressStyle::with_template(template)
-        && std::io::stderr().is_terminal()
-    {
+    if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
     bar.set_length(total);
