@@ -167,7 +167,7 @@ impl<'a> Client<'a> {
     /// The token, for the hub itself: where it redirects to needs none.
     fn token_for(&self, url: &str) -> Option<&str> {
         let is_hub = origin(url) == origin(&self.settings.endpoint);
-        self.settings.token.as_deref().filter(|_| is_hub)
+        self.settings.token.as_ref().map(|token| token.0.as_str()).filter(|_| is_hub)
     }
 
     pub(super) fn failure(&self, url: &str, error: ureq::Error) -> Failure {

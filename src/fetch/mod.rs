@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use self::http::{Asked, Client};
 use self::listing::{Digest, Listing, Wanted, Weights};
-use self::settings::Settings;
+use self::settings::{Secret, Settings};
 use self::store::Store;
 use self::transfer::{Listener, Transfer};
 use crate::config::PipelineConfig;
@@ -52,7 +52,7 @@ pub struct Fetch {
     id: String,
     revision: String,
     verify: bool,
-    token: Option<String>,
+    token: Option<Secret>,
     cache: Option<PathBuf>,
     endpoint: Option<String>,
     patience: Option<[Duration; 2]>,
@@ -121,7 +121,7 @@ impl Fetch {
 
     /// A token for gated models, in place of `HF_TOKEN` and what `hf auth login` has written.
     pub fn token(mut self, token: impl Into<String>) -> Fetch {
-        self.token = Some(token.into());
+        self.token = Some(Secret(token.into()));
         self
     }
 
@@ -221,7 +221,7 @@ impl Fetch {
     fn settings(&self) -> Result<Settings> {
         let mut settings = Settings::from_environment()?;
         if let Some(token) = &self.token {
-            settings.token = Some(settings::token_of(token)?);
+            settings.token = Some(settings::token_of(&token.0)?);
         }
         if let Some(cache) = &self.cache {
             settings.cache.clone_from(cache);

@@ -13,11 +13,21 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// Waited after a failure; twice that after the next.
 const BACK_OFF: Duration = Duration::from_millis(500);
 
+/// What is in no message, and in no `{:?}` of what holds it.
+#[derive(Clone)]
+pub(super) struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
     /// Without a slash at its end.
     pub endpoint: String,
-    pub token: Option<String>,
+    pub token: Option<Secret>,
     pub cache: PathBuf,
     pub is_offline: bool,
     pub timeout: Duration,
@@ -70,10 +80,10 @@ pub(super) fn endpoint(text: &str) -> Result<String> {
 }
 
 /// A token, checked: it becomes a line of a request. What it is stays out of the message.
-pub(super) fn token_of(text: &str) -> Result<String> {
+pub(super) fn token_of(text: &str) -> Result<Secret> {
     let token = text.trim();
     match !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        true => Ok(token.to_string()),
+        true => Ok(Secret(token.to_string())),
         false => Err(Error::Input(
             "the token for the hub holds what is no letter or digit; make a new one".to_string(),
         )),
@@ -113,7 +123,9 @@ mod tests {
             (&[("HUGGING_FACE_HUB_TOKEN", "hf_old")], Some("hf_old")),
             (&[("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")], None),
         ] {
-            assert_eq!(settings(&[&file, more].concat()).unwrap().token.as_deref(), expected);
+            let found = settings(&[&file, more].concat()).unwrap();
+            assert_eq!(found.token.as_ref().map(|token| token.0.as_str()), expected);
+            assert!(!format!("{found:?}").contains("hf_"), "{found:?}");
         }
         let wrong = settings(&[("HF_TOKEN", "a\r\nX-Evil: 1")]).unwrap_err().to_string();
         assert!(wrong.contains("the token for the hub") && !wrong.contains("Evil"), "{wrong}");
