@@ -40,15 +40,15 @@ impl Failure {
         Failure::Passing { what: what.into(), wait: None, is_unreachable: false }
     }
 
-    /// The error that it is for who has waited enough.
-    pub(super) fn into_error(self, id: &str) -> Error {
+    /// The error that it is for who has waited enough for `file` of `id`.
+    pub(super) fn into_error(self, file: &str, id: &str) -> Error {
         match self {
             Failure::Final(error) => error,
             Failure::Passing { what, is_unreachable: true, .. } => Error::network(format!(
-                "{what}; is there a network, or does it need a proxy (HTTPS_PROXY)? what is in the cache works offline"
+                "{file}: {what}; is there a network, or does it need a proxy (HTTPS_PROXY)? what is in the cache works offline"
             )),
             Failure::Passing { what, .. } | Failure::PastTheEnd { what } => Error::network(format!(
-                "{what}; what has arrived is kept: `schnell fetch {id}` goes on from there"
+                "{file}: {what}; what has arrived is kept: `schnell fetch {id}` goes on from there"
             )),
         }
     }
@@ -128,7 +128,7 @@ impl<'a> Client<'a> {
         let (mut body, _) = self.get(asked, path, 0)?;
         let mut bytes = Vec::new();
         let read = body.as_reader().take(most_bytes + 1).read_to_end(&mut bytes);
-        read.map_err(|error| self.failure(&format!("{}{path}", self.settings.endpoint), error.into()))?;
+        read.map_err(|error| self.cut_off(path, error))?;
         match bytes.len() as u64 > most_bytes {
             true => Err(Error::network(format!("{path} has more than {most_bytes} bytes")).into()),
             false => Ok(bytes),
@@ -170,7 +170,12 @@ impl<'a> Client<'a> {
         self.settings.token.as_ref().map(|token| token.0.as_str()).filter(|_| is_hub)
     }
 
-    pub(super) fn failure(&self, url: &str, error: ureq::Error) -> Failure {
+    /// Why the body of `path` does not go on.
+    pub(super) fn cut_off(&self, path: &str, error: std::io::Error) -> Failure {
+        self.failure(&format!("{}{path}", self.settings.endpoint), error.into())
+    }
+
+    fn failure(&self, url: &str, error: ureq::Error) -> Failure {
         let (at, seconds) = (place(url), self.settings.timeout.as_secs_f64());
         let passing = |what: String, is_unreachable| Failure::Passing { what, wait: None, is_unreachable };
         match error {
@@ -346,6 +351,21 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(resolve(base, location).as_deref(), expected, "{location}");
+        }
+    }
+
+    #[test]
+    fn no_redirect_leads_from_https_to_http() {
+        let answer = |to: &str| {
+            let response = Response::builder().status(302).header("Location", to);
+            response.body(Body::builder().data(Vec::new())).unwrap()
+        };
+        let https = "https://hub.example/a";
+        let Err(Failure::Final(refusal)) = redirect(https, &answer("http://hub.example/b")) else { panic!() };
+        assert!(refusal.to_string().contains("from https to http"), "{refusal}");
+        for (from, to) in [(https, "https://cdn.example/b"), ("http://hub.example/a", "http://cdn.example/b")]
+        {
+            assert!(matches!(redirect(from, &answer(to)), Ok(Some(next)) if next == to));
         }
     }
 

@@ -212,7 +212,9 @@ impl Transfer<'_> {
                 Err(failure) => failure,
             };
             failures = if partial.bytes >= before + PROGRESS_BYTES { 1 } else { failures + 1 };
-            self.wait(failure, failures, &wanted.path, listener)?;
+            if partial.bytes < wanted.bytes || matches!(failure, Failure::Final(_)) {
+                self.wait(failure, failures, &wanted.path, listener)?;
+            }
         }
         Ok(())
     }
@@ -236,19 +238,14 @@ impl Transfer<'_> {
         let mut skip = match partial.bytes.checked_sub(start) {
             Some(skip) => skip,
             None => {
-                return Err(Failure::passing(format!(
-                    "{path}: asked for byte {}, got {start}",
-                    partial.bytes
-                )));
+                return Err(Failure::passing(format!("asked for byte {}, got {start}", partial.bytes)));
             }
         };
         if let Some(length) = body.content_length()
             && start.checked_add(length) != Some(wanted.bytes)
         {
-            let what = format!(
-                "{path}: the server sends {start} + {length} bytes, but the hub lists {}",
-                wanted.bytes
-            );
+            let what =
+                format!("the server sends {start} + {length} bytes, but the hub lists {}", wanted.bytes);
             return Err(Failure::passing(what));
         }
         let (mut reader, mut chunk) = (body.as_reader(), vec![0; CHUNK_BYTES]);
@@ -256,21 +253,19 @@ impl Transfer<'_> {
             let read = match reader.read(&mut chunk) {
                 Ok(0) if partial.bytes == wanted.bytes => return Ok(()),
                 Ok(0) => {
-                    let what = format!("{path} ended after {} of {} bytes", partial.bytes, wanted.bytes);
+                    let what = format!("it ended after {} of {} bytes", partial.bytes, wanted.bytes);
                     return Err(Failure::passing(what));
                 }
                 Ok(read) => read,
-                Err(e) => return Err(self.client.failure(path, e.into())),
+                Err(e) => return Err(self.client.cut_off(path, e)),
             };
             let passed = skip.min(read as u64);
             skip -= passed;
             let fresh = &chunk[passed as usize..read];
             if partial.bytes + fresh.len() as u64 > wanted.bytes {
                 partial.clear(wanted)?;
-                return Err(Failure::passing(format!(
-                    "{path} goes on after the {} bytes that the hub lists",
-                    wanted.bytes
-                )));
+                let what = format!("it goes on after the {} bytes that the hub lists", wanted.bytes);
+                return Err(Failure::passing(what));
             }
             partial.append(fresh)?;
             listener.arrived(partial.bytes)?;
@@ -290,7 +285,7 @@ impl Transfer<'_> {
                 Ok(answer) => return Ok(answer),
                 // Who has no network wants to know now.
                 Err(failure @ Failure::Passing { is_unreachable: true, .. }) => {
-                    return Err(failure.into_error(self.asked.id));
+                    return Err(failure.into_error(what, self.asked.id));
                 }
                 Err(failure) => {
                     failures += 1;
@@ -304,7 +299,7 @@ impl Transfer<'_> {
     fn wait(&self, failure: Failure, failures: u32, what: &str, listener: &mut dyn Listener) -> Result<()> {
         let (text, asked_for) = match &failure {
             Failure::Passing { what, wait, .. } if failures <= MOST_FAILURES => (what.clone(), *wait),
-            _ => return Err(failure.into_error(self.asked.id)),
+            _ => return Err(failure.into_error(what, self.asked.id)),
         };
         let doubled = self.back_off.saturating_mul(1 << (failures - 1).min(16)).min(MOST_BACK_OFF);
         // Up to a quarter more, so that not everybody comes back at once.
