@@ -119,7 +119,7 @@ impl Fetch {
         self
     }
 
-    /// A token for gated models, in place of `HF_TOKEN` and what `hf auth login` has written.
+    /// A token for gated models, in place of `HF_TOKEN` and what `hf auth login` has written; an empty one asks without.
     pub fn token(mut self, token: impl Into<String>) -> Fetch {
         self.token = Some(Secret(token.into()));
         self
@@ -221,7 +221,10 @@ impl Fetch {
     fn settings(&self) -> Result<Settings> {
         let mut settings = Settings::from_environment()?;
         if let Some(token) = &self.token {
-            settings.token = Some(settings::token_of(&token.0)?);
+            settings.token = match token.0.is_empty() {
+                true => None,
+                false => Some(settings::token_of(&token.0)?),
+            };
         }
         if let Some(cache) = &self.cache {
             settings.cache.clone_from(cache);

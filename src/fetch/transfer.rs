@@ -204,14 +204,15 @@ impl Transfer<'_> {
         partial: &mut Partial,
         listener: &mut dyn Listener,
     ) -> Result<()> {
-        let mut failures = 0;
+        let (mut failures, mut most) = (0, partial.bytes);
         while partial.bytes < wanted.bytes {
-            let before = partial.bytes;
             let failure = match self.receive_once(wanted, path, partial, listener) {
                 Ok(()) => continue,
                 Err(failure) => failure,
             };
-            failures = if partial.bytes >= before + PROGRESS_BYTES { 1 } else { failures + 1 };
+            // Beyond what there ever was: a file that always ends too soon is begun anew again and again.
+            failures = if partial.bytes >= most + PROGRESS_BYTES { 1 } else { failures + 1 };
+            most = most.max(partial.bytes);
             if partial.bytes < wanted.bytes || matches!(failure, Failure::Final(_)) {
                 self.wait(failure, failures, &wanted.path, listener)?;
             }

@@ -34,6 +34,8 @@ pub enum Fault {
     Longer(usize),
     /// All but so many bytes, as if that were all.
     Shorter(usize),
+    /// The same, and no `Content-Length`.
+    Ends(usize),
     /// From the first byte, whatever was asked for.
     IgnoreRange,
     /// Another status, with headers.
@@ -305,7 +307,7 @@ fn file(
     match fault {
         Some(Fault::Garbage) => bytes.iter_mut().for_each(|byte| *byte ^= 0x55),
         Some(Fault::Longer(more)) => bytes.extend(vec![7; more]),
-        Some(Fault::Shorter(less)) => bytes.truncate(len - less),
+        Some(Fault::Shorter(less) | Fault::Ends(less)) => bytes.truncate(len - less),
         _ => {}
     }
     let from = match (asked.range, &fault) {
@@ -340,7 +342,7 @@ fn send(
     };
     match fault {
         // Then the end of the connection is the end of the body.
-        Some(Fault::Longer(_)) => headers.push(("X-No-Length", String::new())),
+        Some(Fault::Longer(_) | Fault::Ends(_)) => headers.push(("X-No-Length", String::new())),
         _ => headers.push(("Content-Length", body.len().to_string())),
     }
     let mut head = format!("HTTP/1.1 {status} OK\r\nConnection: close\r\n");

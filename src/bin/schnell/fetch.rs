@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use schnell::{Error, Fetch, FetchProgress, Result, human_bytes};
 
 use crate::terminal::{print, say};
@@ -33,11 +33,13 @@ pub fn run(args: &Args) -> Result<()> {
     if args.verify {
         fetch = fetch.verify();
     }
+    // Below the line of progress, which stays.
+    let line = if std::io::stderr().is_terminal() { "\n" } else { "" };
     signals::say_before_the_end(format!(
-        "interrupted; what has arrived is kept: `schnell fetch {}` goes on from there",
+        "{line}interrupted; what has arrived is kept: `schnell fetch {}` goes on from there",
         args.model
     ));
-    let bar = ProgressBar::new(0);
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
     let (mut table, mut is_listed) = (String::new(), false);
     // A log gets a line per file.
     let (is_log, mut last) = (!std::io::stderr().is_terminal(), String::new());
@@ -97,10 +99,11 @@ pub fn run(args: &Args) -> Result<()> {
 /// The line of progress, of which `here` is no merit of this run.
 fn begin(bar: &ProgressBar, total: u64, here: u64) {
     let template = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style);
-    }
     bar.set_length(total);
     bar.set_position(here);
     bar.reset_eta();
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar.set_draw_target(ProgressDrawTarget::stderr());
 }
