@@ -1,7 +1,7 @@
 //! One error type, split by who can act on it: the caller ([`Error::Input`]), the owner of the model files
 //! ([`Error::Weights`]), the owner of the memory ([`Error::Capacity`]), the choice of machine or build
-//! ([`Error::Unsupported`]), the machine itself ([`Error::Device`]), the file system ([`Error::Io`]) and the authors of this
-//! crate ([`Error::Internal`]).
+//! ([`Error::Unsupported`]), the machine itself ([`Error::Device`]), the file system ([`Error::Io`]), the network
+//! ([`Error::Network`]) and the authors of this crate ([`Error::Internal`]).
 //!
 //! Messages are lower case, say what was expected and what was found, and end with what to do about it.
 
@@ -92,6 +92,10 @@ pub enum Error {
         /// The operating system's reason.
         source: std::io::Error,
     },
+
+    /// A server that cannot be reached, or sends what it should not. It may be otherwise later.
+    #[error("{}", shown(_0))]
+    Network(String),
 }
 
 /// Longest piece of a message in characters: files may hold names of megabytes.
@@ -136,6 +140,12 @@ impl Error {
         Error::Weights { path: path.as_ref().to_path_buf(), what: what.into(), source: None }
     }
 
+    /// An [`Error::Network`].
+    #[cfg(feature = "fetch")]
+    pub(crate) fn network(what: impl Into<String>) -> Self {
+        Error::Network(what.into())
+    }
+
     /// Keeps the `cause` of an [`Error::Weights`], whose text it is in.
     pub(crate) fn because(mut self, cause: impl Into<Cause>) -> Self {
         if let Error::Weights { source, .. } = &mut self {
@@ -163,6 +173,7 @@ impl Error {
             Error::Internal(_) => 8,
             Error::Stopped => 9,
             Error::Mismatch(_) => 10,
+            Error::Network(_) => 11,
         }
     }
 }

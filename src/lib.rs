@@ -56,6 +56,8 @@ pub mod demo;
 pub mod device;
 #[cfg(feature = "check")]
 pub mod error;
+#[cfg(all(feature = "fetch", feature = "check"))]
+pub mod fetch;
 #[cfg(feature = "check")]
 #[allow(unsafe_code)]
 pub mod kernels;
@@ -83,6 +85,8 @@ mod demo;
 mod device;
 #[cfg(not(feature = "check"))]
 mod error;
+#[cfg(all(feature = "fetch", not(feature = "check")))]
+mod fetch;
 #[cfg(not(feature = "check"))]
 #[allow(unsafe_code)]
 mod kernels;
@@ -103,6 +107,8 @@ pub use config::PipelineConfig;
 pub use device::EmulatorOptions;
 pub use device::{Capability, Device};
 pub use error::{Error, Result};
+#[cfg(feature = "fetch")]
+pub use fetch::{Fetch, FetchProgress};
 pub use image::ImageFormat;
 pub use models::layers::Quantize;
 pub use pipeline::timing::{StageTime, Timings};

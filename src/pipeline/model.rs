@@ -41,7 +41,8 @@ impl Model {
     /// # Errors
     /// As for [`Model::open`].
     pub fn open_folder(folder: &ModelFolder) -> Result<Model> {
-        Model::with(folder.config()?, folder, |config| Source::open(folder.path(), config))
+        let opened = Model::with(folder.config()?, folder, |config| Source::open(folder.path(), config));
+        opened.map_err(|error| folder.advised(error))
     }
 
     /// A shape of this size with the steps and T5 tokens that this model is meant for.

@@ -190,14 +190,7 @@ impl Component {
         let mut found = Vec::new();
         for entry in std::fs::read_dir(dir).map_err(Error::io("read", dir))? {
             let name = entry.map_err(Error::io("read", dir))?.file_name().to_string_lossy().into_owned();
-            let rest = name.strip_prefix(stem).and_then(|rest| rest.strip_prefix('.'));
-            let variant = |rest: &str| {
-                let middle = rest.strip_suffix(".safetensors");
-                let of_index =
-                    || rest.strip_prefix("safetensors.index.").and_then(|rest| rest.strip_suffix(".json"));
-                middle.or_else(of_index).is_some_and(|v| !v.is_empty() && !v.contains("-of-"))
-            };
-            if rest.is_some_and(variant) {
+            if is_variant(stem, &name) {
                 found.push(name);
             }
         }
@@ -264,6 +257,14 @@ impl Component {
     pub fn iter(&self) -> impl Iterator<Item = &TensorInfo> {
         self.tensors.values()
     }
+}
+
+/// Whether `name` is `<stem>.<variant>.safetensors` or `<stem>.safetensors.index.<variant>.json`.
+pub(crate) fn is_variant(stem: &str, name: &str) -> bool {
+    let Some(rest) = name.strip_prefix(stem).and_then(|rest| rest.strip_prefix('.')) else { return false };
+    let of_index = || rest.strip_prefix("safetensors.index.").and_then(|rest| rest.strip_suffix(".json"));
+    let variant = rest.strip_suffix(".safetensors").or_else(of_index);
+    variant.is_some_and(|variant| !variant.is_empty() && !variant.contains("-of-"))
 }
 
 /// Opens a shard by the name the index gives it, which must not lead out of the folder.

@@ -1,6 +1,8 @@
 //! The `schnell` command: flags in, calls to the library, files and messages out. Human output goes to stderr, machine
 //! output to stdout or files. One file per subcommand.
 
+#[cfg(feature = "fetch")]
+mod fetch;
 mod generate;
 mod inputs;
 mod options;
@@ -20,7 +22,8 @@ use clap::{Parser, Subcommand};
 #[command(
     version,
     after_help = "Exit codes: 0 done, 2 bad input or flags, 3 bad model files, 4 not enough memory, \
-                                 5 unsupported machine or model, 6 the device failed, 7 a file cannot be read or written."
+                                 5 unsupported machine or model, 6 the device failed, 7 a file cannot be read or written, \
+                                 11 the network failed."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -35,6 +38,9 @@ enum Command {
     Plan(Box<plan::Args>),
     /// Write a model's folder anew in 4 bits (NF4), as bitsandbytes does it; diffusers loads it, too.
     Quantize(Box<quantize::Args>),
+    /// Fetch a model from the Hugging Face hub: the files needed, checked, going on where it was interrupted.
+    #[cfg(feature = "fetch")]
+    Fetch(Box<fetch::Args>),
 }
 
 fn main() -> ExitCode {
@@ -55,6 +61,8 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Quantize(args) => quantize::run(args),
+        #[cfg(feature = "fetch")]
+        Command::Fetch(args) => fetch::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

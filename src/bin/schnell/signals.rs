@@ -4,13 +4,26 @@ use libc::{
     SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGPWR, SIGQUIT, SIGSTKFLT, SIGTERM, SIGUSR1, SIGUSR2,
     SIGVTALRM, SIGXCPU, SIGXFSZ,
 };
+use std::sync::OnceLock;
+
 use signal_hook::iterator::Signals;
+
+use crate::terminal;
+
+/// What a user who stops the command should know.
+static LAST_WORDS: OnceLock<String> = OnceLock::new();
 
 /// Those that end a process and may be caught; not those of faults, which the emulator handles.
 const ENDING: [i32; 13] = [
     SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGALRM, SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU, SIGPROF, SIGIO, SIGPWR,
     SIGSTKFLT,
 ];
+
+/// Lets `text` be the last line of a command that a signal ends.
+#[cfg_attr(not(feature = "fetch"), expect(dead_code, reason = "nothing else is worth going on with"))]
+pub fn say_before_the_end(text: String) {
+    let _ = LAST_WORDS.set(text);
+}
 
 /// Waits for signals on a thread of its own. A signal that the parent has told to ignore, as `nohup` does, stays ignored.
 pub fn watch() {
@@ -23,6 +36,9 @@ pub fn watch() {
     let _ = std::thread::Builder::new().name("signals".to_string()).spawn(move || {
         if let Some(signal) = signals.forever().next() {
             schnell::files::remove_temporaries();
+            if let Some(text) = LAST_WORDS.get() {
+                terminal::say(text);
+            }
             // Ends the process as the signal alone would have.
             let _ = signal_hook::low_level::emulate_default_handler(signal);
             std::process::exit(128 + signal);

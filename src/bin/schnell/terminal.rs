@@ -30,6 +30,17 @@ pub fn say(text: impl std::fmt::Display) {
     let _ = writeln!(Stderr, "{}", lines.join("\n"));
 }
 
+/// The end of a name, for a line that has little room.
+#[cfg(feature = "fetch")]
+pub fn shortened(name: &str) -> String {
+    const ROOM: usize = 40;
+    let len = name.chars().count();
+    match len <= ROOM {
+        true => fit(name),
+        false => format!("..{}", fit(&name.chars().skip(len - ROOM + 2).collect::<String>())),
+    }
+}
+
 /// Whether [`say`] shows `text` as it is.
 pub fn fits(text: &str) -> bool {
     text.split('\n').all(|line| fit(line) == line)

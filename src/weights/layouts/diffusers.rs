@@ -28,12 +28,15 @@ pub fn stem(part: Part) -> &'static str {
 /// # Errors
 /// Those of [`Component::open`].
 pub fn open(dir: &Path, part: Part) -> Result<Component> {
-    // Which of two sets of weights counts: each library has its rule.
-    let first = match part {
+    Component::open(&dir.join(folder(part)), stem(part), first(part))
+}
+
+/// Which of two sets of weights of a part counts: each library has its rule.
+pub fn first(part: Part) -> First {
+    match part {
         Part::Transformer | Part::Vae => First::Index,
         Part::T5 | Part::Clip => First::Single,
-    };
-    Component::open(&dir.join(folder(part)), stem(part), first)
+    }
 }
 
 /// Other names for the tensor `name` of a part, to look for in this order.
