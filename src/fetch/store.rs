@@ -143,8 +143,7 @@ impl Store {
     /// Bytes that the disk has left for us; nothing where that cannot be told.
     pub(super) fn free_bytes(&self) -> Option<u64> {
         let folder = self.cache.ancestors().find(|folder| folder.is_dir())?;
-        let disk = rustix::fs::statvfs(folder).ok()?;
-        disk.f_bavail.checked_mul(disk.f_frsize)
+        files::free_bytes(folder).ok().filter(|bytes| *bytes < u64::MAX)
     }
 
     /// That `needed_bytes` more do not fit.

@@ -14,12 +14,14 @@
 
 mod foreign;
 mod read;
+mod room;
 mod temporary;
 mod whole;
 mod write;
 
 pub(crate) use foreign::{FOREIGN_BYTES, foreign};
 pub use read::{Kind, exists, open, read, read_json};
+pub use room::free_bytes;
 pub use temporary::{Temporary, remove_temporaries};
 pub use whole::WholeFolder;
 pub use write::{Growing, Target, write};

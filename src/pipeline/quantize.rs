@@ -1,10 +1,8 @@
 //! A model's folder in NF4, from one that is wide: what diffusers saves of it with bitsandbytes.
 
 use std::collections::BTreeSet;
-use std::ffi::CString;
 use std::io::{Read, Write};
 use std::ops::ControlFlow::{self, Break, Continue};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -117,7 +115,7 @@ impl<'a> Quantizer<'a> {
             return Err(Error::Input(what));
         }
         let bytes = outputs.iter().map(Output::bytes).chain(copied.iter().map(|file| file.bytes)).sum();
-        check_room(to, bytes, free_bytes(target.parent().unwrap_or(Path::new("/")))?)?;
+        check_room(to, bytes, files::free_bytes(target.parent().unwrap_or(Path::new("/")))?)?;
 
         let total =
             outputs.iter().map(Output::bytes_to_read).chain(copied.iter().map(|file| file.bytes)).sum();
@@ -289,23 +287,6 @@ fn check_room(to: &Path, needed_bytes: u64, available_bytes: u64) -> Result<()> 
     })
 }
 
-/// Bytes that this user may still write in the file system of `folder`; no bound where it does not say.
-fn free_bytes(folder: &Path) -> Result<u64> {
-    let path = CString::new(folder.as_os_str().as_bytes())
-        .map_err(|_| Error::Input(format!("{}: no path holds a zero byte", folder.display())))?;
-    // SAFETY: `path` ends in a zero byte and lives across the call, which writes a whole `statvfs` into a local; all zero is a
-    // value of that plain struct.
-    let (failed, found) = unsafe {
-        let mut found: libc::statvfs = std::mem::zeroed();
-        (libc::statvfs(path.as_ptr(), &raw mut found) != 0, found)
-    };
-    match failed {
-        true => Err(Error::io("write", folder)(std::io::Error::last_os_error())),
-        false if found.f_blocks == 0 => Ok(u64::MAX),
-        false => Ok(found.f_bavail.saturating_mul(found.f_frsize)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -317,10 +298,5 @@ mod tests {
         let Error::Capacity { needed_bytes, available_bytes, .. } = &error else { panic!("{error}") };
         assert_eq!((*needed_bytes, *available_bytes), (8 << 30, 7));
         assert!(error.to_string().starts_with("new needs 8589934592 bytes"), "{error}");
-        let of_root = free_bytes(Path::new("/")).unwrap();
-        assert!((1..u64::MAX).contains(&of_root), "{of_root}");
-        assert_eq!(free_bytes(Path::new("/proc")).unwrap(), u64::MAX);
-        let missing = free_bytes(Path::new("/no/such/folder")).unwrap_err();
-        assert!(matches!(missing, Error::Io { .. }), "{missing}");
     }
 }

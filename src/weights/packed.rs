@@ -250,6 +250,13 @@ impl Packed {
     /// [`Error::Io`], and those of pinned memory.
     pub fn writer(&self, device: &Device, homes: &[Home]) -> Result<Writer<'_>> {
         let mut file = files::Growing::new(&self.path)?;
+        let bytes: u64 = homes.iter().map(|home| home.unit.image.len() as u64).sum();
+        let free = files::free_bytes(self.path.parent().unwrap_or(&self.path))?;
+        if bytes > free {
+            let text = format!("its {bytes} bytes are more than the {free} that are free");
+            let full = std::io::Error::new(std::io::ErrorKind::StorageFull, text);
+            return Err(Error::io("write", &self.path)(full));
+        }
         // Checksums are known when everything has been written; they take as much as these.
         let none: Vec<u32> =
             vec![0; homes.iter().map(|home| home.unit.image.len().div_ceil(self.piece)).sum()];
