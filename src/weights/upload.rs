@@ -96,7 +96,7 @@ impl Target {
 
 /// Bytes of one pinned buffer and of one device-side staging slot: large enough for full PCIe speed, small beside any
 /// model. A tensor with longer rows than this does not exist.
-pub const STAGING_BYTES: usize = 8 << 20;
+pub const STAGING_BYTES: usize = 4 << 20;
 /// On the device: one is copied into while the other is quantized from.
 const SLOTS: usize = 2;
 
