@@ -45,8 +45,10 @@ impl TensorFile {
     pub(super) fn stamp(&self) -> Result<Option<String>> {
         let Contents::File(file) = &self.contents else { return Ok(None) };
         let found = file.metadata().map_err(Error::io("read", &self.path))?;
-        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        Ok(Some(format!("{name} {} {}.{}\n", found.len(), found.mtime(), found.mtime_nsec())))
+        // Components have files of one name.
+        let mut last = self.path.components().rev().map(|part| part.as_os_str().to_string_lossy());
+        let (name, folder) = (last.next().unwrap_or_default(), last.next().unwrap_or_default());
+        Ok(Some(format!("{folder}/{name} {} {}.{}\n", found.len(), found.mtime(), found.mtime_nsec())))
     }
 
     /// Where it is.

@@ -146,7 +146,8 @@ impl Staging {
 
     /// Pinned.
     pub fn host_bytes(&self) -> usize {
-        BUFFERS * self.slot_bytes
+        // One more, through which packed weights are written.
+        (BUFFERS + 1) * self.slot_bytes
     }
 
     /// The pinned buffers.
