@@ -7,8 +7,8 @@ mod common;
 mod golden;
 
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use common::*;
 use schnell::pipeline::{Model, Pipeline, Plan, Quantize, Request, Shape};
@@ -31,18 +31,6 @@ fn draw(model: &Model, plan: Plan, cache: Option<&Path>) -> Vec<u8> {
     rgb
 }
 
-/// The one file in `cache`; there is nothing else in it.
-fn file(cache: &Path) -> PathBuf {
-    let files: Vec<PathBuf> = std::fs::read_dir(cache).unwrap().map(|entry| entry.unwrap().path()).collect();
-    assert_eq!(files.len(), 1, "{files:?}");
-    files[0].clone()
-}
-
-fn identity(path: &Path) -> (u64, i64) {
-    let found = path.metadata().unwrap();
-    (found.ino(), found.mtime_nsec())
-}
-
 /// Resident and streamed plans load from one file, and read little of the model beside it.
 #[test]
 fn what_is_loaded_from_it_draws_the_same() {
@@ -50,7 +38,7 @@ fn what_is_loaded_from_it_draws_the_same() {
     let want = draw(&model, plan(&model), None);
     let cache = dir.path().join("a/cache");
     assert!(draw(&model, plan(&model), Some(&cache)) == want);
-    let made = identity(&file(&cache));
+    let made = identity(&only_file(&cache));
     let all = plan(&model).arena_bytes();
     let again = Model::open(dir.path()).unwrap();
     let from_files = model.bytes_read();
@@ -59,7 +47,7 @@ fn what_is_loaded_from_it_draws_the_same() {
         assert_eq!(plan.traffic().pinned == 0, budget == all);
         assert!(draw(&again, plan, Some(&cache)) == want, "{budget}");
     }
-    assert_eq!(identity(&file(&cache)), made, "made once");
+    assert_eq!(identity(&only_file(&cache)), made, "made once");
     // Of the model: a piece of every tensor, and the tables that stay on the host.
     assert!(again.bytes_read() < from_files, "{} of {from_files}", again.bytes_read());
     // Made by a streamed plan, it is the same file.
@@ -79,7 +67,7 @@ fn another_order_is_another_version() {
     let (dir, model) = demo();
     let cache = dir.path().join("cache");
     draw(&model, plan(&model), Some(&cache));
-    let bytes = std::fs::read(file(&cache)).unwrap();
+    let bytes = std::fs::read(only_file(&cache)).unwrap();
     let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize + 8;
     assert_eq!(header % 4096, 0);
     let text = String::from_utf8_lossy(&bytes[..header]);
@@ -95,7 +83,7 @@ fn a_damaged_file_is_made_again() {
     let (dir, model) = demo();
     let cache = dir.path().join("cache");
     let want = draw(&model, plan(&model), Some(&cache));
-    let path = file(&cache);
+    let path = only_file(&cache);
     let whole = std::fs::read(&path).unwrap();
     for (at, streams) in [(whole.len() / 2, false), (whole.len() - 1, true)] {
         let mut damaged = whole.clone();
@@ -105,7 +93,7 @@ fn a_damaged_file_is_made_again() {
         let least = plan.least_bytes().unwrap();
         let plan = if streams { plan.within(least).unwrap() } else { plan };
         assert!(draw(&model, plan, Some(&cache)) == want, "another picture");
-        assert!(std::fs::read(file(&cache)).unwrap() == whole, "not made again");
+        assert!(std::fs::read(only_file(&cache)).unwrap() == whole, "not made again");
     }
 }
 
@@ -120,9 +108,9 @@ fn several_may_make_it_at_once() {
             scope.spawn(|| assert!(draw(&model, plan(&model), Some(&cache)) == want));
         }
     });
-    let made = identity(&file(&cache));
+    let made = identity(&only_file(&cache));
     assert!(draw(&model, plan(&model), Some(&cache)) == want);
-    assert_eq!(identity(&file(&cache)), made);
+    assert_eq!(identity(&only_file(&cache)), made);
     // A file that another process writes right now is not taken for abandoned: it is locked.
     let living = cache.join(".schnell.1.0.0");
     let mut locked = std::fs::File::create(&living).unwrap();
@@ -151,12 +139,12 @@ fn a_folder_that_cannot_be_written_to_does_no_harm() {
         std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o555)).unwrap();
     };
     read_only(&cache);
-    let made = identity(&file(&cache));
+    let made = identity(&only_file(&cache));
     assert!(draw(&model, plan(&model), Some(&cache)) == want);
-    assert_eq!(identity(&file(&cache)), made);
+    assert_eq!(identity(&only_file(&cache)), made);
     std::fs::set_permissions(&cache, std::fs::Permissions::from_mode(0o755)).unwrap();
     // A file in the file's place, which a rename cannot replace, fails for root as well.
-    let path = file(&cache);
+    let path = only_file(&cache);
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir(&path).unwrap();
     std::fs::write(path.join("full"), "").unwrap();

@@ -6,24 +6,10 @@ mod common;
 #[path = "common/golden.rs"]
 mod golden;
 
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use command::Sandbox;
-use common::Rng;
-
-/// The one file in `cache`; there is nothing else in it.
-fn file(cache: &Path) -> PathBuf {
-    let files: Vec<PathBuf> = std::fs::read_dir(cache).unwrap().map(|entry| entry.unwrap().path()).collect();
-    assert_eq!(files.len(), 1, "{files:?}");
-    files[0].clone()
-}
-
-fn identity(path: &Path) -> (u64, i64) {
-    let found = path.metadata().unwrap();
-    (found.ino(), found.mtime_nsec())
-}
+use common::{Rng, identity, only_file};
 
 /// Whatever is wrong with a file: it is said, the picture is right, and the file is made again.
 #[test]
@@ -43,7 +29,7 @@ fn what_is_stale_foreign_or_damaged_is_made_again() {
     let with_cache = || draw(&["--cache", "cache"]);
     let (got, said) = with_cache();
     assert!(got == want && !said.contains("made again"), "{said}");
-    let path = file(&cache);
+    let path = only_file(&cache);
     let whole = std::fs::read(&path).unwrap();
     let header = u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize + 8;
 
@@ -77,7 +63,7 @@ fn what_is_stale_foreign_or_damaged_is_made_again() {
         let (got, said) = with_cache();
         assert!(got == want, "{what}: another picture");
         assert!(said.contains("is made again: ") && said.contains(why), "{what}: {said}");
-        assert!(std::fs::read(file(&cache)).unwrap() == whole, "{what}");
+        assert!(std::fs::read(only_file(&cache)).unwrap() == whole, "{what}");
         let (got, said) = with_cache();
         assert!(got == want && !said.contains("made again"), "{what}, once more: {said}");
     }
@@ -154,9 +140,9 @@ fn killed_at_any_moment_nothing_half_written_is_loaded() {
     assert!(left > 0, "none was killed while it wrote");
     let ran = sandbox.run(args);
     assert!(ran.code == 0 && !ran.stderr.contains("again"), "{}", ran.stderr);
-    let made = identity(&file(&cache));
+    let made = identity(&only_file(&cache));
     let first = std::fs::read(sandbox.path("out.png")).unwrap();
     let ran = sandbox.run(args);
-    assert_eq!((ran.code, identity(&file(&cache))), (0, made), "{}", ran.stderr);
+    assert_eq!((ran.code, identity(&only_file(&cache))), (0, made), "{}", ran.stderr);
     assert!(std::fs::read(sandbox.path("out.png")).unwrap() == first);
 }

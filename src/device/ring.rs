@@ -118,7 +118,7 @@ impl Device {
     ///
     /// # Errors
     /// [`Error::Capacity`] or [`Error::Device`] when the machine refuses.
-    pub fn ring(&self, slot_bytes: usize, slots: usize) -> Result<(Ring, Filler)> {
+    pub(crate) fn ring(&self, slot_bytes: usize, slots: usize) -> Result<(Ring, Filler)> {
         // SAFETY: `Shared` owns the address and gives it back once.
         let address = unsafe { self.machine().allocate_host(slot_bytes * slots)? };
         let shared = Arc::new(Shared {

@@ -30,6 +30,20 @@ pub fn demo() -> (tempfile::TempDir, schnell::Model) {
     (dir, model)
 }
 
+/// The one file in `folder`, in which there is nothing else.
+pub fn only_file(folder: &std::path::Path) -> std::path::PathBuf {
+    let files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(files.len(), 1, "{files:?}");
+    files[0].clone()
+}
+
+/// Another for every file that had the path.
+pub fn identity(path: &std::path::Path) -> (u64, i64) {
+    use std::os::unix::fs::MetadataExt;
+    let found = path.metadata().unwrap();
+    (found.ino(), found.mtime_nsec())
+}
+
 pub fn env_number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{name}={text}: expected a number")))
