@@ -118,14 +118,14 @@ fn several_may_make_it_at_once() {
     locked.write_all(b"half").unwrap();
     let abandoned = cache.join(".schnell.2.0.0");
     std::fs::write(&abandoned, b"half").unwrap();
-    let path = cache.join("x");
-    std::fs::write(&path, b"whatever a user keeps there").unwrap();
+    let of_user = ["x", ".schnell.toml", ".schnell.toml.swp", ".schnell.1.2.x"].map(|name| cache.join(name));
+    of_user.iter().for_each(|path| std::fs::write(path, b"whatever a user keeps there").unwrap());
     let packed = std::fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().path());
     let packed =
         packed.into_iter().find(|path| path.extension().is_some_and(|e| e == "safetensors")).unwrap();
     std::fs::remove_file(packed).unwrap();
     assert!(draw(&model, plan(&model), Some(&cache)) == want);
-    assert!(living.exists() && path.exists() && !abandoned.exists());
+    assert!(living.exists() && !abandoned.exists() && of_user.iter().all(|path| path.exists()));
 }
 
 /// In a folder where nothing can be written, what is there is read, and what is not, draws all the same.

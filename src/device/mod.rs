@@ -641,7 +641,8 @@ impl Device {
         self.machine().synchronize(stream)
     }
 
-    fn drain(&self) {
+    /// Waits until both streams are empty, whatever came of it.
+    pub(crate) fn drain(&self) {
         for stream in [StreamId::Compute, StreamId::Copy] {
             // A failure was, or will be, reported by the call that waits for the result.
             let _ = self.machine().synchronize(stream);

@@ -161,9 +161,19 @@ impl Ring {
         }
     }
 
+    /// Of all slots.
+    pub fn num_bytes(&self) -> usize {
+        self.shared.slots * self.shared.slot_bytes
+    }
+
     /// Nobody waits any more, neither the thread nor the stream: what is copied from now on is nothing.
     pub fn end(&self) {
         self.shared.end();
+    }
+
+    /// Whether that has been said, by either half.
+    pub fn is_over(&self) -> bool {
+        self.shared.counts().is_over
     }
 
     /// Begins anew. The streams are drained, and the thread waits for its caller.
@@ -176,6 +186,12 @@ impl Ring {
 impl Drop for Ring {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        self.give_up();
     }
 }
 

@@ -1,7 +1,7 @@
 //! Files and folders that must not outlive the process.
 
 use std::collections::BTreeSet;
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -54,7 +54,10 @@ impl Temporary {
         let make = |path: &Path| {
             let file = OpenOptions::new().write(true).create_new(true).open(path)?;
             // Some file systems know no locks; there nothing counts as abandoned.
-            let _ = file.try_lock();
+            if let Err(TryLockError::WouldBlock) = file.try_lock() {
+                // Whoever clears what is abandoned came in between, and removes it.
+                return Err(ErrorKind::AlreadyExists.into());
+            }
             // Somebody else may have locked and removed it before.
             let is_there = path.metadata().is_ok_and(|found| {
                 file.metadata().is_ok_and(|made| (made.dev(), made.ino()) == (found.dev(), found.ino()))
@@ -67,13 +70,13 @@ impl Temporary {
     }
 
     /// Removes what processes that were killed have left in `folder`, as far as that can be told and done.
-    pub(super) fn clear_abandoned(folder: &Path) {
+    pub fn clear_abandoned(folder: &Path) {
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            let is_ours = entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes());
-            if is_ours
-                && entry.file_type().is_ok_and(|found| found.is_file())
-                && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok())
-            {
+            let is_ours = entry.file_name().to_str().is_some_and(is_a_name)
+                && entry.file_type().is_ok_and(|found| found.is_file());
+            let Some(file) = is_ours.then(|| File::open(entry.path()).ok()).flatten() else { continue };
+            // It stays locked until it is gone: who has just made it and locks it next sees that.
+            if file.try_lock().is_ok() {
                 let _ = std::fs::remove_file(entry.path());
             }
         }
@@ -111,6 +114,15 @@ pub fn remove_temporaries() {
         remove(path);
     }
     std::mem::forget(alive);
+}
+
+/// Whether [`fresh`] gives such names: `.schnell.<process>.<hex>.<count>`. What a user calls `.schnell.toml` is no such.
+fn is_a_name(name: &str) -> bool {
+    let Some(rest) = name.strip_prefix(PREFIX) else { return false };
+    let parts: Vec<&str> = rest.split('.').collect();
+    let all = |part: &str, digit: fn(&u8) -> bool| !part.is_empty() && part.as_bytes().iter().all(digit);
+    matches!(parts[..], [process, nanos, count]
+        if all(process, u8::is_ascii_digit) && all(nanos, u8::is_ascii_hexdigit) && all(count, u8::is_ascii_digit))
 }
 
 /// What cannot be removed stays: nobody is left who could be told.

@@ -185,8 +185,7 @@ impl Prepared<'_> {
     }
 }
 
-/// A file that is written piece by piece, and has its name when it is whole. What processes that were killed have left of such
-/// files in its folder goes when one begins.
+/// A file that is written piece by piece, and has its name when it is whole.
 #[derive(Debug)]
 pub struct Growing {
     path: PathBuf,
@@ -201,7 +200,6 @@ impl Growing {
     /// [`Error::Io`].
     pub fn new(path: &Path) -> Result<Growing> {
         let folder = path.parent().unwrap_or(Path::new("/"));
-        Temporary::clear_abandoned(folder);
         let (temporary, file) = Temporary::file(folder).map_err(Error::io("write", path))?;
         Ok(Growing { path: path.to_path_buf(), temporary, file })
     }

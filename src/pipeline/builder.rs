@@ -70,7 +70,8 @@ impl<'a> PipelineBuilder<'a> {
         PipelineBuilder { device: Some(device.clone()), ..self }
     }
 
-    /// Makes room for the stages' tensors that [`Request::dump`](super::Request::dump) asks for: one more pinned buffer.
+    /// Makes room for the stages' tensors that [`Request::dump`](super::Request::dump) asks for: one more pinned buffer, which the
+    /// host budget does not count.
     pub fn dumps(self) -> Self {
         PipelineBuilder { dumps: true, ..self }
     }

@@ -40,6 +40,11 @@ impl Disk {
         Ok(Disk { file, ring, orders: Some(orders), ends, thread: Some(thread), is_running: false })
     }
 
+    /// Of the ring.
+    pub fn pinned_bytes(&self) -> u64 {
+        self.ring.num_bytes() as u64
+    }
+
     /// A run begins that will copy these units.
     pub fn begin(&mut self, units: &Arc<[usize]>) -> Result<()> {
         self.end()?;
@@ -56,6 +61,11 @@ impl Disk {
             self.ring.copy_to_device(stream, &to.slice(piece.start, piece.len())?)?;
         }
         Ok(())
+    }
+
+    /// Whether reading has failed, so that all that follows is for nothing.
+    pub fn has_failed(&self) -> bool {
+        self.is_running && self.ring.is_over()
     }
 
     /// The run is over: what the thread has read for it has been copied, or does not matter any more.
@@ -88,9 +98,12 @@ fn gone() -> Error {
 fn serve(file: &PackedFile, mut filler: Filler, orders: &Receiver<Arc<[usize]>>, ends: &Sender<Result<()>>) {
     for units in orders {
         let result = read(file, &mut filler, &units);
-        if result.is_err() {
+        if let Err(error) = &result {
             // What the device waits for will not come.
             filler.give_up();
+            if matches!(error, Error::Weights { .. }) {
+                file.remove();
+            }
         }
         if ends.send(result).is_err() {
             return;

@@ -54,6 +54,7 @@ use load::{Prompt, TextInput};
 pub use model::Model;
 pub use noise_file::NoiseFile;
 pub use output::{Dump, DumpValues, Output};
+use plan::ShapePlan;
 pub use plan::{Plan, Region, Shape, Traffic, Work, gib, human_bytes};
 pub use predict::{Card, Interval, Prediction};
 pub use quantize::{QuantizedLinear, Quantizer};
@@ -146,6 +147,7 @@ impl Pipeline {
             });
         }
         if planned.host_bytes > self.host.num_bytes() {
+            self.check_host_budget(&planned)?;
             self.host = self.device.allocate_host(planned.host_bytes)?;
             self.filled = None;
         }
@@ -160,6 +162,25 @@ impl Pipeline {
         }
         self.bound.push(bound);
         Ok(())
+    }
+
+    /// Refuses a shape whose inputs and outputs the budget of pinned memory has no room for, beside all that is pinned now.
+    fn check_host_budget(&self, planned: &ShapePlan) -> Result<()> {
+        let Some(budget) = self.plan.host_budget else { return Ok(()) };
+        let needed = self.plan.pinned_weights()
+            + self.disk.as_ref().map_or(0, Disk::pinned_bytes)
+            + self.host.num_bytes() as u64
+            + planned.host_bytes as u64;
+        if needed <= budget {
+            return Ok(());
+        }
+        let Shape { width, height, steps, .. } = planned.shape;
+        Err(Error::Capacity {
+            what: format!("pinned host memory, with a {width} x {height} image of {steps} steps,"),
+            needed_bytes: needed,
+            available_bytes: budget,
+            advice: "plan the pipeline with that shape, too, or allow more".to_string(),
+        })
     }
 
     /// Draws one picture.

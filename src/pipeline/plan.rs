@@ -269,6 +269,8 @@ pub struct Plan {
     config: PipelineConfig,
     quantize: Quantize,
     streamed: Streamed,
+    /// Of pinned memory.
+    pub(super) host_budget: Option<u64>,
     /// Bytes between regions: a test's wish.
     guard: usize,
     pub(crate) weights: Arc<Weights>,
@@ -300,7 +302,7 @@ impl Plan {
         let streamed = Streamed::default();
         let (first, weights) = ShapePlan::record(config, shape, quantize, &streamed, 0)?;
         let (shapes, weights) = (vec![Arc::new(first)], Arc::new(weights));
-        Ok(Plan { config: config.clone(), quantize, streamed, guard: 0, weights, shapes })
+        Ok(Plan { config: config.clone(), quantize, streamed, host_budget: None, guard: 0, weights, shapes })
     }
 
     /// The same within `budget_bytes` of device memory: as many weights as fit stay there, the others lie in pinned memory and are
@@ -333,7 +335,7 @@ impl Plan {
             });
         }
         if bytes(&Streamed::default())? <= budget_bytes {
-            return self.with_streamed(Streamed::default());
+            return self.with_streamed(Streamed::default())?.fit_host();
         }
         // The fewest that are enough: bytes fall as more are streamed.
         let fewest = |tiers: [Tier; 3]| -> Result<Streamed> {
@@ -348,11 +350,11 @@ impl Plan {
         };
         let plan = self.clone().with_streamed(fewest(Tier::ONE_BY_ONE)?)?;
         if plan.traffic().step == 0 {
-            return Ok(plan);
+            return plan.fit_host();
         }
         let other = self.with_streamed(fewest(Tier::BLOCKS_FIRST)?)?;
         let ms = |plan: &Plan| plan.predict(Card::ALL[0]).total_ms;
-        Ok(if ms(&other) < ms(&plan) { other } else { plan })
+        if ms(&other) < ms(&plan) { other.fit_host() } else { plan.fit_host() }
     }
 
     /// The least budget that there is a plan for: everything that can be streamed is.
@@ -395,7 +397,7 @@ impl Plan {
     pub fn with_shape(mut self, shape: Shape) -> Result<Plan> {
         let also = self.plan_shape(shape)?;
         self.shapes.push(Arc::new(also));
-        Ok(self)
+        self.fit_host()
     }
 
     /// A shape that uses this plan's weights.
@@ -482,14 +484,17 @@ impl Plan {
     ///
     /// # Errors
     /// [`Error::Capacity`] with the least it takes, when that is more.
-    pub fn within_host(self, budget_bytes: u64) -> Result<Plan> {
+    pub fn within_host(mut self, budget_bytes: u64) -> Result<Plan> {
+        self.host_budget = Some(budget_bytes);
+        self.fit_host()
+    }
+
+    /// As many of the streamed weights on disk as the budget of pinned memory asks for.
+    fn fit_host(self) -> Result<Plan> {
+        let Some(budget_bytes) = self.host_budget else { return Ok(self) };
         let (loading, generating) = self.host_bytes();
-        // The ring takes the place of the buffers for loading: as many, as large.
+        // The ring takes the place of the buffers for loading, which are more.
         let needed = loading + generating;
-        let mut weights = self.pinned_weights();
-        if weights + needed <= budget_bytes {
-            return Ok(self);
-        }
         if needed > budget_bytes {
             return Err(Error::Capacity {
                 what: "pinned host memory, with all streamed weights on disk,".to_string(),
@@ -498,9 +503,10 @@ impl Plan {
                 advice: "allow more of it".to_string(),
             });
         }
-        let pinned = self.first().placed.homes.iter();
-        let units = pinned.filter(|home| matches!(home.place, HomePlace::Pinned(_)));
+        let homes = self.first().placed.homes.iter();
+        let units = homes.filter(|home| !matches!(home.place, HomePlace::Arena(_)));
         let units: Vec<Unit> = units.map(|home| home.unit.clone()).collect();
+        let mut weights: u64 = units.iter().map(|unit| unit.image.len() as u64).sum();
         let mut on_disk = Vec::new();
         for name in Streamed::order(&units, Tier::ONE_BY_ONE) {
             if weights + needed <= budget_bytes {

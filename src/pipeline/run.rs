@@ -174,9 +174,17 @@ impl Bound {
             disk.begin(units)?;
         }
         let pinned = Pinned { weights, disk: disk.as_deref_mut(), host, dumps: dump_host };
+        // Whatever ends it, a panic of `progress` too: the next run meets nothing of this one in the streams.
+        let drained = Drained(device);
         let result = self.run_stages(run, device, pinned, dumps, progress);
-        // Where weights could not be read, whatever was computed, and came of it, is for nothing.
-        disk.map_or(Ok(()), Disk::end).and(result)
+        // First, so that what has been enqueued and does not matter any more is not read.
+        let read = disk.map_or(Ok(()), Disk::end);
+        drop(drained);
+        match (result, read) {
+            (Err(error @ Error::Device { .. }), _) => Err(error),
+            // Where weights could not be read, whatever was computed, and came of it, is for nothing.
+            (result, read) => read.and(result),
+        }
     }
 
     fn run_stages(
@@ -197,7 +205,7 @@ impl Bound {
                 _ => None,
             };
             if announced.is_some_and(|event| progress(event).is_break()) {
-                return stop(ops, device);
+                return Err(Error::Stopped);
             }
             for turn in 0..stage.repeats {
                 if device.capability().is_emulator {
@@ -206,10 +214,14 @@ impl Bound {
                     }
                 }
                 enqueue(device, &ops[stage.ops.clone()], events, (weights, disk.as_deref_mut()), host)?;
+                if disk.as_ref().is_some_and(|disk| disk.has_failed()) {
+                    // `Disk::end` says why.
+                    return Ok(());
+                }
                 clock.stage(device, stage.labels[turn].clone())?;
                 if stage.name == "step" {
                     if progress(Progress::Step { index: turn, total: stage.repeats }).is_break() {
-                        return stop(ops, device);
+                        return Err(Error::Stopped);
                     }
                     clock.keep_pace(device)?;
                 }
@@ -239,6 +251,15 @@ impl Bound {
     }
 }
 
+/// When it goes, nothing is left in the streams.
+struct Drained<'a>(&'a Device);
+
+impl Drop for Drained<'_> {
+    fn drop(&mut self) {
+        self.0.drain();
+    }
+}
+
 /// Units that a run copies from disk, in order.
 fn from_disk(stages: &[BoundStage], ops: &[BoundOp], run: Run) -> Arc<[usize]> {
     let taken = stages.iter().filter(|stage| stage.when.is_in(run));
@@ -256,12 +277,6 @@ fn drain(ops: &[BoundOp], device: &Device) -> Result<()> {
         device.synchronize(StreamId::Copy)?;
     }
     device.synchronize(STREAM)
-}
-
-/// Waits until what has been enqueued is done, and says so.
-fn stop(ops: &[BoundOp], device: &Device) -> Result<()> {
-    drain(ops, device)?;
-    Err(Error::Stopped)
 }
 
 fn enqueue(

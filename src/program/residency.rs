@@ -111,10 +111,9 @@ impl Streamed {
         Streamed { names: names.into_iter().cloned().collect(), on_disk: BTreeSet::new() }
     }
 
-    /// The same with these of them on disk, too.
-    pub fn with_on_disk(mut self, names: impl IntoIterator<Item = String>) -> Streamed {
-        self.on_disk.extend(names);
-        self
+    /// The same with these of them on disk.
+    pub fn with_on_disk(self, names: impl IntoIterator<Item = String>) -> Streamed {
+        Streamed { on_disk: names.into_iter().collect(), ..self }
     }
 
     pub fn has(&self, unit: &Unit) -> bool {

@@ -1,6 +1,7 @@
 //! Reading ahead: threads fill pinned buffers while the device takes what is in others.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
@@ -46,7 +47,11 @@ pub(super) fn in_order<J: Send, R: Send>(
             let Ok((number, mut job, mut buffer)) = next else { return };
             let result = match is_over.load(Ordering::Relaxed) {
                 true => Err(Error::Stopped),
-                false => read(&mut job, buffer.as_mut_slice()),
+                // Were the thread to end here, what it has would be waited for.
+                false => catch_unwind(AssertUnwindSafe(|| read(&mut job, buffer.as_mut_slice())))
+                    .unwrap_or_else(|_| {
+                        Err(Error::Internal("a thread that reads weights panicked".to_string()))
+                    }),
             };
             if done.send(Piece { number, job, buffer, result }).is_err() {
                 return;
@@ -165,6 +170,8 @@ mod tests {
         });
         assert!(matches!(error, Err(Error::Input(what)) if what == "five"));
         assert_eq!(delivered, 5);
+        let panics = in_order(buffers(&device), 0..9u64, |job, _| Ok(assert_ne!(*job, 4)), |_, (), _| Ok(()));
+        assert!(matches!(panics, Err(Error::Internal(_))));
         let stopped = in_order(
             buffers(&device),
             0..100u64,

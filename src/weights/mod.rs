@@ -256,14 +256,16 @@ impl Source {
         Ok(hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
-    /// Whether the files are still the ones that they were: a digest of every one's name, length, and time of its last change.
+    /// Whether the files are still the ones that they were: a digest of every one's name, length, and time of its last change, and of
+    /// where each tensor is in them.
     ///
     /// # Errors
     /// [`Error::Io`] when a file cannot be looked at.
     pub(crate) fn stamps(&self) -> Result<String> {
         let mut stamps = BTreeSet::new();
         for part in Part::ALL {
-            for (_, info) in self.tensors(part) {
+            for (name, info) in self.tensors(part) {
+                stamps.insert(format!("{part} {name} {} {}\n", info.dtype, info.offset));
                 stamps.extend(info.file.stamp()?);
             }
         }

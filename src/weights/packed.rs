@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use super::upload::{Destination, Staging};
 use super::{SafeTensors, Source, TensorInfo, ahead};
 use crate::device::{Device, HostBuffer, StreamId, View};
-use crate::files;
+use crate::files::{self, Temporary};
 use crate::models::layers::Weight;
 use crate::program::{Home, HomePlace};
 use crate::{Error, Result};
@@ -88,6 +88,13 @@ impl PackedFile {
         index * self.piece..((index + 1) * self.piece).min(bytes)
     }
 
+    /// Removes it, unless there is another one in its place: what is damaged is made again by the next load.
+    pub fn remove(&self) {
+        if let Some(unit) = self.units.first() {
+            unit.bytes.file.remove();
+        }
+    }
+
     /// Reads a piece to the beginning of `to`.
     ///
     /// # Errors
@@ -104,7 +111,7 @@ impl PackedFile {
         if crc.finalize() == crcs[index] {
             return Ok(());
         }
-        let what = format!("{}: bytes {range:?} are damaged", bytes.name);
+        let what = format!("{}: bytes {range:?} are damaged; the next load makes it again", bytes.name);
         Err(Error::weights(bytes.file.path(), what))
     }
 }
@@ -122,6 +129,7 @@ impl Packed {
         staging: &Staging,
     ) -> Result<Packed> {
         std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+        Temporary::clear_abandoned(dir);
         let model = source.digest()?;
         let mut layout = Sha256::new();
         for weight in weights {

@@ -1,6 +1,6 @@
 //! A tensor of a file: what it is, where its bytes are, and how they are read. Every source of weights is made of these.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,6 +38,15 @@ impl TensorFile {
             path: PathBuf::from("generated weights"),
             contents: Contents::Generated(values),
             bytes_read: AtomicU64::new(0),
+        }
+    }
+
+    /// Removes its name, if it is still the one of this file.
+    pub(super) fn remove(&self) {
+        let Contents::File(file) = &self.contents else { return };
+        let same = |a: Metadata, b: Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+        if file.metadata().ok().zip(self.path.metadata().ok()).is_some_and(|(a, b)| same(a, b)) {
+            let _ = std::fs::remove_file(&self.path);
         }
     }
 

@@ -269,7 +269,11 @@ pub(crate) fn load(
         Ok(file) => return Ok(Some(file)),
         Err(Unread::Failed(error)) => return Err(error),
         Err(Unread::Absent) => {}
-        Err(Unread::Useless(why)) => tracing::warn!("{path} is made again: {why}"),
+        Err(Unread::Useless(why)) => {
+            tracing::warn!("{path} is made again: {why}");
+            // There may be no room for two; what is no file stays.
+            let _ = std::fs::remove_file(packed.path());
+        }
     }
     // What is between weights goes into the file, too.
     device.fill(StreamId::Compute, &destination.arena.bytes(0, destination.arena.num_bytes())?, 0)?;
