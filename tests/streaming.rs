@@ -2,8 +2,6 @@
 
 mod common;
 use common::*;
-use std::ops::ControlFlow::{Break, Continue};
-
 use schnell::Error;
 use schnell::device::Device;
 use schnell::pipeline::{Model, Pipeline, Plan, Quantize, Request, Shape};

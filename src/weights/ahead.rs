@@ -170,7 +170,11 @@ mod tests {
         });
         assert!(matches!(error, Err(Error::Input(what)) if what == "five"));
         assert_eq!(delivered, 5);
-        let panics = in_order(buffers(&device), 0..9u64, |job, _| Ok(assert_ne!(*job, 4)), |_, (), _| Ok(()));
+        let panics = |job: &mut u64, _: &mut [u8]| {
+            assert_ne!(*job, 4);
+            Ok(())
+        };
+        let panics = in_order(buffers(&device), 0..9u64, panics, |_, (), _| Ok(()));
         assert!(matches!(panics, Err(Error::Internal(_))));
         let stopped = in_order(
             buffers(&device),
