@@ -12,8 +12,7 @@ use crate::{Error, Result};
 /// Pinned buffers: some are read into, one is copied from, and one is to be delivered next.
 pub(super) const BUFFERS: usize = 4;
 
-/// Readers at most: one keeps up with a disk's cache, several are faster on disks that answer many at once. One core is left to who
-/// delivers.
+/// Readers at most: one keeps up with a disk's cache, several are faster on disks that answer many at once.
 const READERS: usize = BUFFERS - 1;
 
 /// What a reader is given, and gives back.
@@ -58,8 +57,7 @@ pub(super) fn in_order<J: Send, R: Send>(
             }
         }
     };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let readers = (cores - 1).clamp(1, READERS);
+    let readers = std::thread::available_parallelism().map_or(1, usize::from).min(READERS);
     std::thread::scope(|scope| {
         for _ in 0..readers {
             let (reader, done) = (&reader, done.clone());

@@ -86,6 +86,8 @@ pub struct EmulatorOptions {
     /// Counts launches instead of carrying them out ([`super::Device::num_skipped_launches`]): what enqueueing costs.
     #[doc(hidden)]
     pub launches_nothing: bool,
+    /// Leaves out copies to the device: what the host pays beside them, which on a GPU are not its work.
+    pub copies_nothing: bool,
     /// Keeps who wrote what for [`super::Device::last_writer`]. As above.
     #[doc(hidden)]
     pub track_writers: bool,
@@ -430,6 +432,9 @@ impl Machine for Emulator {
     }
 
     unsafe fn copy_to_device(&self, stream: StreamId, dst: u64, src: *const u8, bytes: usize) -> Result<()> {
+        if self.options.copies_nothing {
+            return Ok(());
+        }
         self.push(stream, Op::CopyToDevice { dst, src: src as usize, bytes })
     }
 
