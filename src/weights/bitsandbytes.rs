@@ -192,7 +192,11 @@ impl Quantized {
         if count > 0 {
             return Err(self.absmax.not_finite(count as u64));
         }
-        match values().find(|value| refuse_negative && *value < 0.0) {
+        // Counted, not searched, as above: without a way out early the loop becomes vectors.
+        if !refuse_negative || values().filter(|value| *value < 0.0).count() == 0 {
+            return Ok(());
+        }
+        match values().find(|value| *value < 0.0) {
             None => Ok(()),
             Some(negative) => {
                 let what = format!("{} holds {negative}: no quantizer writes that", self.absmax.name);
