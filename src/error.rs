@@ -134,6 +134,18 @@ fn lack(needed_bytes: u64, available_bytes: u64) -> String {
 }
 
 impl Error {
+    /// That the system gives this process no thread more.
+    pub(crate) fn no_thread(source: &std::io::Error) -> Error {
+        Error::Capacity {
+            what: format!("a thread ({source})"),
+            needed_bytes: 0,
+            available_bytes: 0,
+            advice:
+                "free host memory, or allow this process more of it, or more threads (ulimit -v, -u, cgroups)"
+                    .to_string(),
+        }
+    }
+
     /// An [`Error::Weights`] about `path`.
     #[doc(hidden)]
     pub fn weights(path: impl AsRef<Path>, what: impl Into<String>) -> Self {

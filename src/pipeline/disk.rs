@@ -36,7 +36,7 @@ impl Disk {
         let thread = std::thread::Builder::new().name("weights from disk".to_string());
         let thread = thread
             .spawn(move || serve(&of_thread, filler, &ordered, &ended))
-            .map_err(|e| Error::Internal(format!("no thread to read weights: {e}")))?;
+            .map_err(|e| Error::no_thread(&e))?;
         Ok(Disk { file, ring, orders: Some(orders), ends, thread: Some(thread), is_running: false })
     }
 

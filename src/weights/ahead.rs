@@ -59,9 +59,14 @@ pub(super) fn in_order<J: Send, R: Send>(
     };
     let readers = std::thread::available_parallelism().map_or(1, usize::from).min(READERS);
     std::thread::scope(|scope| {
-        for _ in 0..readers {
+        for i in 0..readers {
             let (reader, done) = (&reader, done.clone());
-            scope.spawn(move || reader(done));
+            match std::thread::Builder::new().spawn_scoped(scope, move || reader(done)) {
+                Ok(_) => {}
+                Err(e) if i == 0 => return Err(Error::no_thread(&e)),
+                // Fewer do, too.
+                Err(_) => break,
+            }
         }
         drop(done);
         let mut buffers = VecDeque::from(buffers);

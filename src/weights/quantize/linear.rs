@@ -166,9 +166,9 @@ fn in_chunks<T: Send>(
     std::thread::scope(|scope| {
         // A chunk of each thread waits for its being told, and no more.
         let (done, chunks) = mpsc::sync_channel(threads);
-        for _ in 0..threads {
+        for i in 0..threads {
             let (done, next, stopped) = (done.clone(), &next, &stopped);
-            scope.spawn(move || {
+            let spawned = std::thread::Builder::new().spawn_scoped(scope, move || {
                 let mut room = Room::default();
                 while !stopped.load(Ordering::Relaxed) {
                     let chunk = next.fetch_add(1, Ordering::Relaxed);
@@ -177,6 +177,12 @@ fn in_chunks<T: Send>(
                     }
                 }
             });
+            match spawned {
+                Ok(_) => {}
+                Err(e) if i == 0 => result = Err(Error::no_thread(&e)),
+                // Fewer do, too.
+                Err(_) => break,
+            }
         }
         drop(done);
         for (chunk, worked) in chunks {
