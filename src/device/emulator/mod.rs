@@ -87,6 +87,7 @@ pub struct EmulatorOptions {
     #[doc(hidden)]
     pub launches_nothing: bool,
     /// Leaves out copies to the device: what the host pays beside them, which on a GPU are not its work.
+    #[doc(hidden)]
     pub copies_nothing: bool,
     /// Keeps who wrote what for [`super::Device::last_writer`]. As above.
     #[doc(hidden)]
