@@ -10,7 +10,7 @@ use schnell::kernels::attention::{Attention, Heads, RelativeBias};
 use schnell::kernels::bf16_gemm::{Bf16Gemm, Bf16Weight};
 use schnell::kernels::gemm::{Activation, Epilogue, Problem, Segment};
 use schnell::kernels::gemv::{Gemv, GemvActivation, GemvWeight};
-use schnell::kernels::group_norm_silu::GroupNormSilu;
+use schnell::kernels::group_norm_silu::{GroupNorm, GroupNormSilu};
 use schnell::kernels::layer_norm_mod::LayerNormMod;
 use schnell::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
 use schnell::kernels::rms_norm::RmsNorm;
@@ -196,7 +196,7 @@ fn group_norm_by_channels_and_alignment() {
     for (channels, out_pitch, entries) in
         [(64, 64, ["x8", "x8"]), (64, 65, ["x8", "x1"]), (12, 12, ["x1", "x1"])]
     {
-        let norm = GroupNormSilu {
+        let norm = GroupNorm {
             x: &x,
             pitch: channels,
             pixels: 4,
@@ -205,14 +205,23 @@ fn group_norm_by_channels_and_alignment() {
             weight: &weight,
             bias: &weight,
             eps: 1e-6,
-            silu: true,
+            workspace: &weight,
+            norm: &weight,
+        };
+        let (pixels, silu, scales) = (4, true, &weight);
+        let apply = GroupNormSilu {
+            x: &x,
+            pitch: channels,
+            pixels,
+            channels,
+            norm: scales,
+            silu,
             out: &x,
             out_pitch,
-            workspace: &weight,
         };
         let name = |i: usize| chosen(&bench.device, |c| norm.select(c)[i]);
         assert_eq!(
-            [name(0), name(1), name(2)],
+            [name(0), name(1), chosen(&bench.device, |c| apply.select(c))],
             [
                 format!("group_norm_partials_{}", entries[0]),
                 "group_norm_finish".to_string(),
