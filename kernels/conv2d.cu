@@ -6,7 +6,7 @@
 //             halo     | block 0 ............ | block 1 ............ |   two slots, the next one is fetched during tap 0
 //             weights  | tap 0 | tap 1 | .. 8 | tap 0 | ..
 //         CTAs with the same pixels follow each other in the grid, so that L2 has them.
-// Norm    *_norm reads x as silu(GroupNorm(x)): a thread normalizes in shared memory the chunks that it has fetched itself,
+// Norm    with one, x is read as silu(GroupNorm(x)): a thread normalizes in shared memory the chunks that it has fetched itself,
 //         one round of them per tap, a block ahead of their use; the taps' barrier hands them over. What lies outside of the map
 //         stays zero, as the reference pads what is normalized. So the normalized map exists nowhere.
 // Fold    nearest-neighbor enlargement by two, then 3x3: of the nine taps of an output pixel several read the same input pixel,
@@ -112,7 +112,7 @@ template <int SIDE> struct HaloLoader {
 
     // Round i of a block that has landed for this thread.
     GPU_METHOD void normalize_round(Tile &tile, int block, int i) const {
-        if (inside & 1u << i && channel(block) < p.channels) normalize(place(tile, i), p, channel(block));
+        if (p.norm && inside & 1u << i && channel(block) < p.channels) normalize(place(tile, i), p, channel(block));
     }
 };
 
@@ -174,11 +174,14 @@ template <int SIDE> GPU_FN void finish(const conv2d_params &p, gemm::Accumulator
     if (count <= 0) return;
     const int zoom = SIDE == 2 ? 2 : 1;
     const bool vector = count >= 8 && p.out_pitch % 8 == 0;
-    GPU_UNROLL
-    for (int c = 0; c < 8; ++c) {
-        const float bias = p.bias && c < count ? p.bias[feature + c] : 0.0f;
+    if (p.bias) {
+        float bias[8];
+        gemm::load_f32x8(bias, p.bias + feature, count, count >= 8);
         GPU_UNROLL
-        for (int j = 0; j < gemm::NT; ++j) gemm::element(acc, c, j, 0) += bias, gemm::element(acc, c, j, 1) += bias;
+        for (int c = 0; c < 8; ++c) {
+            GPU_UNROLL
+            for (int j = 0; j < gemm::NT; ++j) gemm::element(acc, c, j, 0) += bias[c], gemm::element(acc, c, j, 1) += bias[c];
+        }
     }
     GPU_UNROLL
     for (int j = 0; j < gemm::NT; ++j) {
@@ -204,8 +207,9 @@ template <int SIDE> GPU_FN void finish(const conv2d_params &p, gemm::Accumulator
     }
 }
 
-// SIDE 3: the convolution; SIDE 2: that of the enlarged map.
-template <int SIDE, bool NORM> GPU_FN void convolve(const conv2d_params &p) {
+// SIDE 3: the convolution, of the map or of what its norm makes of it; SIDE 2: that of the enlarged map.
+template <int SIDE> GPU_FN void convolve(const conv2d_params &p) {
+    constexpr bool NORM = SIDE == 3;
     constexpr int TAPS = SIDE * SIDE, STAGES = SharedStorage<SIDE>::STAGES;
     constexpr int FIRST_ROUND = 2; // the tap by which a halo fetched at tap 0 has landed
     static_assert(!NORM || FIRST_ROUND + Halo<SIDE>::ROUNDS < TAPS, "normalized by the last tap's barrier");
@@ -330,7 +334,6 @@ GPU_FN void convolve_narrow(const conv2d_params &p) {
 
 } // namespace
 
-GPU_KERNEL(conv2d_bf16_sm80, conv2d_params, CONV2D_THREADS, 2) { convolve<3, false>(p); }
-GPU_KERNEL(conv2d_norm_bf16_sm80, conv2d_params, CONV2D_THREADS, 2) { convolve<3, true>(p); }
-GPU_KERNEL(conv2d_enlarge_bf16_sm80, conv2d_params, CONV2D_THREADS, 2) { convolve<2, false>(p); }
-GPU_KERNEL(conv2d_narrow_norm_f32_sm80, conv2d_params, CONV2D_THREADS, 2) { convolve_narrow(p); }
+GPU_KERNEL(conv2d_bf16_sm80, conv2d_params, CONV2D_THREADS, 2) { convolve<3>(p); }
+GPU_KERNEL(conv2d_enlarge_bf16_sm80, conv2d_params, CONV2D_THREADS, 2) { convolve<2>(p); }
+GPU_KERNEL(conv2d_narrow_f32_sm80, conv2d_params, CONV2D_THREADS, 2) { convolve_narrow(p); }

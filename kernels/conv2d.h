@@ -19,12 +19,12 @@ typedef struct conv2d_params {
     DEV(const float) bias;          // [out_channels] or null
     DEV(const bf16_bits) residual;  // [out pixels, out_channels] at out_pitch, added; may be out; or null
     DEV(void) out;                  // [out pixels, out_channels]: bf16, of conv2d_narrow f32
-    DEV(const float) norm;          // *_norm: [2, channels], scale and shift of every channel; SiLU follows
+    DEV(const float) norm;          // [2, channels], scale and shift of every channel, SiLU follows; or null. Not enlarging
     int64_t out_pitch;              // elements from pixel to pixel
     int32_t x_pitch;                // chunks of 8 channels from pixel to pixel
     int32_t weight_pitch;           // chunks of 8 from output channel to output channel
     int32_t height, width;          // of x
-    int32_t channels, out_channels; // of *_norm `channels` is a multiple of 8
+    int32_t channels, out_channels; // `channels` is a multiple of 8 where there is a norm
 } conv2d_params;
 
 #endif

@@ -12,16 +12,12 @@ kernel!(
     CONV2D, "conv2d", conv2d_bf16_sm80, abi::CONV2D_THREADS, abi::CONV2D_SMEM_BYTES
 );
 kernel!(
-    /// The same on `silu(GroupNorm(x))`.
-    CONV2D_NORM, "conv2d", conv2d_norm_bf16_sm80, abi::CONV2D_THREADS, abi::CONV2D_SMEM_BYTES
-);
-kernel!(
     /// The same on a map that is enlarged twofold.
     CONV2D_ENLARGE, "conv2d", conv2d_enlarge_bf16_sm80, abi::CONV2D_THREADS, abi::CONV2D_ENLARGE_SMEM_BYTES
 );
 kernel!(
-    /// Up to 8 output channels of `silu(GroupNorm(x))`, as f32.
-    CONV2D_NARROW_NORM, "conv2d", conv2d_narrow_norm_f32_sm80, abi::CONV2D_THREADS, abi::CONV2D_NARROW_SMEM_BYTES
+    /// Up to 8 output channels, as f32.
+    CONV2D_NARROW, "conv2d", conv2d_narrow_f32_sm80, abi::CONV2D_THREADS, abi::CONV2D_NARROW_SMEM_BYTES
 );
 
 /// Taps of a row, and rows of taps.
@@ -158,12 +154,14 @@ impl Conv2d<'_> {
     /// # Errors
     /// [`Error::Unsupported`] for what no entry does.
     pub fn select(&self, _: &Capability) -> Result<Config> {
-        let kernel: &Kernel = match (self.filter, self.norm.is_some(), self.out) {
-            (Filter::Plain, false, ConvOut::Bf16(_) | ConvOut::AddBf16(..)) => &CONV2D,
-            (Filter::Plain, true, ConvOut::Bf16(_) | ConvOut::AddBf16(..)) => &CONV2D_NORM,
-            (Filter::Enlarged, false, ConvOut::Bf16(_) | ConvOut::AddBf16(..)) => &CONV2D_ENLARGE,
-            (Filter::Plain, true, ConvOut::F32(_)) => &CONV2D_NARROW_NORM,
-            (filter, norm, out) => {
+        let kernel: &Kernel = match (self.filter, self.out) {
+            (Filter::Plain, ConvOut::Bf16(_) | ConvOut::AddBf16(..)) => &CONV2D,
+            (Filter::Plain, ConvOut::F32(_)) => &CONV2D_NARROW,
+            (Filter::Enlarged, ConvOut::Bf16(_) | ConvOut::AddBf16(..)) if self.norm.is_none() => {
+                &CONV2D_ENLARGE
+            }
+            (filter, out) => {
+                let norm = self.norm.is_some();
                 return Err(refuse(NAME, format!("{filter:?}, norm: {norm}, to {out:?}")));
             }
         };
@@ -195,10 +193,11 @@ impl Conv2d<'_> {
         to_i32(NAME, "chunks of the map", volume(&[pixels, self.x_pitch / 8]))?;
         let pitch = self.filter.weight_pitch(self.channels);
         check_len(NAME, "weight", self.weight, volume(&[self.out_channels, pitch]))?;
+        let mut aligned = vec![self.x.address(), self.weight.address()];
         if let Some(bias) = self.bias {
             check_len(NAME, "bias", bias, self.out_channels)?;
+            aligned.push(bias.address());
         }
-        let mut aligned = vec![self.x.address(), self.weight.address()];
         if let Some(norm) = self.norm {
             check_len(NAME, "norm", norm, volume(&[2, self.channels]))?;
             aligned.push(norm.address());
