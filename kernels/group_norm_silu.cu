@@ -117,11 +117,14 @@ template <int V> GPU_FN void group_norm_partials(const group_norm_silu_params &p
     const int group_channels = p.channels / p.groups;
     const float inverse = 1.0f / (float)(slots.num_pixels * group_channels);
     for (int group = gpu::thread_x(); group < p.groups; group += THREADS) {
+        // Groups begin with different channels: if all began with their first, 16 channels apart, all would ask two banks.
+        const int turn = group * group_channels / gpu::WARP % group_channels;
+        auto channel = [&](int c) { return group * group_channels + (c + turn < group_channels ? c + turn : c + turn - group_channels); };
         const float origin = smem.mean[group * group_channels];
         float offset = 0.0f;
         for (int lane = 0; lane < slots.num_lanes; ++lane) {
             float sum = 0.0f;
-            for (int c = 0; c < group_channels; ++c) sum += smem.mean[lane * p.channels + group * group_channels + c] - origin;
+            for (int c = 0; c < group_channels; ++c) sum += smem.mean[lane * p.channels + channel(c)] - origin;
             offset += sum * ((float)lane_pixels(slots, lane) * inverse);
         }
         const float mean = origin + offset;
@@ -129,7 +132,7 @@ template <int V> GPU_FN void group_norm_partials(const group_norm_silu_params &p
         for (int lane = 0; lane < slots.num_lanes; ++lane) {
             const float n = (float)lane_pixels(slots, lane);
             for (int c = 0; c < group_channels; ++c) {
-                const int i = lane * p.channels + group * group_channels + c;
+                const int i = lane * p.channels + channel(c);
                 const float d = smem.mean[i] - mean;
                 m2 += smem.m2[i] + n * (d * d);
             }

@@ -80,7 +80,6 @@ const ALLOWED: &[Allowed] = &[
         2.0,
         "a warp has 4 of a row's results: half a sector, once",
     ),
-    // Norms.
     allow(
         "conv2d.cu",
         GlobalWrite,
@@ -88,6 +87,7 @@ const ALLOWED: &[Allowed] = &[
         3.0,
         "3 channels of a pixel by two stores; an image is small beside the map that it is made of",
     ),
+    // Norms.
     allow("group_norm_silu.cu", GlobalRead, "reinterpret_cast<const float4 *>(from)[0], hi", 2.0, HALVES),
     allow("group_norm_silu.cu", GlobalRead, "(partials[2 * chunk] - origin)", 2.0, "a pair by two loads"),
     allow("group_norm_silu.cu", GlobalRead, "partials[2 * chunk] - mean", 2.0, "a pair by two loads"),
@@ -110,27 +110,6 @@ const ALLOWED: &[Allowed] = &[
         "group_norm_silu.cu",
         SharedRead,
         "origin = smem.mean[",
-        16.0,
-        "a lane per group, groups side by side",
-    ),
-    allow(
-        "group_norm_silu.cu",
-        SharedRead,
-        "sum += smem.mean[",
-        16.0,
-        "a lane per group, groups side by side",
-    ),
-    allow(
-        "group_norm_silu.cu",
-        SharedRead,
-        "d = smem.mean[i] - mean",
-        16.0,
-        "a lane per group, groups side by side",
-    ),
-    allow(
-        "group_norm_silu.cu",
-        SharedRead,
-        "m2 += smem.m2[i]",
         16.0,
         "a lane per group, groups side by side",
     ),
