@@ -168,42 +168,36 @@ GPU_FN void multiply_tap(gemm::Accumulators &acc, const WeightStage &weights, co
     }
 }
 
-// Adds and stores this lane's 8 channels of its 16 pixels; n8 tile j is half a row of the tile's.
+// This lane's 8 channels of its 16 pixels: + bias, + residual, to memory. n8 tile j is half a row of the tile's.
 template <int SIDE> GPU_FN void finish(const conv2d_params &p, gemm::Accumulators &acc, int y0, int x0, int phase, int feature) {
-    const int count = p.out_channels - feature;
-    if (count <= 0) return;
-    const int zoom = SIDE == 2 ? 2 : 1;
-    const bool vector = count >= 8 && p.out_pitch % 8 == 0;
-    if (p.bias) {
-        float bias[8];
-        gemm::load_f32x8(bias, p.bias + feature, count, count >= 8);
+    if (feature >= p.out_channels) return;
+    const int zoom = SIDE == 2 ? 2 : 1, first = x0 + gpu::lane_id() % 4 * 2;
+    const int64_t to_right = zoom * p.out_pitch, down = zoom * p.width * to_right;
+    const int64_t at = ((int64_t)(zoom * y0 + phase / 2) * (zoom * p.width) + zoom * first + phase % 2) * p.out_pitch + feature;
+    auto dx = [](int i) { return i / 2 % 2 * 8 + i % 2; };
+    auto exists = [&](int i) { return y0 + i / 4 < p.height && first + dx(i) < p.width; };
+    auto place = [&](int i) { return at + i / 4 * down + dx(i) * to_right; };
+    uint4 old[gemm::TOKENS_EACH]; // all on their way at once: a latency of the memory, not sixteen
+    if (p.residual) {
         GPU_UNROLL
-        for (int c = 0; c < 8; ++c) {
-            GPU_UNROLL
-            for (int j = 0; j < gemm::NT; ++j) gemm::element(acc, c, j, 0) += bias[c], gemm::element(acc, c, j, 1) += bias[c];
+        for (int i = 0; i < gemm::TOKENS_EACH; ++i) {
+            if (exists(i)) old[i] = *reinterpret_cast<const uint4 *>(p.residual + place(i));
         }
     }
+    float bias[8] = {};
+    if (p.bias) gemm::load_f32x8(bias, p.bias + feature, 8, true);
     GPU_UNROLL
-    for (int j = 0; j < gemm::NT; ++j) {
-        const int y = y0 + j / 2, x = x0 + j % 2 * 8 + gpu::lane_id() % 4 * 2;
-        const int64_t at = ((int64_t)(zoom * y + phase / 2) * (zoom * p.width) + zoom * x + phase % 2) * p.out_pitch + feature;
-        float old[2][8];
+    for (int i = 0; i < gemm::TOKENS_EACH; ++i) {
+        float out[8];
+        gemm::take_token(out, acc, i);
         GPU_UNROLL
-        for (int e = 0; e < 2; ++e) { // both on their way before either is stored
-            if (p.residual && y < p.height && x + e < p.width) {
-                gemm::load_bf16x8(old[e], p.residual + at + zoom * e * p.out_pitch, count, vector);
-            }
+        for (int c = 0; c < 8; ++c) out[c] += bias[c];
+        if (p.residual) {
+            const uint32_t words[4] = {old[i].x, old[i].y, old[i].z, old[i].w};
+            GPU_UNROLL
+            for (int c = 0; c < 4; ++c) out[2 * c] += gpu::bf16_lo(words[c]), out[2 * c + 1] += gpu::bf16_hi(words[c]);
         }
-        GPU_UNROLL
-        for (int e = 0; e < 2; ++e) {
-            if (y < p.height && x + e < p.width) {
-                float out[8];
-                gemm::take_token(out, acc, 2 * j + e);
-                GPU_UNROLL
-                for (int c = 0; c < 8; ++c) out[c] = p.residual ? old[e][c] + out[c] : out[c];
-                gemm::store_bf16x8(static_cast<bf16_bits *>(p.out) + at + zoom * e * p.out_pitch, out, count, vector);
-            }
-        }
+        if (exists(i)) gemm::store_bf16x8(static_cast<bf16_bits *>(p.out) + place(i), out, 8, true);
     }
 }
 

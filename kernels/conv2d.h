@@ -24,7 +24,7 @@ typedef struct conv2d_params {
     int32_t x_pitch;                // chunks of 8 channels from pixel to pixel
     int32_t weight_pitch;           // chunks of 8 from output channel to output channel
     int32_t height, width;          // of x
-    int32_t channels, out_channels; // `channels` is a multiple of 8 where there is a norm
+    int32_t channels, out_channels; // multiples of 8: `channels` where there is a norm, `out_channels` and out_pitch of bf16 maps
 } conv2d_params;
 
 #endif

@@ -57,9 +57,9 @@ impl Case {
         self.height * self.width * self.zoom() * self.zoom()
     }
 
-    /// Rows that whole vectors can be stored to, though the last is not whole; and rows of an odd pitch.
+    /// Sums go to pixels that are farther apart than they are wide.
     fn out_pitch(self) -> usize {
-        if self.out_channels % 8 > 2 { self.out_channels.next_multiple_of(8) } else { self.out_channels }
+        self.out_channels + if self.to == To::Add { 16 } else { 0 }
     }
 
     fn inputs(self) -> Inputs {
@@ -168,19 +168,19 @@ const CASES: [Case; 19] = {
         c,
         Case { height: 1, width: 1, ..c },
         // One more than a tile, one less, every way; channels that fill no block of 32.
-        Case { height: 9, width: 17, channels: 40, out_channels: 130, ..c },
-        Case { height: 15, width: 31, channels: 3, out_channels: 5, ..c },
-        Case { height: 9, width: 5, out_channels: 15, to: To::Add, ..c },
+        Case { height: 9, width: 17, channels: 40, out_channels: 136, ..c },
+        Case { height: 15, width: 31, channels: 3, out_channels: 8, ..c },
+        Case { height: 9, width: 5, out_channels: 16, to: To::Add, ..c },
         Case { height: 12, width: 12, channels: 32, to: To::Add, ..c },
         Case { height: 4, width: 4, channels: 512, out_channels: 8, ..c },
         Case { height: 4, width: 20, channels: 96, out_channels: 264, ..c },
         Case { channels: 64, out_channels: 64, ..enlarged },
         Case { height: 1, width: 1, ..enlarged },
         Case { height: 9, width: 17, channels: 72, to: To::Add, ..enlarged },
-        Case { height: 7, width: 13, channels: 20, out_channels: 130, ..enlarged },
+        Case { height: 7, width: 13, channels: 20, out_channels: 136, ..enlarged },
         Case { channels: 128, out_channels: 128, ..normed },
         Case { height: 1, width: 1, channels: 8, ..normed },
-        Case { height: 9, width: 17, channels: 72, out_channels: 130, to: To::Add, ..normed },
+        Case { height: 9, width: 17, channels: 72, out_channels: 136, to: To::Add, ..normed },
         Case { height: 23, width: 33, channels: 64, out_channels: 24, to: To::Add, ..normed },
         narrow,
         Case { height: 9, width: 17, channels: 72, out_channels: 8, ..narrow },
@@ -253,7 +253,9 @@ fn refuses_what_it_cannot_take() {
         assert!(error.contains(why), "{error}");
     };
     good.launch(&bench.device, COMPUTE).unwrap();
-    fails(Conv2d { out_channels: 9, out_pitch: 9, ..good }, "`weight`");
+    fails(Conv2d { out_channels: 16, out_pitch: 16, ..good }, "`weight`");
+    fails(Conv2d { out_channels: 7, ..good }, "7 output channels");
+    fails(Conv2d { out_pitch: 9, ..good }, "pixels 9 apart");
     fails(Conv2d { channels: 9, ..good }, "`x_pitch`");
     fails(Conv2d { x_pitch: 9, ..good }, "9 elements apart");
     fails(Conv2d { height: 9, ..good }, "`x`");
@@ -262,7 +264,7 @@ fn refuses_what_it_cannot_take() {
     fails(Conv2d { out_pitch: 7, ..good }, "`out_pitch`");
     fails(Conv2d { out_pitch: 40, ..good }, "`out`");
     fails(Conv2d { out: ConvOut::AddBf16(&out, &x), filter: Filter::Enlarged, ..good }, "`weight`");
-    fails(Conv2d { out: ConvOut::AddBf16(&out, &x), out_pitch: 9, ..good }, "`residual`");
+    fails(Conv2d { out: ConvOut::AddBf16(&out, &x), out_pitch: 16, ..good }, "`residual`");
     fails(Conv2d { norm: Some(&odd_floats), ..good }, "16 bytes");
     fails(Conv2d { norm: Some(&floats), channels: 7, ..good }, "a norm of 7 channels");
     Conv2d { out: ConvOut::F32(&floats), ..good }.launch(&bench.device, COMPUTE).unwrap();

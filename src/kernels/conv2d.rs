@@ -129,7 +129,7 @@ pub struct Conv2d<'a> {
     pub width: usize,
     /// Input channels.
     pub channels: usize,
-    /// Output channels.
+    /// Output channels; of bf16 maps a multiple of 8.
     pub out_channels: usize,
     /// What the taps pass over.
     pub filter: Filter,
@@ -142,7 +142,7 @@ pub struct Conv2d<'a> {
     pub bias: Option<&'a View<f32>>,
     /// Where the map goes.
     pub out: ConvOut<'a>,
-    /// Elements from output pixel to output pixel.
+    /// Elements from output pixel to output pixel; of bf16 maps a multiple of 8.
     pub out_pitch: usize,
 }
 
@@ -204,6 +204,14 @@ impl Conv2d<'_> {
             if !self.channels.is_multiple_of(8) {
                 return Err(refuse(NAME, format!("a norm of {} channels", self.channels)));
             }
+        }
+        let in_vectors = self.out_channels.is_multiple_of(8) && self.out_pitch.is_multiple_of(8);
+        if !in_vectors && !matches!(self.out, ConvOut::F32(_)) {
+            let (channels, pitch) = (self.out_channels, self.out_pitch);
+            return Err(refuse(
+                NAME,
+                format!("{channels} output channels, pixels {pitch} apart: not multiples of 8"),
+            ));
         }
         let zoom = self.filter.zoom();
         let out_len = matrix_len(volume(&[pixels, zoom, zoom]), self.out_pitch, self.out_channels);
