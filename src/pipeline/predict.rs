@@ -127,7 +127,7 @@ impl Plan {
             let (name, begin) = (stage.label(turn), free[StreamId::Compute.index()]);
             for i in stage.ops.clone() {
                 let (op, stream) = (&program.ops[i], program.ops[i].stream.index());
-                let bytes: f64 = op.touches.iter().map(|t| t.rows.num as f64 * t.rows.bytes as f64).sum();
+                let bytes = op.bytes() as f64;
                 let seconds = match op.what {
                     // Its pieces are read while others are copied.
                     What::Upload { from: Origin::Disk(_) } => {
