@@ -12,8 +12,8 @@ from . import listing, sm, toolkit
 
 TABLE = toolkit.ROOT / "docs/sass.tsv"
 RESOURCES = toolkit.ROOT / "docs/resources.tsv"
-COLUMNS = ("entry arch registers smem_bytes ctas_per_sm spill_bytes fchk loop slots hmma ldsm lds sts ldgsts ldg bar alu fma imad mufu other "
-           "wavefronts clocks_alone clocks share_alone share prologue_clocks epilogue_slots epilogue_clocks").split()
+COLUMNS = ("entry arch registers smem_bytes ctas_per_sm spill_bytes fchk loop slots hmma ldsm lds sts ldgsts ldg load_bytes bar alu fma imad mufu other "
+           "wavefronts clocks_alone clocks share_alone share prologue_clocks epilogue_slots epilogue_clocks epilogue_least").split()
 # Of an asynchronous copy of accesses.txt, what it writes to shared memory; a name there, and what the machine code calls it.
 ACCESSES = {"cp.async to": "LDGSTS", "ldmatrix": "LDSM", "shared read": "LDS", "shared write": "STS"}
 
@@ -66,8 +66,8 @@ def storing(most):
     return weight
 
 
-# An entry's epilogues differ in what costs them most: instructions, latencies of memory, exchanges between warps.
-COSTS = (lambda x: 1, lambda x: (x.base == "LDG") * x.vector_bytes, lambda x: x.base in ("BAR", "SHFL"))
+# An entry's epilogues differ in what costs them most: instructions, latencies of memory, exchanges between warps. And the shortest.
+COSTS = (lambda x: 1, lambda x: (x.base == "LDG") * x.vector_bytes, lambda x: x.base in ("BAR", "SHFL"), lambda x: -2)
 
 
 class Main:
@@ -102,7 +102,7 @@ class Main:
         return self.flow.path(set(range(len(self.flow.blocks))), 0, {self.loop.head}, fetching)
 
     def epilogues(self):
-        """Ways from the loop to the end, inside a matrix; the costliest is among them."""
+        """Ways from the loop to the end, inside a matrix; the costliest and the cheapest are among them."""
         flow, blocks = self.flow, set(range(len(self.flow.blocks))) - self.loop.blocks
         exits = {j for i in self.loop.blocks for j in flow.blocks[i].next if j in blocks}
         ends = {i for i in blocks if flow.blocks[i].instructions[-1].base == "EXIT"}
@@ -134,6 +134,7 @@ def row(entry, arch, instructions, usage):
         "alu": pipes[sm.ALU], "fma": pipes[sm.FMA], "imad": pipes[sm.IMAD], "mufu": pipes[sm.MUFU],
         **{name: counts[name.upper()] for name in ("hmma", "ldsm", "lds", "sts", "ldgsts", "ldg", "bar")},
         "wavefronts": sum(sm.wavefronts(x) for x in path),
+        "load_bytes": sum(x.vector_bytes for x in path if x.base in ("LDG", "LDGSTS")),
     }
     named = sum(found[name] for name in "hmma ldsm lds sts ldgsts ldg bar alu fma imad mufu".split())
     found["other"] = len(path) - named
@@ -141,11 +142,11 @@ def row(entry, arch, instructions, usage):
         warps, more = known["threads"] // 32, tuple(sorted(conflicts().get(entry, {}).items()))
         least = sm.tensor_clocks(path, arch, warps)
         alone, resident = (sm.loop_clocks(tuple(path), arch, ctas, warps, more) for ctas in (1, known["ctas_per_sm"]))
-        clocks, epilogue = max(((sm.straight_clocks(tuple(path), arch, warps), path) for path in main.epilogues()), key=lambda pair: pair[0])
+        ends = [(sm.straight_clocks(tuple(path), arch, warps), len(path)) for path in main.epilogues()]
         found |= {
             "clocks_alone": alone, "clocks": resident, "share_alone": least / alone, "share": least / resident,
             "prologue_clocks": sm.straight_clocks(tuple(main.prologue()), arch, warps),
-            "epilogue_slots": len(epilogue), "epilogue_clocks": clocks,
+            "epilogue_slots": max(ends)[1], "epilogue_clocks": max(ends)[0], "epilogue_least": min(ends)[0],
         }
     shown = lambda value: value if isinstance(value, str) else figure(value) if isinstance(value, float) else str(value)
     return {name: shown(found.get(name, "-")) for name in COLUMNS}
