@@ -1,7 +1,8 @@
 """Whether the model is any good: `scripts/sass --self-test`.
 
-1. Loops of other kernels, kept as they were compiled (tests/sass/*.gz), have the share of the tensor cores that others have given for
-   them: measured and published, or an earlier model's, made on its own.
+1. Loops that are kept as they were compiled (tests/sass/*.gz) have the share of the tensor cores that is known of them
+   (tests/sass/known.tsv): by an earlier model, made on its own, and Marlin's, measured on three GPUs, within 0.03;
+   FlashAttention-2's, measured and published, within what a GPU keeps of a loop's share.
 2. Three main loops that are slow on purpose (tests/sass/slow.cu) look slow, and the one they were made from does not.
 3. Launches that a GPU has timed (benches/record) take about as long as predicted.
 """
@@ -20,8 +21,8 @@ FOLDER = toolkit.ROOT / "tests/sass"
 KNOWN = 0.03
 # A kernel that is slow on purpose uses less of the tensor cores, one that is not more.
 SLOW = 0.7
-# Predicted times over measured ones. Launches keep less of a loop's share than the model says (power, instruction caches, L2), so few are
-# above 1; below the first the model has lost sight of what a kernel spends its time with.
+# Predicted times over measured ones, or measured shares over predicted ones. A GPU keeps less of a loop's share than the model says (power,
+# instruction caches, L2), so few are above 1; below the first the model has lost sight of what a kernel spends its time with.
 MEASURED = (0.7, 1.1)
 RECORD = toolkit.ROOT / "benches/record/2026-11-26-nvidia-h200.json"
 
@@ -47,9 +48,11 @@ def check_known():
         instructions, arch = tuple(loops[name]), sm.constants()["card"][card]["arch"]
         clocks = sm.loop_clocks(instructions, arch, int(ctas), int(warps))
         share = sm.tensor_clocks(instructions, arch, int(warps)) / clocks * float(scale)
-        is_off = abs(share - float(known)) > KNOWN
-        print(f"{name:<44} {card:>8} {ctas:>4} {clocks:>7.0f} {share:>6.3f} {known:>6}  {source}{' (for information)' if how == 'information' else ''}")
-        if is_off and how != "information":
+        kept = float(known) / share
+        is_off = abs(share - float(known)) > KNOWN if how == "compared" else not MEASURED[0] <= kept <= MEASURED[1]
+        note = "" if how == "compared" else f", kept {kept:.2f}"
+        print(f"{name:<44} {card:>8} {ctas:>4} {clocks:>7.0f} {share:>6.3f} {known:>6}  {source}{note}")
+        if is_off:
             faults.append(f"{name} on {card}: a share of {share:.3f}, known is {known} ({source})")
     return faults
 
@@ -70,10 +73,10 @@ def check_slow():
             conflicts = (("LDS", float(conflict_degree(stride))),) if entry == "slow_conflicts" else ()
             share = sm.tensor_clocks(path, arch, 4) / sm.loop_clocks(path, arch, 1, 4, conflicts)
             print(f"{entry:<44} {'sm_' + arch:>8} {1:>4} {len(path):>4} slots, share {share:.3f}")
-            # So small a tile is enough for GA10x alone; its tensor cores are an eighth of an A100's scheduler's.
-            is_wrong = share < SLOW if entry == "slow_not" and arch == "86" else share >= SLOW
-            if is_wrong and not (entry == "slow_not" and arch != "86"):
-                faults.append(f"{entry} on sm_{arch}: a share of {share:.3f}, which should be {'above' if entry == 'slow_not' else 'below'} {SLOW}")
+            # So small a tile is not slow where tensor cores are: elsewhere it cannot keep them busy, whoever wrote it.
+            if entry != "slow_not" and share >= SLOW or entry == "slow_not" and arch == "86" and share < SLOW:
+                wanted = "above" if entry == "slow_not" else "below"
+                faults.append(f"{entry} on sm_{arch}: a share of {share:.3f}, which should be {wanted} {SLOW}")
     return faults
 
 
@@ -109,7 +112,7 @@ def check_measured():
         threads = rows.resources()[(row["entry"], row["arch"])]["threads"]
         turns = math.ceil(flops / ctas / launches.turn_flops(row, threads) - 0.01)
         measured = statistics.median(time["ms"])
-        predicted = launches.Launch(row["entry"], ctas, threads, turns, time["bytes"], flops, cheap=True).seconds(card) * 1e3
+        predicted = launches.Launch(row["entry"], ctas, threads, turns, time["bytes"], flops, cheap=True).seconds(card, kept=1) * 1e3
         ratios.append(predicted / measured)
         print(f"{time['kernel']:<44} {measured:>8.3f} {predicted:>8.3f}  x {ratios[-1]:.2f}")
         if not MEASURED[0] <= ratios[-1] <= MEASURED[1]:

@@ -4,10 +4,10 @@ lists them. Predictions, all of it.
 A tile is a prologue, turns of the main loop and an epilogue. CTAs of an SM share it: a lone one goes at its own speed, as many as
 fit at the speed that the model has for them together, in between in proportion. Prologue and epilogue take their latency whoever
 is beside them. A turn takes at least what its bytes take from L2, a launch at least what its bytes take from device memory, and
-a kernel without products at least what its instructions take to issue.
+a kernel without products at least what its instructions take to issue. Where a GPU has been timed, all clocks are divided by what
+it has kept of them (`kept` in cards.toml).
 """
 
-import heapq
 import math
 import re
 import subprocess
@@ -16,6 +16,7 @@ from functools import lru_cache
 
 from . import rows, sm, toolkit
 
+LOOPS = toolkit.ROOT / "src/pipeline/loops.tsv"
 FLOP_OF_HMMA = 2 * 16 * 8 * 16
 CLIP_TOKENS = 77 # of every CLIP text encoder that FLUX has
 # Tiles that are not full, which their multiply-adds do not show: stage, kernel, what is written, and the share that is used.
@@ -46,14 +47,14 @@ class Launch:
         self.entry, self.ctas, self.threads, self.turns = entry, ctas, threads, turns
         self.num_bytes, self.flops, self.cheap = num_bytes, flops, cheap
 
-    def seconds(self, card):
+    def seconds(self, card, kept=None):
         """On a card, without the gap to the next; nothing for an entry that there is no row of."""
         row = row_of(self.entry, card)
         if row is None:
             return None
         clocks = 0
         if row["clocks"] != "-" and self.turns:
-            clocks = makespan(self.ctas, self.turns, card["sms"], *tile(self, row, card))
+            clocks = waves(self.ctas, self.turns, card["sms"], *tile(row, self.threads, card, self.cheap)) / (kept or card["kept"])
         elif row["slots"] != "-":
             clocks = self.issue_clocks(row, card)
         return max(clocks / (card["clock"] * 1e9), self.num_bytes / (card["memory"] * card["memory_share"]))
@@ -72,61 +73,23 @@ def turn_flops(row, threads):
     return int(row["hmma"]) * FLOP_OF_HMMA * threads // 32 * share
 
 
-def tile(launch, row, card):
+def tile(row, threads, card, cheap=False):
     """CTAs that fit an SM, clocks of a turn alone and together, of prologue and epilogue."""
-    moved = int(row["load_bytes"]) * launch.threads
-    from_l2 = moved / card["l2"] if card["l2"] else 0
+    from_l2 = int(row["load_bytes"]) * threads / card["l2"] if card["l2"] else 0
     alone, together = (max(float(row[name]), from_l2) for name in ("clocks_alone", "clocks"))
-    end = row["epilogue_least" if launch.cheap else "epilogue_clocks"]
-    return int(row["ctas_per_sm"]), alone, together, float(row["prologue_clocks"]), float(end)
+    around = float(row["prologue_clocks"]) + float(row["epilogue_least" if cheap else "epilogue_clocks"])
+    return int(row["ctas_per_sm"]), alone, together, around
 
 
-@lru_cache(maxsize=None)
-def makespan(num_tiles, turns, sms, slots, alone, together, prologue, epilogue):
-    """Clocks until the last tile is done, each SM taking the next when it has room."""
-    def pace(residents):
-        """Clocks of a turn of each CTA when so many are in their loops."""
-        if slots == 1 or residents <= 1:
-            return alone
-        return alone + (together * slots - alone) * (residents - 1) / (slots - 1)
+def waves(num_tiles, turns, sms, ctas_per_sm, alone, together, around):
+    """Clocks of a launch: waves of as many tiles as fit, all in step, and what is left over, spread over the SMs.
 
-    left = num_tiles
-    busy = [[] for _ in range(sms)]
-    for _ in range(slots):
-        for cta in busy:
-            if left:
-                cta.append(["begins", prologue])
-                left -= 1
-
-    events, end = [], 0
-
-    def schedule(i, now):
-        """The event of an SM that comes next."""
-        each = pace(sum(part == "loops" for part, _ in busy[i]))
-        wait = min(rest * each if part == "loops" else rest for part, rest in busy[i])
-        heapq.heappush(events, (now + wait, i, wait, each))
-
-    for i, ctas in enumerate(busy):
-        if ctas:
-            schedule(i, 0)
-    while events:
-        now, i, wait, each = heapq.heappop(events)
-        end, going = now, []
-        for part, rest in busy[i]:
-            rest -= wait / each if part == "loops" else wait
-            if rest > 1e-6:
-                going.append([part, rest])
-            elif part == "begins":
-                going.append(["loops", turns])
-            elif part == "loops":
-                going.append(["ends", epilogue])
-            elif left:
-                going.append(["begins", prologue])
-                left -= 1
-        busy[i] = going
-        if going:
-            schedule(i, now)
-    return end
+    src/pipeline/predict.rs has the same."""
+    full, rest = divmod(num_tiles, sms * ctas_per_sm)
+    # Clocks of a turn of each of an SM's CTAs: alone, all together, in between in proportion.
+    pace = lambda ctas: alone + (together * ctas_per_sm - alone) * (ctas - 1) / max(1, ctas_per_sm - 1)
+    last = around + turns * pace(math.ceil(rest / sms)) if rest else 0
+    return full * (around + turns * pace(ctas_per_sm)) + last
 
 
 class Operation:
@@ -178,6 +141,8 @@ class Picture:
                 current[2].append(Operation(current[0], match[1], float(match[2]), float(match[3] or 0), match[4]))
         if not any(operations for *_, operations in self.stages):
             sys.exit("sass: `schnell plan --launches` lists no operations")
+        if not any(operation.num_bytes for *_, operations in self.stages for operation in operations):
+            sys.exit("sass: this `schnell` does not say how many bytes an operation touches: it is older; `cargo build --bin schnell`")
 
     def lines(self, card):
         """(stage, repeats, what, times in it, seconds of one), same launches together; and entries without a row."""
@@ -202,6 +167,23 @@ def picture(program, model, side):
         sys.exit(f"sass: {error}\n{getattr(error, 'stderr', '')}`cargo build --bin schnell`, or --schnell FILE")
 
 
+def loops_table():
+    """What src/pipeline/predict.rs reads: every entry with products on every card."""
+    lines = ["# Written by scripts/sass --write from docs/sass.tsv and scripts/machine_code/cards.toml. Predictions: CTAs that run at once on",
+             "# an SM, SMs, FLOP of a turn of a CTA's main loop, and nanoseconds: of a turn alone on an SM, of one together with as many as",
+             "# fit (per turn of each), of what is around the loop.",
+             "card\tentry\tctas_per_sm\tsms\tturn_flops\talone_ns\ttogether_ns\taround_ns"]
+    for name, card in sm.constants()["card"].items():
+        for (entry, arch), row in sorted(table().items()):
+            if row["clocks"] == "-" or arch.rstrip("a") != card["arch"]:
+                continue
+            threads = rows.resources()[(entry, arch)]["threads"]
+            ctas_per_sm, *clocks = tile(row, threads, card)
+            alone, together, around = (f"{clock / card['clock'] / card['kept']:.1f}" for clock in clocks)
+            lines.append("\t".join([name, entry, str(ctas_per_sm), str(card["sms"]), f"{turn_flops(row, threads):.0f}", alone, together, around]))
+    return "\n".join(lines) + "\n"
+
+
 def print_all(program, model, sides, cards):
     """Launches that take at least a thousandth of a picture, then the stages."""
     for side in sides:
@@ -219,9 +201,10 @@ def print_all(program, model, sides, cards):
                 if repeats * spent * 1000 < total or launch is None:
                     continue
                 row, each = row_of(launch.entry, card), spent / times
-                waves = launch.ctas / card["sms"] / int(row["ctas_per_sm"])
+                num_waves = launch.ctas / card["sms"] / int(row["ctas_per_sm"])
                 share = f"{launch.flops / each / card['flops']:.3f}" if launch.flops else "-"
-                print(f"{stage:<12} {what:<58} {repeats * times:>6} {launch.ctas:>6} {waves:>6.2f} {each * 1e3:>8.3f} {share:>6} {repeats * spent * 1e3:>8.1f}")
+                print(f"{stage:<12} {what:<58} {repeats * times:>6} {launch.ctas:>6} {num_waves:>6.2f} {each * 1e3:>8.3f} {share:>6} "
+                      f"{repeats * spent * 1e3:>8.1f}")
             print("  ".join(f"{stage} {seconds * 1e3:.1f}" for stage, seconds in stages.items()), f" all {total * 1e3:.1f}")
             if unknown:
                 print(f"not counted, docs/sass.tsv has no row: {', '.join(sorted(unknown))}")

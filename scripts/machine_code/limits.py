@@ -2,7 +2,7 @@
 
 import re
 
-from . import toolkit
+from . import rows, toolkit
 
 FILE = toolkit.ROOT / "docs/sass-limits.tsv"
 
@@ -14,13 +14,15 @@ class Limit:
     def __init__(self, line):
         self.line = line
         fields = line.split("\t")
-        if len(fields) != 6 or fields[3] not in (">=", "<="):
-            raise ValueError(f"{FILE.name}: {line!r} is not entries, archs, column, >= or <=, limit, goal")
+        if len(fields) != 6 or fields[2] not in rows.COLUMNS or fields[3] not in (">=", "<="):
+            raise ValueError(f"docs/{FILE.name}: {line!r} is not entries, archs, a column of docs/sass.tsv, >= or <=, limit, goal")
         self.entries, self.archs, self.column, self.sign = fields[:4]
         self.limit, self.goal = map(float, fields[4:])
 
     def matches(self, row):
-        return bool(re.fullmatch(self.entries, row["entry"]) and re.fullmatch(self.archs, row["arch"]))
+        """Clocks are asked of kernels with products alone."""
+        named = re.fullmatch(self.entries, row["entry"]) and re.fullmatch(self.archs, row["arch"])
+        return bool(named) and (row[self.column] != "-" or row["hmma"] != "0")
 
     def holds(self, value, limit):
         return value >= limit if self.sign == ">=" else value <= limit
@@ -31,11 +33,11 @@ def read():
     return [Limit(line) for line in lines[1:]]
 
 
-def faults(rows, limits):
+def faults(found_rows, limits):
     """What breaks a limit, and limits that nothing is checked by: an entry's name has changed."""
     found = []
     for limit in limits:
-        matched = [row for row in rows if limit.matches(row)]
+        matched = [row for row in found_rows if limit.matches(row)]
         if not matched:
             found.append(f"docs/sass-limits.tsv: no entry is called {limit.entries} on {limit.archs}")
         for row in matched:
@@ -47,11 +49,11 @@ def faults(rows, limits):
     return found
 
 
-def ahead(rows, limits):
+def ahead(found_rows, limits):
     """Limits whose goals are not reached, a line each with the value that is farthest from it."""
     found = []
     for limit in limits:
-        values = [float(row[limit.column]) for row in rows if limit.matches(row) and row[limit.column] != "-"]
+        values = [float(row[limit.column]) for row in found_rows if limit.matches(row) and row[limit.column] != "-"]
         worst = (min if limit.sign == ">=" else max)(values, default=limit.goal)
         if not limit.holds(worst, limit.goal):
             found.append(f"{limit.entries} on {limit.archs}: {limit.column} {worst:g}, goal {limit.sign} {limit.goal:g}")

@@ -12,8 +12,9 @@ from . import listing, sm, toolkit
 
 TABLE = toolkit.ROOT / "docs/sass.tsv"
 RESOURCES = toolkit.ROOT / "docs/resources.tsv"
-COLUMNS = ("entry arch registers smem_bytes ctas_per_sm spill_bytes fchk loop slots hmma ldsm lds sts ldgsts ldg load_bytes bar alu fma imad mufu other "
-           "wavefronts clocks_alone clocks share_alone share prologue_clocks epilogue_slots epilogue_clocks epilogue_least").split()
+COLUMNS = ("entry arch registers smem_bytes ctas_per_sm spill_bytes fchk loop slots hmma ldsm lds sts ldgsts ldg load_bytes bar "
+           "alu fma imad mufu other wavefronts clocks_alone clocks share_alone share "
+           "prologue_clocks epilogue_slots epilogue_clocks epilogue_least").split()
 # Of an asynchronous copy of accesses.txt, what it writes to shared memory; a name there, and what the machine code calls it.
 ACCESSES = {"cp.async to": "LDGSTS", "ldmatrix": "LDSM", "shared read": "LDS", "shared write": "STS"}
 
@@ -110,7 +111,8 @@ class Main:
         for most in COSTS:
             weight = storing(most)
             paths = [flow.path(blocks, i, ends, weight) for i in exits]
-            found.append(max((path for path in paths if path), key=lambda path: [sum(part) for part in zip(*map(weight, path))], default=[]))
+            summed = lambda path: [sum(part) for part in zip(*map(weight, path))]
+            found.append(max((path for path in paths if path), key=summed, default=[]))
         return found
 
 
@@ -154,7 +156,8 @@ def row(entry, arch, instructions, usage):
 
 def model_key():
     """Of everything that a row depends on beside the machine code."""
-    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(__file__).parent / "cards.toml", RESOURCES, toolkit.ROOT / "docs/accesses.txt"]
+    here = Path(__file__).parent
+    files = [*sorted(here.glob("*.py")), here / "cards.toml", RESOURCES, toolkit.ROOT / "docs/accesses.txt"]
     return toolkit.digest(*(file.read_bytes() for file in files))
 
 
@@ -184,7 +187,8 @@ def sources():
 def all_rows(archs=None):
     """Every entry on every target, or on those of `archs`, sorted."""
     model = model_key()
-    jobs = [(source, arch, model) for source in sources() for arch in toolkit.targets(source.stem) if not archs or arch in archs]
+    jobs = [(source, arch, model) for source in sources() for arch in toolkit.targets(source.stem)]
+    jobs = [job for job in jobs if not archs or job[1] in archs]
     # The longest first.
     jobs.sort(key=lambda job: (job[0].stem not in ("attention", "nf4_gemm", "bf16_gemm"), job[0].stem))
     with multiprocessing.Pool(2) as pool:
@@ -197,7 +201,7 @@ def release():
 
 
 def as_text(rows):
-    lines = [f"# nvcc {release()}; written by scripts/sass --write, columns explained in docs/testing.md. Clocks and shares are predictions."]
+    lines = [f"# nvcc {release()}; written by scripts/sass --write. docs/testing.md explains the columns; clocks and shares are predictions."]
     lines += ["\t".join(COLUMNS)] + ["\t".join(row[name] for name in COLUMNS) for row in rows]
     return "\n".join(lines) + "\n"
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 SCHEDULERS = 4
 TENSOR, ALU, FMA, IMAD, MIO, MUFU, FREE = range(7)
-COUNTED = {TENSOR: "HMMA", ALU: "ALU", FMA: "FMA", IMAD: "IMAD", MUFU: "MUFU"}
 PIPES = {
     TENSOR: "HMMA",
     ALU: "IADD3 LOP3 SHF PRMT ISETP LEA IMNMX SEL MOV F2FP FSETP FMNMX PLOP3 FSEL VIADD VIMNMX VIADDMNMX P2R R2P LOP BMSK SGXT IABS "
@@ -99,9 +98,9 @@ class Sm:
 
     def __init__(self, instructions, arch, ctas, warps, conflicts=None):
         known = constants()
-        self.latency, self.memory = known["latency"], known["sm"][arch.rstrip("a")]["memory"]
         sm = known["sm"][arch.rstrip("a")]
-        steps = [Step(x, sm, known["pipes"], conflicts or {}) for x in instructions]
+        self.latency, self.memory = known["latency"], sm["memory"]
+        steps = [Step(x, sm, known["pipes"] | sm, conflicts or {}) for x in instructions]
         num_hmma = sum(step.pipe == TENSOR for step in steps)
         # Half a turn of the bound that is nearest.
         apart = max(num_hmma * sm["hmma"] * warps / SCHEDULERS, len(steps) * warps / SCHEDULERS) / 2
