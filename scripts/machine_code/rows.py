@@ -12,7 +12,7 @@ from . import listing, sm, toolkit
 
 TABLE = toolkit.ROOT / "docs/sass.tsv"
 RESOURCES = toolkit.ROOT / "docs/resources.tsv"
-COLUMNS = ("entry arch registers smem_bytes ctas_per_sm spill_bytes fchk loop slots hmma ldsm lds sts ldgsts ldg load_bytes bar "
+COLUMNS = ("entry arch registers smem_bytes ctas_per_sm spill_bytes fchk loop slots slots_per_hmma hmma ldsm lds sts ldgsts ldg load_bytes bar "
            "alu fma imad mufu other wavefronts clocks_alone clocks share_alone share "
            "prologue_clocks epilogue_slots epilogue_clocks epilogue_least").split()
 # Of an asynchronous copy of accesses.txt, what it writes to shared memory; a name there, and what the machine code calls it.
@@ -59,11 +59,12 @@ def fetching(x):
 
 
 def storing(most):
-    """From the loop to the end: past other loops of products; with the most 16-byte stores, as inside a matrix; without narrow ones,
-    as at its edge; without calls of slow paths. Of what is left, that with the most of `most`."""
+    """From the loop to the end: past other loops of products; with the most 16-byte stores, as inside a matrix; without narrow ones and
+    without loads of single bf16, as at its edge; without calls of slow paths. Of what is left, that with the most of `most`."""
     def weight(x):
         wide = x.base == "STG" and x.vector_bytes == 16
-        return (-(x.base == "HMMA"), wide, -(x.base == "STG" and not wide), -(x.base == "CALL"), most(x), 1)
+        narrow = x.base == "STG" and not wide or x.base == "LDG" and x.vector_bytes < 4
+        return (-(x.base == "HMMA"), wide, -narrow, -(x.base == "CALL"), most(x), 1)
     return weight
 
 
@@ -146,6 +147,7 @@ def row(entry, arch, instructions, usage):
         alone, resident = (sm.loop_clocks(tuple(path), arch, ctas, warps, more) for ctas in (1, known["ctas_per_sm"]))
         ends = [(sm.straight_clocks(tuple(path), arch, warps), len(path)) for path in main.epilogues()]
         found |= {
+            "slots_per_hmma": f"{len(path) / counts['HMMA']:.2f}",
             "clocks_alone": alone, "clocks": resident, "share_alone": least / alone, "share": least / resident,
             "prologue_clocks": sm.straight_clocks(tuple(main.prologue()), arch, warps),
             "epilogue_slots": max(ends)[1], "epilogue_clocks": max(ends)[0], "epilogue_least": min(ends)[0],
