@@ -1,109 +1,339 @@
-// conv2d: NHWC convolution as an implicit GEMM, 3x3 (pad 1) or 1x1, + bias, + residual    bf16 in, f32 accumulate
+// conv2d: NHWC convolution 3x3 (pad 1) as an implicit GEMM, + bias, + residual    bf16 in, f32 accumulate, bf16 or f32 out
 //
-// Work    m is an output pixel, n an output channel, k = tap * channels + channel: the loader gathers, per 16-byte
-//         chunk, 8 channels of the pixel that the tap points at; outside the map cp.async fills zeros. Nothing like an
-//         im2col buffer exists.
-// Fold    nearest-neighbor upsampling by two is a shift of the gathered coordinates, never a map.
-// Bound   compute: k = 9 * 512 at most, every input chunk is used by 128 channels.
+// Work    one CTA per 128 output channels x 8 x 16 pixels; 4 warps as in gemm_tile.cuh, each 64 channels x 4 rows of 16 pixels.
+//         32 input channels at a time, their halo of 10 x 18 pixels is fetched once and multiplied nine times, each tap reading
+//         it from another pixel on; the weights of a tap and 32 channels arrive meanwhile, three stages in a ring:
+//             halo     | block 0 ............ | block 1 ............ |   two slots, the next one is fetched during tap 0
+//             weights  | tap 0 | tap 1 | .. 8 | tap 0 | ..
+//         CTAs with the same pixels follow each other in the grid, so that L2 has them.
+// Norm    with one, x is read as silu(GroupNorm(x)): a thread normalizes in shared memory the chunks that it has fetched itself,
+//         one round of them per tap, a block ahead of their use; the taps' barrier hands them over. What lies outside of the map
+//         stays zero, as the reference pads what is normalized. So the normalized map exists nowhere.
+// Fold    nearest-neighbor enlargement by two, then 3x3: of the nine taps of an output pixel several read the same input pixel,
+//         so each of an input pixel's four output pixels (its phases) has four taps, whose weights the loader has summed:
+//         4 / 9 of the work, and an enlarged map exists nowhere.
+// Layout  shared memory in planes of one 16-byte chunk (8 channels) of all pixels, or all output channels. A plane is 2 chunks
+//         more than a multiple of 8, so that a warp's cp.async touches every bank once; ldmatrix reads 8 chunks in a row,
+//         whatever the tap. Each place is a constant from the lane's own.
+// Bound   compute: 128 HMMA and under 320 issue slots per 64 channels and tap.
+// Narrow  a few output channels (conv_out) are the columns of the tensor core instead, pixels its rows: memory-bound.
+// Tried   (H200) k-steps of 64 channels of one tap, gathered pixel by pixel: benches/WORKLOG.md.
 #include "conv2d.h"
-#include "gemm_tile.cuh"
-#include "operands/bf16_tile.cuh"
-
-static_assert(sizeof(gemm::SharedStorage<gemm::Bf16Weights<8>, CONV2D_STAGES>) == CONV2D_SMEM_BYTES,
-              "the header tells the host how much to ask for");
+#include "gemm_epilogues.cuh"
 
 namespace {
 
-// Gathers k-step by k-step, without a division: a thread's rows are output pixels, and where a tap points from them is
-// kept and moved on when the taps' channels are through.
-//
-// Upsampled, output pixel (y, x) reads input (y / 2, x / 2). One to the right of an even x is still the same input, one to
-// the right of an odd x the next: going from tap to tap, the odd rows and the even ones move in turns.
-struct PixelLoader {
+constexpr int THREADS = CONV2D_THREADS, BLOCK_C = CONV2D_BLOCK_C;
+constexpr int TILE_H = CONV2D_TILE_HEIGHT, TILE_W = CONV2D_TILE_WIDTH;
+constexpr int CHUNKS = BLOCK_C / 8;           // of 8 channels
+constexpr int ROWS_AT_ONCE = THREADS / CHUNKS; // pixels, or output channels, that the CTA fetches with one cp.async per thread
+constexpr int PAD = 2;
+static_assert(CONV2D_BLOCK_N == GEMM_BLOCK_N && TILE_H * TILE_W == GEMM_BLOCK_M && THREADS == GEMM_THREADS, "warps as in a GEMM tile");
+static_assert(TILE_W == 16 && CHUNKS == 4 && ROWS_AT_ONCE % 8 == 0, "what addresses below take for granted");
+
+// A thread copies the same chunk of every row.
+GPU_FN int own_row() { return gpu::thread_x() / CHUNKS; }
+GPU_FN int own_chunk() { return gpu::thread_x() % CHUNKS; }
+
+// The pixels that a tile of outputs reads through a filter of SIDE x SIDE taps.
+template <int SIDE> struct Halo {
+    static constexpr int WIDTH = TILE_W + SIDE - 1, HEIGHT = TILE_H + SIDE - 1;
+    static constexpr int ROUNDS = (WIDTH * HEIGHT + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+    static constexpr int PLANE = ROUNDS * ROWS_AT_ONCE + PAD; // chunks
+    uint4 chunk[CHUNKS * PLANE];
+};
+
+struct WeightStage {
+    static constexpr int PLANE = CONV2D_BLOCK_N + PAD;
+    uint4 chunk[CHUNKS * PLANE];
+};
+
+// As many stages of weights as divide the taps: a tap's stage is then known to the compiler.
+template <int SIDE> struct SharedStorage {
+    static constexpr int STAGES = SIDE;
+    Halo<SIDE> halo[2];
+    WeightStage weights[STAGES];
+};
+static_assert(sizeof(SharedStorage<3>) == CONV2D_SMEM_BYTES, "the header tells the host how much to ask for");
+static_assert(sizeof(SharedStorage<2>) == CONV2D_ENLARGE_SMEM_BYTES, "the header tells the host how much to ask for");
+
+// 8 channels from `channel` on as GroupNorm, which is a scale and a shift of each, and SiLU make them.
+GPU_FN void normalize(uint4 &chunk, const conv2d_params &p, int channel) {
+    float scale[8], shift[8];
+    gemm::load_f32x8(scale, p.norm + channel, 8, true);
+    gemm::load_f32x8(shift, p.norm + p.channels + channel, 8, true);
+    const uint4 v = chunk;
+    const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+    uint32_t normed[4];
+    GPU_UNROLL
+    for (int i = 0; i < 4; ++i) {
+        const float lo = gpu::fma_exact(gpu::bf16_lo(words[i]), scale[2 * i], shift[2 * i]);
+        const float hi = gpu::fma_exact(gpu::bf16_hi(words[i]), scale[2 * i + 1], shift[2 * i + 1]);
+        normed[i] = gpu::pack_bf16x2(gpu::silu(lo), gpu::silu(hi));
+    }
+    chunk = uint4{normed[0], normed[1], normed[2], normed[3]};
+}
+
+// Fetches a halo, 32 channels of the map after the other, and normalizes them. What can be worked out anew is not kept: the
+// products need the registers.
+template <int SIDE> struct HaloLoader {
+    using Tile = Halo<SIDE>;
     const conv2d_params &p;
-    const uint4 *src;              // the map, from this thread's channels in the next k-step on
-    int pixel[gemm::ROWS_EACH];    // the tap's input pixels, in chunks of 8 channels from the map's first
-    int pitch;                     // chunks from pixel to pixel
-    int channel, padded;           // in the next k-step; channels of a tap, padding included
-    int dy, dx;                    // the tap
-    uint32_t edges;                // bits i, i + 8, i + 16, i + 24: row i is a pixel at the top, bottom, left, right
-    uint32_t traits;               // bits i, i + 8, i + 16: its y is odd, its x is odd, it exists
-    uint32_t inside;               // bit i: the tap points into the map
+    int first;         // pixel of the map that the halo begins with, outside or not
+    uint32_t inside;   // bit i: the pixel of this thread's round i is in the map
 
-    GPU_METHOD PixelLoader(const conv2d_params &params, int m0)
-        : p(params), src(reinterpret_cast<const uint4 *>(params.gemm.x) + gemm::own_chunk()), pitch((int)(params.gemm.x_pitch / 8)),
-          channel(gemm::own_chunk() * 8), padded((params.channels + 7) / 8 * 8), dy(-(params.kernel / 2)), dx(dy), edges(0), traits(0) {
+    // Of the pixels from (y0, x0) on.
+    GPU_METHOD HaloLoader(const conv2d_params &params, int y0, int x0) : p(params), first(y0 * params.width + x0), inside(0) {
         GPU_UNROLL
-        for (int i = 0; i < gemm::ROWS_EACH; ++i) {
-            const int m = m0 + gemm::own_row() + i * gemm::ROWS_APART;
-            const int y = m / p.out_width, x = m - y * p.out_width;
-            edges |= (y == 0 ? 1u : 0u) << i | (y + 1 == p.in_height << p.upsample ? 1u : 0u) << (i + 8);
-            edges |= (x == 0 ? 1u : 0u) << (i + 16) | (x + 1 == p.out_width ? 1u : 0u) << (i + 24);
-            traits |= (y & 1u) << i | (x & 1u) << (i + 8) | (m < p.gemm.m ? 1u : 0u) << (i + 16);
-            pixel[i] = (((y + dy) >> p.upsample) * p.in_width + ((x + dx) >> p.upsample)) * pitch;
-        }
-        look();
-        settle();
-    }
-
-    GPU_METHOD void fetch(uint4 *stage) {
-        const int num_channels = p.channels - channel; // of the tap, from this chunk on
-        if (num_channels >= 8) {
-            GPU_UNROLL
-            for (int i = 0; i < gemm::ROWS_EACH; ++i) {
-                gpu::cp_async16_or_zeros(&stage[gemm::own_place(i)], src + pixel[i], inside & 1u << i);
-            }
-        } else { // its last chunk
-            GPU_UNROLL
-            for (int i = 0; i < gemm::ROWS_EACH; ++i) {
-                gpu::cp_async<16>(&stage[gemm::own_place(i)], src + pixel[i], inside & 1u << i ? num_channels * 2 : 0);
-            }
-        }
-        channel += gemm::BLOCK_K;
-        src += gemm::CHUNKS;
-        settle();
-    }
-
-    // Once per step where channels are a multiple of 64; a step may also have several taps.
-    GPU_METHOD void settle() {
-        while (channel >= padded) {
-            channel -= padded;
-            src -= padded / 8;
-            next_tap();
+        for (int i = 0; i < Tile::ROUNDS; ++i) {
+            const int at = own_row() + i * ROWS_AT_ONCE;
+            const int y = y0 + at / Tile::WIDTH, x = x0 + at % Tile::WIDTH;
+            const bool in_map = at < Tile::WIDTH * Tile::HEIGHT && y >= 0 && y < p.height && x >= 0 && x < p.width;
+            inside |= (in_map ? 1u : 0u) << i;
         }
     }
 
-    // After the last tap there is nothing inside.
-    GPU_METHOD void next_tap() {
-        const int reach = p.kernel / 2;
-        const bool wraps = dx == reach;
-        if (p.upsample) {
-            GPU_UNROLL
-            for (int i = 0; i < gemm::ROWS_EACH; ++i) {
-                const bool down = wraps && (int)(traits >> i & 1) == dy + 1;
-                const bool across = !wraps && (int)(traits >> (i + 8) & 1) == dx + 1;
-                pixel[i] += (down ? p.in_width : 0) * pitch + (across ? pitch : 0) - (wraps && reach ? pitch : 0);
-            }
-        } else {
-            const int step = (wraps ? p.in_width - 2 * reach : 1) * pitch;
-            GPU_UNROLL
-            for (int i = 0; i < gemm::ROWS_EACH; ++i) pixel[i] += step;
+    GPU_METHOD static uint4 &place(Tile &tile, int i) { return tile.chunk[own_chunk() * Tile::PLANE + own_row() + i * ROWS_AT_ONCE]; }
+
+    // Of this thread's chunk.
+    GPU_METHOD static int channel(int block) { return block * BLOCK_C + own_chunk() * 8; }
+
+    GPU_METHOD void fetch(Tile &tile, int block) const {
+        const uint4 *const x = reinterpret_cast<const uint4 *>(p.x) + block * CHUNKS + own_chunk();
+        const int bytes = gpu::max(0, gpu::min(p.channels - channel(block), 8)) * 2; // of a chunk: none beyond the last channel
+        GPU_UNROLL
+        for (int i = 0; i < Tile::ROUNDS; ++i) {
+            const int at = own_row() + i * ROWS_AT_ONCE;
+            const bool in_map = inside & 1u << i;
+            const int pixel = in_map ? first + at / Tile::WIDTH * p.width + at % Tile::WIDTH : 0;
+            gpu::cp_async<16>(&place(tile, i), x + pixel * p.x_pitch, in_map ? bytes : 0);
         }
-        dx = wraps ? -reach : dx + 1;
-        dy += wraps;
-        look();
     }
 
-    GPU_METHOD void look() {
-        const uint32_t above = dy < 0 ? edges : dy > 0 ? edges >> 8 : 0;
-        const uint32_t beside = dx < 0 ? edges >> 16 : dx > 0 ? edges >> 24 : 0;
-        inside = dy <= p.kernel / 2 ? traits >> 16 & ~(above | beside) : 0;
+    // Round i of a block that has landed for this thread.
+    GPU_METHOD void normalize_round(Tile &tile, int block, int i) const {
+        if (p.norm && inside & 1u << i && channel(block) < p.channels) normalize(place(tile, i), p, channel(block));
     }
 };
 
+// Fetches weights: of 128 output channels, 32 of a tap after the other.
+struct WeightLoader {
+    static constexpr int ROUNDS = CONV2D_BLOCK_N / ROWS_AT_ONCE;
+    const conv2d_params &p;
+    const uint4 *src;   // this thread's chunk of its first row
+    uint32_t exists;    // bit i: there is an output channel for round i
+
+    // The output channels of a thread's rows, in the fragments' order (gemm_rows.cuh): first() + offset(i).
+    GPU_METHOD static int first() { return gemm::feature_of(own_row() / 16, own_row() % 16); }
+    GPU_METHOD static constexpr int offset(int i) { return i / 2 * gemm::WARP_N + i % 2 * 4; }
+    static_assert(ROWS_AT_ONCE == 32, "a round is two m16 tiles, of four to a warp");
+
+    // From chunk `begin` of each row on.
+    GPU_METHOD WeightLoader(const conv2d_params &params, int n0, int begin)
+        : p(params), src(reinterpret_cast<const uint4 *>(p.weight) + (int64_t)(n0 + first()) * p.weight_pitch + begin + own_chunk()),
+          exists(0) {
+        GPU_UNROLL
+        for (int i = 0; i < ROUNDS; ++i) exists |= (n0 + first() + offset(i) < p.out_channels ? 1u : 0u) << i;
+    }
+
+    GPU_METHOD void fetch(WeightStage &stage) {
+        GPU_UNROLL
+        for (int i = 0; i < ROUNDS; ++i) {
+            gpu::cp_async16_or_zeros(&stage.chunk[own_chunk() * WeightStage::PLANE + own_row() + i * ROWS_AT_ONCE],
+                                     src + (int64_t)p.weight_pitch * offset(i), exists & 1u << i);
+        }
+        src += CHUNKS;
+    }
+};
+
+// acc += weights of a tap x the pixels that it points at: `pixel` chunks into the halo.
+template <int SIDE>
+GPU_FN void multiply_tap(gemm::Accumulators &acc, const WeightStage &weights, const Halo<SIDE> &halo, int warp_n, int pixel) {
+    const int lane = gpu::lane_id();
+    const uint4 *const w = &weights.chunk[lane / 16 * WeightStage::PLANE + warp_n + lane % 16];
+    const uint4 *const x = &halo.chunk[lane / 8 % 2 * Halo<SIDE>::PLANE + pixel + lane / 16 * 8 + lane % 8];
+    GPU_UNROLL
+    for (int k16 = 0; k16 < BLOCK_C / 16; ++k16) {
+        const void *features[gemm::MT], *pixels[gemm::NT / 2];
+        GPU_UNROLL
+        for (int i = 0; i < gemm::MT; ++i) features[i] = w + 2 * k16 * WeightStage::PLANE + 16 * i;
+        GPU_UNROLL
+        for (int j = 0; j < gemm::NT / 2; ++j) pixels[j] = x + 2 * k16 * Halo<SIDE>::PLANE + j * Halo<SIDE>::WIDTH;
+        uint32_t a[gemm::MT][4], frag[gemm::NT / 2][4], b[gemm::NT][2];
+        gpu::ldmatrix_x4_tile<gemm::MT>(a, features);
+        gpu::ldmatrix_x4_tile<gemm::NT / 2>(frag, pixels);
+        GPU_UNROLL
+        for (int j = 0; j < gemm::NT; ++j) b[j][0] = frag[j / 2][j % 2 * 2], b[j][1] = frag[j / 2][j % 2 * 2 + 1];
+        gpu::mma_tile<gemm::MT, gemm::NT>(acc, a, b);
+    }
+}
+
+// Adds and stores this lane's 8 channels of its 16 pixels; n8 tile j is half a row of the tile's.
+template <int SIDE> GPU_FN void finish(const conv2d_params &p, gemm::Accumulators &acc, int y0, int x0, int phase, int feature) {
+    const int count = p.out_channels - feature;
+    if (count <= 0) return;
+    const int zoom = SIDE == 2 ? 2 : 1;
+    const bool vector = count >= 8 && p.out_pitch % 8 == 0;
+    if (p.bias) {
+        float bias[8];
+        gemm::load_f32x8(bias, p.bias + feature, count, count >= 8);
+        GPU_UNROLL
+        for (int c = 0; c < 8; ++c) {
+            GPU_UNROLL
+            for (int j = 0; j < gemm::NT; ++j) gemm::element(acc, c, j, 0) += bias[c], gemm::element(acc, c, j, 1) += bias[c];
+        }
+    }
+    GPU_UNROLL
+    for (int j = 0; j < gemm::NT; ++j) {
+        const int y = y0 + j / 2, x = x0 + j % 2 * 8 + gpu::lane_id() % 4 * 2;
+        const int64_t at = ((int64_t)(zoom * y + phase / 2) * (zoom * p.width) + zoom * x + phase % 2) * p.out_pitch + feature;
+        float old[2][8];
+        GPU_UNROLL
+        for (int e = 0; e < 2; ++e) { // both on their way before either is stored
+            if (p.residual && y < p.height && x + e < p.width) {
+                gemm::load_bf16x8(old[e], p.residual + at + zoom * e * p.out_pitch, count, vector);
+            }
+        }
+        GPU_UNROLL
+        for (int e = 0; e < 2; ++e) {
+            if (y < p.height && x + e < p.width) {
+                float out[8];
+                gemm::take_token(out, acc, 2 * j + e);
+                GPU_UNROLL
+                for (int c = 0; c < 8; ++c) out[c] = p.residual ? old[e][c] + out[c] : out[c];
+                gemm::store_bf16x8(static_cast<bf16_bits *>(p.out) + at + zoom * e * p.out_pitch, out, count, vector);
+            }
+        }
+    }
+}
+
+// SIDE 3: the convolution, of the map or of what its norm makes of it; SIDE 2: that of the enlarged map.
+template <int SIDE> GPU_FN void convolve(const conv2d_params &p) {
+    constexpr bool NORM = SIDE == 3;
+    constexpr int TAPS = SIDE * SIDE, STAGES = SharedStorage<SIDE>::STAGES;
+    constexpr int FIRST_ROUND = 2; // the tap by which a halo fetched at tap 0 has landed
+    static_assert(!NORM || FIRST_ROUND + Halo<SIDE>::ROUNDS < TAPS, "normalized by the last tap's barrier");
+    auto &smem = gpu::shared<SharedStorage<SIDE>>();
+    constexpr int PHASES = SIDE == 2 ? 4 : 1;
+    const int n0 = gpu::cta_x() * CONV2D_BLOCK_N, x0 = gpu::cta_y() * TILE_W, y0 = gpu::cta_z() / PHASES * TILE_H;
+    const int phase = gpu::cta_z() % PHASES;
+    const int warp_n = gpu::warp_id() / 2 * gemm::WARP_N, warp_row = gpu::warp_id() % 2 * (TILE_H / 2);
+    const int num_blocks = gpu::ceil_div(p.channels, BLOCK_C);
+    HaloLoader<SIDE> pixels(p, y0 - 1 + phase / 2, x0 - 1 + phase % 2);
+    WeightLoader weights(p, n0, phase * num_blocks * TAPS * CHUNKS);
+
+    // prologue
+    pixels.fetch(smem.halo[0], 0);
+    GPU_UNROLL
+    for (int tap = 0; tap < STAGES - 1; ++tap) {
+        weights.fetch(smem.weights[tap]);
+        gpu::cp_async_commit();
+    }
+    if (NORM) {
+        gpu::cp_async_wait<STAGES - 2>();
+        GPU_UNROLL
+        for (int i = 0; i < Halo<SIDE>::ROUNDS; ++i) pixels.normalize_round(smem.halo[0], 0, i);
+    }
+    gemm::Accumulators acc;
+    gemm::for_each(acc, [](float) { return 0.0f; });
+
+    // mainloop
+    GPU_NO_UNROLL
+    for (int block = 0; block < num_blocks; ++block) {
+        const Halo<SIDE> &halo = smem.halo[block % 2];
+        Halo<SIDE> &next = smem.halo[(block + 1) % 2];
+        const bool has_next = block + 1 < num_blocks;
+        GPU_UNROLL_BY(SIDE == 3 ? TAPS : STAGES) // enlarging, four taps at once spill on sm_120
+        for (int tap = 0; tap < TAPS; ++tap) {
+            gpu::cp_async_wait<STAGES - 2>();
+            gpu::sync_cta(); // the step has landed for everyone, and everyone has left what is fetched next
+            if (has_next || tap + STAGES - 1 < TAPS) weights.fetch(smem.weights[(tap + STAGES - 1) % STAGES]);
+            if (tap == 0 && has_next) pixels.fetch(next, block + 1);
+            gpu::cp_async_commit(); // empty groups too, so that "all but the last STAGES - 2" stays true at the end
+            const int pixel = (warp_row + tap / SIDE) * Halo<SIDE>::WIDTH + tap % SIDE;
+            multiply_tap<SIDE>(acc, smem.weights[tap % STAGES], halo, warp_n, pixel);
+            if (NORM && tap >= FIRST_ROUND && tap - FIRST_ROUND < Halo<SIDE>::ROUNDS && has_next) {
+                pixels.normalize_round(next, block + 1, tap - FIRST_ROUND);
+            }
+        }
+    }
+    finish<SIDE>(p, acc, y0 + warp_row, x0, phase, n0 + warp_n + gpu::lane_id() / 4 * 8);
+}
+
+// conv_out: a few output channels, f32. A warp has two rows of the tile's pixels.
+struct NarrowStorage {
+    static constexpr int TAPS = 9, OUT_CHANNELS = CONV2D_NARROW_OUT_CHANNELS;
+    Halo<3> halo[2];
+    uint4 weights[2][TAPS * CHUNKS * OUT_CHANNELS];
+};
+static_assert(sizeof(NarrowStorage) == CONV2D_NARROW_SMEM_BYTES, "the header tells the host how much to ask for");
+static_assert(CHUNKS * NarrowStorage::OUT_CHANNELS == gpu::WARP, "one ldmatrix reads a tap's weights");
+
+GPU_FN void fetch_narrow_weights(NarrowStorage &smem, const conv2d_params &p, int block) {
+    constexpr int TAPS = NarrowStorage::TAPS, ROWS = NarrowStorage::OUT_CHANNELS;
+    for (int i = gpu::thread_x(); i < TAPS * CHUNKS * ROWS; i += THREADS) {
+        const int row = i % ROWS, chunk = i / ROWS; // of the block's taps
+        const bool exists = row < p.out_channels;
+        const int64_t at = (int64_t)(exists ? row : 0) * p.weight_pitch + block * (TAPS * CHUNKS) + chunk;
+        gpu::cp_async16_or_zeros(&smem.weights[block % 2][i], reinterpret_cast<const uint4 *>(p.weight) + at, exists);
+    }
+}
+
+GPU_FN void convolve_narrow(const conv2d_params &p) {
+    auto &smem = gpu::shared<NarrowStorage>();
+    const int x0 = gpu::cta_y() * TILE_W, y0 = gpu::cta_z() * TILE_H, lane = gpu::lane_id(), warp_row = gpu::warp_id() * 2;
+    const int num_blocks = gpu::ceil_div(p.channels, BLOCK_C);
+    const HaloLoader<3> pixels(p, y0 - 1, x0 - 1);
+    auto fetch = [&](int block) {
+        if (block < num_blocks) {
+            pixels.fetch(smem.halo[block % 2], block);
+            fetch_narrow_weights(smem, p, block);
+        }
+        gpu::cp_async_commit();
+    };
+    float acc[2][1][4] = {};
+    fetch(0);
+    GPU_NO_UNROLL
+    for (int block = 0; block < num_blocks; ++block) {
+        Halo<3> &halo = smem.halo[block % 2];
+        gpu::cp_async_wait<0>();
+        GPU_UNROLL
+        for (int i = 0; i < Halo<3>::ROUNDS; ++i) pixels.normalize_round(halo, block, i);
+        gpu::sync_cta(); // the block is there for everyone, and everyone has left the one before
+        fetch(block + 1);
+        GPU_UNROLL
+        for (int tap = 0; tap < NarrowStorage::TAPS; ++tap) {
+            const void *const weights[1] = {&smem.weights[block % 2][tap * gpu::WARP + lane]};
+            uint32_t w[1][4];
+            gpu::ldmatrix_x4_tile<1>(w, weights);
+            const int pixel = (warp_row + tap / 3) * Halo<3>::WIDTH + tap % 3 + lane % 16;
+            GPU_UNROLL
+            for (int k16 = 0; k16 < BLOCK_C / 16; ++k16) {
+                const void *rows[2];
+                GPU_UNROLL
+                for (int i = 0; i < 2; ++i) rows[i] = &halo.chunk[(2 * k16 + lane / 16) * Halo<3>::PLANE + pixel + i * Halo<3>::WIDTH];
+                uint32_t a[2][4];
+                gpu::ldmatrix_x4_tile<2>(a, rows);
+                const uint32_t b[1][2] = {{w[0][2 * k16], w[0][2 * k16 + 1]}};
+                gpu::mma_tile<2, 1>(acc, a, b);
+            }
+        }
+    }
+    GPU_UNROLL
+    for (int i = 0; i < 2; ++i) {
+        GPU_UNROLL
+        for (int e = 0; e < 4; ++e) {
+            const int y = y0 + warp_row + i, x = x0 + lane / 4 + e / 2 * 8, channel = lane % 4 * 2 + e % 2;
+            if (y < p.height && x < p.width && channel < p.out_channels) {
+                const float bias = p.bias ? p.bias[channel] : 0.0f;
+                static_cast<float *>(p.out)[((int64_t)y * p.width + x) * p.out_pitch + channel] = acc[i][0][e] + bias;
+            }
+        }
+    }
+}
+
 } // namespace
 
-GPU_KERNEL(conv2d_bf16_sm80, conv2d_params, GEMM_THREADS, 1) {
-    const int m0 = gpu::cta_x() * gemm::BLOCK_M, n0 = gpu::cta_y() * gemm::BLOCK_N;
-    gemm::run_tile<gemm::Bf16Weights<8>, CONV2D_STAGES, gemm::Map>(p.gemm, PixelLoader(p, m0), n0, m0);
-}
+GPU_KERNEL(conv2d_bf16_sm80, conv2d_params, CONV2D_THREADS, 2) { convolve<3>(p); }
+GPU_KERNEL(conv2d_enlarge_bf16_sm80, conv2d_params, CONV2D_THREADS, 2) { convolve<2>(p); }
+GPU_KERNEL(conv2d_narrow_f32_sm80, conv2d_params, CONV2D_THREADS, 2) { convolve_narrow(p); }

@@ -1,4 +1,4 @@
-// gemm.h: what nf4_gemm, bf16_gemm and conv2d have in common: the CTA tile, the problem and its epilogues.
+// gemm.h: what nf4_gemm and bf16_gemm have in common: the CTA tile, the problem and its epilogues. conv2d has the same tile.
 //
 // out^T[N, M] = w[N, K] . x[M, K]^T: features (N) are the tensor core's rows, tokens or pixels (M) its columns.
 #ifndef SCHNELL_GEMM_H
@@ -34,8 +34,6 @@
 #define GEMM_COMBINE_ACTS (1 << GEMM_ACT_NONE)
 #define GEMM_HEADS_KINDS (1 << GEMM_NORM_ROPE | 1 << GEMM_STORE_BF16) // FLUX's q, k, v and the MLP beside them
 #define GEMM_HEADS_ACTS (1 << GEMM_ACT_NONE | 1 << GEMM_ACT_GELU_TANH)
-#define GEMM_MAP_KINDS (1 << GEMM_STORE_BF16 | 1 << GEMM_ADD_BF16 | 1 << GEMM_STORE_F32) // convolutions
-#define GEMM_MAP_ACTS (1 << GEMM_ACT_NONE)
 
 typedef struct gemm_segment {
     DEV(void) out;             // column 0 is feature n_begin; 16-byte aligned

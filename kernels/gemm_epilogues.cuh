@@ -18,7 +18,6 @@ using Store = Epilogues<GEMM_STORE_KINDS, GEMM_STORE_ACTS>;
 using Residual = Epilogues<GEMM_RESIDUAL_KINDS, GEMM_RESIDUAL_ACTS>;
 using Combine = Epilogues<GEMM_COMBINE_KINDS, GEMM_COMBINE_ACTS>;
 using Heads = Epilogues<GEMM_HEADS_KINDS, GEMM_HEADS_ACTS>;
-using Map = Epilogues<GEMM_MAP_KINDS, GEMM_MAP_ACTS>;
 
 using Accumulators = float[MT][NT][4];
 

@@ -1,4 +1,4 @@
-// gemm_tile.cuh: one CTA tile of out^T = w . x^T, shared by nf4_gemm, bf16_gemm and conv2d.
+// gemm_tile.cuh: one CTA tile of out^T = w . x^T, shared by nf4_gemm and bf16_gemm.
 //
 // Work    4 warps as 2 (features) x 2 (tokens), each 64 features x 64 tokens:
 //                       tokens 0-63   tokens 64-127

@@ -1,20 +1,22 @@
 // group_norm_silu: out = act((x - mean_g) / sqrt(var_g + eps) * weight + bias)     NHWC, bf16 in, f32 inside, bf16 out
 //
 // Work    three launches. `partials`: one CTA per chunk of 64 pixels leaves mean and M2 (sum of squared deviations) of
-//         every group; `finish`: one CTA per group combines its chunks; `apply`: one CTA per chunk normalizes.
+//         every group; `finish`: one CTA per group combines its chunks, and makes of them what each of its channels is scaled
+//         and shifted by; `apply`: one CTA per chunk does so. conv2d.cu does it, too, as it reads: then there is no `apply`.
 //         In the first and last a thread owns a unit of 8 neighboring channels (1 where alignment forbids) and every
 //         num_lanes-th pixel of the chunk:
 //             unit    0  1  2 .. | 0  1  2 .. | ..       slot = lane * num_units + unit, one slot per thread
 //             pixel   0  0  0    | 1  1  1    |          (more than one only above 256 units)
 // Layout  chunks depend on the pixel index alone, so the bits do not depend on the grid or the number of SMs.
-// Bound   memory: 6 bytes per element over the three launches.
+// Bound   memory: 2 bytes per element, and 4 where it is applied here.
 // Source  GroupNorm (arXiv:1803.08494); Chan, Golub, LeVeque: updating formulae for the sample variance (1979).
 //
 // Precision. A slot sums deviations from its own first pixel. A sample of n values lies at most sqrt(n - 1) standard
 // deviations from their mean, so with n <= 64 the subtraction s2 - s1^2 / n amplifies f32 rounding 64-fold at most:
 // 4e-6 relative, however large the mean. Slots and chunks are then combined by Chan's formula, M2 + n (mean_i - mean)^2,
 // with means averaged as offsets from the first: a group of equal values has exactly their mean and no variance. (Plain
-// weighted means were off by 1e-7 of the mean, which eps = 1e-6 turns into 1e-4 of the mean in the output.)
+// weighted means were off by 1e-7 of the mean, which eps = 1e-6 turns into 1e-4 of the mean in the output.) x * scale + shift
+// is off by up to 2^-23 |x| scale; x as bf16 is known to 2^-9 |x|.
 #include "group_norm_silu.h"
 #include "gpu.cuh"
 
@@ -115,11 +117,14 @@ template <int V> GPU_FN void group_norm_partials(const group_norm_silu_params &p
     const int group_channels = p.channels / p.groups;
     const float inverse = 1.0f / (float)(slots.num_pixels * group_channels);
     for (int group = gpu::thread_x(); group < p.groups; group += THREADS) {
+        // Groups begin with different channels: if all began with their first, 16 channels apart, all would ask two banks.
+        const int turn = group * group_channels / gpu::WARP % group_channels;
+        auto channel = [&](int c) { return group * group_channels + (c + turn < group_channels ? c + turn : c + turn - group_channels); };
         const float origin = smem.mean[group * group_channels];
         float offset = 0.0f;
         for (int lane = 0; lane < slots.num_lanes; ++lane) {
             float sum = 0.0f;
-            for (int c = 0; c < group_channels; ++c) sum += smem.mean[lane * p.channels + group * group_channels + c] - origin;
+            for (int c = 0; c < group_channels; ++c) sum += smem.mean[lane * p.channels + channel(c)] - origin;
             offset += sum * ((float)lane_pixels(slots, lane) * inverse);
         }
         const float mean = origin + offset;
@@ -127,7 +132,7 @@ template <int V> GPU_FN void group_norm_partials(const group_norm_silu_params &p
         for (int lane = 0; lane < slots.num_lanes; ++lane) {
             const float n = (float)lane_pixels(slots, lane);
             for (int c = 0; c < group_channels; ++c) {
-                const int i = lane * p.channels + group * group_channels + c;
+                const int i = lane * p.channels + channel(c);
                 const float d = smem.mean[i] - mean;
                 m2 += smem.m2[i] + n * (d * d);
             }
@@ -171,33 +176,28 @@ GPU_KERNEL(group_norm_finish, group_norm_silu_params, GROUP_NORM_SILU_THREADS, 1
         const float d = partials[2 * chunk] - mean;
         m2 += partials[2 * chunk + 1] / group_channels + pixels_of(chunk) * (d * d);
     }
-    const float var = cta_sum(smem, m2) / count;
-    if (gpu::thread_x() == 0) {
-        p.statistics[2 * gpu::cta_x()] = mean;
-        p.statistics[2 * gpu::cta_x() + 1] = gpu::rsqrt_exact(var + p.eps);
+    const float rstd = gpu::rsqrt_exact(cta_sum(smem, m2) / count + p.eps);
+    const int first = gpu::cta_x() * (int)group_channels;
+    for (int c = first + gpu::thread_x(); c < first + (int)group_channels; c += THREADS) {
+        const float scale = rstd * p.weight[c];
+        p.norm[c] = scale;
+        p.norm[p.channels + c] = gpu::fma_exact(-mean, scale, p.bias[c]);
     }
 }
 
 template <int V> GPU_FN void group_norm_apply(const group_norm_silu_params &p) {
     const Slots slots = deal<V>(p);
-    const int group_channels = p.channels / p.groups;
     for (int slot = gpu::thread_x(); slot < slots.num_units * slots.num_lanes; slot += THREADS) {
         const int lane = slot / slots.num_units, unit = slot % slots.num_units;
-        float mean[V], factor[V], weight[V], bias[V];
-        load_f32(weight, p.weight + unit * V);
-        load_f32(bias, p.bias + unit * V);
-        GPU_UNROLL
-        for (int j = 0; j < V; ++j) {
-            const int group = (unit * V + j) / group_channels;
-            mean[j] = p.statistics[2 * group];
-            factor[j] = p.statistics[2 * group + 1] * weight[j];
-        }
+        float scale[V], shift[V];
+        load_f32(scale, p.norm + unit * V);
+        load_f32(shift, p.norm + p.channels + unit * V);
         for (int pixel = lane; pixel < slots.num_pixels; pixel += slots.num_lanes) {
             float v[V];
             load_bf16(v, p.x + (slots.pixel + pixel) * p.pitch + unit * V);
             GPU_UNROLL
             for (int j = 0; j < V; ++j) {
-                v[j] = (v[j] - mean[j]) * factor[j] + bias[j];
+                v[j] = gpu::fma_exact(v[j], scale[j], shift[j]);
                 if (p.silu) v[j] = gpu::silu(v[j]);
             }
             store_bf16(p.out + (slots.pixel + pixel) * p.out_pitch + unit * V, v);

@@ -16,7 +16,7 @@ typedef struct group_norm_silu_params {
     DEV(const float) bias;         // [channels]
     DEV(bf16_bits) out;            // [pixels, channels], pixel pitch `out_pitch`; may be x
     DEV(float) partials;           // [groups, num_chunks, 2]: mean and sum of squared deviations
-    DEV(float) statistics;         // [groups, 2]: mean and 1 / sqrt(var + eps)
+    DEV(float) norm;               // [2, channels]: scale and shift of each channel
     int64_t pixels;
     int64_t pitch;                 // elements
     int64_t out_pitch;             // elements

@@ -43,12 +43,17 @@ pub const GEMM_COMBINE_KINDS: u32 = 24;
 pub const GEMM_COMBINE_ACTS: u32 = 1;
 pub const GEMM_HEADS_KINDS: u32 = 33;
 pub const GEMM_HEADS_ACTS: u32 = 3;
-pub const GEMM_MAP_KINDS: u32 = 11;
-pub const GEMM_MAP_ACTS: u32 = 1;
 pub const BF16_GEMM_STAGES: u32 = 2;
 pub const BF16_GEMM_SMEM_BYTES: u32 = 66576;
-pub const CONV2D_STAGES: u32 = 2;
-pub const CONV2D_SMEM_BYTES: u32 = 66576;
+pub const CONV2D_THREADS: u32 = 128;
+pub const CONV2D_BLOCK_N: u32 = 128;
+pub const CONV2D_TILE_HEIGHT: u32 = 8;
+pub const CONV2D_TILE_WIDTH: u32 = 16;
+pub const CONV2D_BLOCK_C: u32 = 32;
+pub const CONV2D_SMEM_BYTES: u32 = 49792;
+pub const CONV2D_ENLARGE_SMEM_BYTES: u32 = 37376;
+pub const CONV2D_NARROW_OUT_CHANNELS: u32 = 8;
+pub const CONV2D_NARROW_SMEM_BYTES: u32 = 34048;
 pub const COUNT_NONFINITE_THREADS: u32 = 256;
 pub const COUNT_NONFINITE_PER_THREAD: u32 = 16;
 pub const COUNT_NONFINITE_SMEM_BYTES: u32 = 0;
@@ -297,27 +302,39 @@ const _: () = {
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct conv2d_params {
-    pub gemm: gemm_problem,
-    pub in_height: i32,
-    pub in_width: i32,
-    pub out_width: i32,
+    pub x: u64,
+    pub weight: u64,
+    pub bias: u64,
+    pub residual: u64,
+    pub out: u64,
+    pub norm: u64,
+    pub out_pitch: i64,
+    pub x_pitch: i32,
+    pub weight_pitch: i32,
+    pub height: i32,
+    pub width: i32,
     pub channels: i32,
-    pub kernel: i32,
-    pub upsample: i32,
+    pub out_channels: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of conv2d_params"][::std::mem::size_of::<conv2d_params>() - 272usize];
+    ["Size of conv2d_params"][::std::mem::size_of::<conv2d_params>() - 80usize];
     ["Alignment of conv2d_params"][::std::mem::align_of::<conv2d_params>() - 8usize];
-    ["Offset of field: conv2d_params::gemm"][::std::mem::offset_of!(conv2d_params, gemm) - 0usize];
-    ["Offset of field: conv2d_params::in_height"]
-        [::std::mem::offset_of!(conv2d_params, in_height) - 248usize];
-    ["Offset of field: conv2d_params::in_width"][::std::mem::offset_of!(conv2d_params, in_width) - 252usize];
-    ["Offset of field: conv2d_params::out_width"]
-        [::std::mem::offset_of!(conv2d_params, out_width) - 256usize];
-    ["Offset of field: conv2d_params::channels"][::std::mem::offset_of!(conv2d_params, channels) - 260usize];
-    ["Offset of field: conv2d_params::kernel"][::std::mem::offset_of!(conv2d_params, kernel) - 264usize];
-    ["Offset of field: conv2d_params::upsample"][::std::mem::offset_of!(conv2d_params, upsample) - 268usize];
+    ["Offset of field: conv2d_params::x"][::std::mem::offset_of!(conv2d_params, x) - 0usize];
+    ["Offset of field: conv2d_params::weight"][::std::mem::offset_of!(conv2d_params, weight) - 8usize];
+    ["Offset of field: conv2d_params::bias"][::std::mem::offset_of!(conv2d_params, bias) - 16usize];
+    ["Offset of field: conv2d_params::residual"][::std::mem::offset_of!(conv2d_params, residual) - 24usize];
+    ["Offset of field: conv2d_params::out"][::std::mem::offset_of!(conv2d_params, out) - 32usize];
+    ["Offset of field: conv2d_params::norm"][::std::mem::offset_of!(conv2d_params, norm) - 40usize];
+    ["Offset of field: conv2d_params::out_pitch"][::std::mem::offset_of!(conv2d_params, out_pitch) - 48usize];
+    ["Offset of field: conv2d_params::x_pitch"][::std::mem::offset_of!(conv2d_params, x_pitch) - 56usize];
+    ["Offset of field: conv2d_params::weight_pitch"]
+        [::std::mem::offset_of!(conv2d_params, weight_pitch) - 60usize];
+    ["Offset of field: conv2d_params::height"][::std::mem::offset_of!(conv2d_params, height) - 64usize];
+    ["Offset of field: conv2d_params::width"][::std::mem::offset_of!(conv2d_params, width) - 68usize];
+    ["Offset of field: conv2d_params::channels"][::std::mem::offset_of!(conv2d_params, channels) - 72usize];
+    ["Offset of field: conv2d_params::out_channels"]
+        [::std::mem::offset_of!(conv2d_params, out_channels) - 76usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -427,7 +444,7 @@ pub struct group_norm_silu_params {
     pub bias: u64,
     pub out: u64,
     pub partials: u64,
-    pub statistics: u64,
+    pub norm: u64,
     pub pixels: i64,
     pub pitch: i64,
     pub out_pitch: i64,
@@ -452,8 +469,8 @@ const _: () = {
         [::std::mem::offset_of!(group_norm_silu_params, out) - 24usize];
     ["Offset of field: group_norm_silu_params::partials"]
         [::std::mem::offset_of!(group_norm_silu_params, partials) - 32usize];
-    ["Offset of field: group_norm_silu_params::statistics"]
-        [::std::mem::offset_of!(group_norm_silu_params, statistics) - 40usize];
+    ["Offset of field: group_norm_silu_params::norm"]
+        [::std::mem::offset_of!(group_norm_silu_params, norm) - 40usize];
     ["Offset of field: group_norm_silu_params::pixels"]
         [::std::mem::offset_of!(group_norm_silu_params, pixels) - 48usize];
     ["Offset of field: group_norm_silu_params::pitch"]

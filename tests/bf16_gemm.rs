@@ -8,7 +8,7 @@ use gemm_cases::Weights;
 use half::bf16;
 use schnell::device::View;
 use schnell::kernels::bf16_gemm::{Bf16Gemm, Bf16Weight};
-use schnell::kernels::gemm::{Activation, Epilogue, Problem};
+use schnell::kernels::gemm::{Activation, Epilogue, IN_PLACE_COLUMNS, Problem};
 
 fn weights(rng: &mut Rng, n: usize, k: usize) -> Weights {
     let raw = to_f32(&rng.bf16s(n * k, 0.2));
@@ -104,4 +104,31 @@ fn refuses_what_it_cannot_take() {
     assert!(run([16, 65, 64], 64).unwrap_err().to_string().contains("weight"));
     assert!(run([17, 64, 64], 64).unwrap_err().to_string().contains("`x`"));
     assert!(run([16, 64, 60], 64).unwrap_err().to_string().contains("x_pitch"));
+}
+
+/// As the VAE's largest maps become narrower.
+#[test]
+fn results_of_one_tile_may_take_the_place_of_x() {
+    let (m, k) = (300, 256);
+    for n in [IN_PLACE_COLUMNS, 40] {
+        let mut rng = Rng(n as u64);
+        let x = rng.bf16s(m * k, 1.0);
+        let weight = rng.bf16s(n * k, 0.2);
+        let product = |device, in_place: bool| {
+            let bench = Bench::new(device);
+            let (x, values) = (bench.upload(&x), bench.upload(&weight));
+            let out = if in_place { x.clone() } else { bench.alloc::<bf16>(m * k) };
+            let store = Epilogue::Store(&out);
+            let mut problem = Problem::simple(&x, [m, n, k], None, Activation::None, store);
+            problem.segments[0].pitch = k;
+            let weight = Bf16Weight { values: &values, pitch: k };
+            Bf16Gemm { problems: &[(problem, weight)] }.launch(&bench.device, COMPUTE).unwrap();
+            let rows = bench.download(&out);
+            rows.chunks(k).flat_map(|row| row[..n].to_vec()).collect::<Vec<_>>()
+        };
+        let want = product(emulator(), false);
+        for seed in 0..8 {
+            assert_eq!(product(random_emulator(seed, 1 + seed as usize % 2), true), want);
+        }
+    }
 }

@@ -8,10 +8,10 @@ use half::bf16;
 use schnell::device::{Device, View};
 use schnell::kernels::attention::{Attention, Heads, RelativeBias};
 use schnell::kernels::bf16_gemm::{Bf16Gemm, Bf16Weight};
-use schnell::kernels::conv2d::{Conv2d, weight_pitch};
+use schnell::kernels::conv2d::{Conv2d, ConvOut, Filter};
 use schnell::kernels::gemm::{Activation, Epilogue, Problem, Segment};
 use schnell::kernels::gemv::{Gemv, GemvActivation, GemvWeight};
-use schnell::kernels::group_norm_silu::GroupNormSilu;
+use schnell::kernels::group_norm_silu::{GroupNorm, GroupNormSilu};
 use schnell::kernels::head_norm_rope::HeadNormRope;
 use schnell::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
 use schnell::kernels::nf4_quantize::{Nf4Layout, Nf4Quantize, Nf4Source};
@@ -92,21 +92,23 @@ fn conv2d() {
         width: 5,
         channels: 8,
         out_channels: 8,
-        kernel: 1,
-        upsample: false,
+        filter: Filter::Plain,
+        norm: None,
         weight: &s.halves,
         bias: None,
-        epilogue: Epilogue::StoreF32(&s.floats),
+        out: ConvOut::Bf16(&s.halves),
         out_pitch: 8,
     };
     let launch = |conv: Conv2d| conv.launch(&s.device, COMPUTE);
     refused(launch(Conv2d { x_pitch: QUARTER, ..good }));
     refused(launch(Conv2d { out_pitch: QUARTER, ..good }));
     refused(launch(Conv2d { height: QUARTER, width: 4, ..good }));
-    refused(launch(Conv2d { height: QUARTER / 4, width: 4, upsample: true, ..good }));
+    refused(launch(Conv2d { height: QUARTER / 4, width: 4, filter: Filter::Enlarged, ..good }));
     refused(launch(Conv2d { channels: usize::MAX - 6, x_pitch: usize::MAX, ..good }));
-    refused(launch(Conv2d { kernel: 3, channels: QUARTER, x_pitch: QUARTER, ..good }));
-    assert_eq!(weight_pitch(usize::MAX, 3), usize::MAX);
+    refused(launch(Conv2d { channels: QUARTER, x_pitch: QUARTER, ..good }));
+    refused(launch(Conv2d { out_channels: QUARTER, out_pitch: QUARTER, ..good }));
+    refused(launch(Conv2d { channels: QUARTER, x_pitch: QUARTER, norm: Some(&s.floats), ..good }));
+    assert_eq!(Filter::Enlarged.weight_pitch(usize::MAX), usize::MAX);
     launch(good).unwrap();
 }
 
@@ -195,22 +197,24 @@ fn gemv() {
 #[test]
 fn maps_and_tokens() {
     let s = Small::new();
-    let norm = GroupNormSilu {
+    let (pixels, norm) = (1 << 61, &s.floats);
+    let scales = GroupNorm {
         x: &s.halves,
         pitch: 8,
-        pixels: 1 << 61,
+        pixels,
         channels: 8,
         groups: 8,
         weight: &s.floats,
         bias: &s.floats,
         eps: 1e-6,
-        silu: false,
-        out: &s.halves,
-        out_pitch: 8,
         workspace: &s.floats,
+        norm,
     };
-    refused(norm.launch(&s.device, COMPUTE));
-    assert_eq!(GroupNormSilu::workspace_len(usize::MAX, 1 << 20), usize::MAX);
+    refused(scales.launch(&s.device, COMPUTE));
+    let (x, out) = (&s.halves, &s.halves);
+    let apply = GroupNormSilu { x, pitch: 8, pixels, channels: 8, norm, silu: false, out, out_pitch: 8 };
+    refused(apply.launch(&s.device, COMPUTE));
+    assert_eq!(GroupNorm::workspace_len(usize::MAX, 1 << 20), usize::MAX);
     let (x, weight) = (&s.halves, &s.floats);
     let (cos, sin, eps) = (&s.floats, &s.floats, 1e-6);
     let rope =

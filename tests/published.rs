@@ -319,8 +319,8 @@ fn text_encoders_do_the_work_that_the_architecture_counts() {
 #[test]
 fn the_vae_does_the_work_that_the_architecture_counts() {
     for (side, [mid, up3, up2, up1, up0, upsample, all]) in [
-        (512, ["0.12", "0.12", "0.46", "0.56", "0.56", "0.70", "2.51"]),
-        (1024, ["0.90", "0.46", "1.86", "2.23", "2.23", "2.78", "10.47"]),
+        (512, ["0.12", "0.12", "0.46", "0.56", "0.56", "0.70", "2.13"]),
+        (1024, ["0.90", "0.46", "1.86", "2.23", "2.23", "2.78", "8.93"]),
     ] {
         let coarse = side as f64 / 8.0;
         let pixels = coarse * coarse;
@@ -348,7 +348,9 @@ fn the_vae_does_the_work_that_the_architecture_counts() {
             is_figure(flops, figure);
         }
         let last = conv(8.0 * coarse, 128.0, 3.0);
-        let counted = parts.iter().map(|part| part.0).sum::<f64>() + last;
+        // Of the nine taps on an enlarged map's pixel several fall on one pixel of the map: four products are enough.
+        let spared = parts[5].0 * 5.0 / 9.0;
+        let counted = parts.iter().map(|part| part.0).sum::<f64>() + last - spared;
         is_counted(work(side).decode as f64, counted, all);
     }
 }

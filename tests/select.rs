@@ -8,9 +8,10 @@ use schnell::device::{Capability, Config, Device, EmulatorOptions, StreamId, Vie
 use schnell::kernels::FloatOut;
 use schnell::kernels::attention::{Attention, Heads, RelativeBias};
 use schnell::kernels::bf16_gemm::{Bf16Gemm, Bf16Weight};
+use schnell::kernels::conv2d::{Conv2d, ConvOut, Filter};
 use schnell::kernels::gemm::{Activation, Epilogue, Problem, Segment};
 use schnell::kernels::gemv::{Gemv, GemvActivation, GemvWeight};
-use schnell::kernels::group_norm_silu::GroupNormSilu;
+use schnell::kernels::group_norm_silu::{GroupNorm, GroupNormSilu};
 use schnell::kernels::layer_norm_mod::LayerNormMod;
 use schnell::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
 use schnell::kernels::rms_norm::RmsNorm;
@@ -196,7 +197,7 @@ fn group_norm_by_channels_and_alignment() {
     for (channels, out_pitch, entries) in
         [(64, 64, ["x8", "x8"]), (64, 65, ["x8", "x1"]), (12, 12, ["x1", "x1"])]
     {
-        let norm = GroupNormSilu {
+        let norm = GroupNorm {
             x: &x,
             pitch: channels,
             pixels: 4,
@@ -205,14 +206,23 @@ fn group_norm_by_channels_and_alignment() {
             weight: &weight,
             bias: &weight,
             eps: 1e-6,
-            silu: true,
+            workspace: &weight,
+            norm: &weight,
+        };
+        let (pixels, silu, scales) = (4, true, &weight);
+        let apply = GroupNormSilu {
+            x: &x,
+            pitch: channels,
+            pixels,
+            channels,
+            norm: scales,
+            silu,
             out: &x,
             out_pitch,
-            workspace: &weight,
         };
         let name = |i: usize| chosen(&bench.device, |c| norm.select(c)[i]);
         assert_eq!(
-            [name(0), name(1), name(2)],
+            [name(0), name(1), chosen(&bench.device, |c| apply.select(c))],
             [
                 format!("group_norm_partials_{}", entries[0]),
                 "group_norm_finish".to_string(),
@@ -220,4 +230,37 @@ fn group_norm_by_channels_and_alignment() {
             ]
         );
     }
+}
+
+#[test]
+fn convolutions_by_filter_and_results() {
+    let bench = bench();
+    let (x, floats) = (bench.alloc::<bf16>(4096), bench.alloc::<f32>(4096));
+    let weight = bench.alloc::<bf16>(200 * 9 * 32);
+    let conv = Conv2d {
+        x: &x,
+        x_pitch: 8,
+        height: 9,
+        width: 33,
+        channels: 8,
+        out_channels: 200,
+        filter: Filter::Plain,
+        norm: None,
+        weight: &weight,
+        bias: None,
+        out: ConvOut::Bf16(&x),
+        out_pitch: 200,
+    };
+    let grid = |conv: &Conv2d| conv.select(bench.device.capability()).unwrap().grid;
+    for (conv, entry, ctas) in [
+        (Conv2d { ..conv }, "conv2d_bf16_sm80", [2, 3, 2]),
+        (Conv2d { norm: Some(&floats), ..conv }, "conv2d_bf16_sm80", [2, 3, 2]),
+        (Conv2d { filter: Filter::Enlarged, ..conv }, "conv2d_enlarge_bf16_sm80", [2, 3, 8]),
+        (Conv2d { out: ConvOut::F32(&floats), out_channels: 3, ..conv }, "conv2d_narrow_f32_sm80", [1, 3, 2]),
+    ] {
+        assert_eq!((chosen(&bench.device, |c| conv.select(c).unwrap()), grid(&conv)), (entry, ctas));
+    }
+    let enlarged = Conv2d { filter: Filter::Enlarged, norm: Some(&floats), ..conv };
+    assert!(enlarged.select(bench.device.capability()).is_err());
+    assert!(Conv2d { height: 1 << 20, ..conv }.select(bench.device.capability()).is_err());
 }

@@ -23,7 +23,7 @@ CLIP_TOKENS = 77 # of every CLIP text encoder that FLUX has
 PARTIAL = [
     ("clip", r"\w*gemm_.*", ".*", CLIP_TOKENS / 128),
     ("step", r"nf4_gemm_.*", "transformer.velocity", 64 / 128), # 64 features: 16 channels of 2 x 2
-    ("vae", r"conv2d_.*", "vae.image", 3 / 128),                # red, green, blue
+    ("vae", r"conv2d_narrow_.*", "vae.image", 3 / 8),           # red, green, blue
 ]
 # Two warps each compute the same scores of a wide head: 64 of 96 products are needed.
 REPEATED = [(r"attention_d512_.*", 2 / 3)]
@@ -110,7 +110,7 @@ class Operation:
         ctas = x * y * z
         if row["clocks"] == "-":
             return Launch(self.entry, ctas, self.threads, 0, self.num_bytes, self.flops)
-        if z == 2:
+        if z == 2 and "gemm" in self.entry:
             # FLUX's two streams in one launch: the second is the text, the rest of its grid ends at once.
             ctas = x * y + min(x, math.ceil(text_tokens / gemm_block_m())) * y
         written = [touch.lstrip("<>") for touch in self.touches.split() if ">" in touch[:2]]

@@ -50,7 +50,7 @@ pub enum Subject {
         /// Width of a head.
         head_dim: usize,
     },
-    /// 3x3, as many channels out as in.
+    /// 3x3 of `silu(GroupNorm(x))`, or of a map enlarged twofold; as many channels out as in.
     Conv2d {
         /// Height and width of the input.
         side: usize,
@@ -162,8 +162,8 @@ impl Subject {
                 4.0 * (heads * tokens * tokens * head_dim) as f64
             }
             Subject::Conv2d { side, channels, upsample } => {
-                let pixels = side * side * if upsample { 4 } else { 1 };
-                2.0 * (pixels * channels * channels * 9) as f64
+                // Enlarging, four taps for each of four pixels.
+                2.0 * (side * side * channels * channels * if upsample { 16 } else { 9 }) as f64
             }
             Subject::LayerNormMod { .. } | Subject::GroupNormSilu { .. } => 0.0,
         }
@@ -177,7 +177,8 @@ impl Subject {
             Subject::Nf4Gemv { m, n, k } => 4 * m * (n + k) + n * k / 2 + n * k / 16,
             Subject::Attention { heads, tokens, head_dim } => 2 * 4 * heads * tokens * head_dim,
             Subject::Conv2d { side, channels, upsample } => {
-                2 * channels * (side * side * if upsample { 5 } else { 2 } + 9 * channels)
+                2 * channels
+                    * if upsample { 5 * side * side + 16 * channels } else { 2 * side * side + 9 * channels }
             }
             Subject::LayerNormMod { rows, width } => 6 * rows * width,
             // Read for the statistics, read again, written.

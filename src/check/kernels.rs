@@ -13,12 +13,12 @@ use crate::device::{StreamId, View};
 use crate::kernels::FloatOut;
 use crate::kernels::attention::{Attention, Heads, RelativeBias};
 use crate::kernels::bf16_gemm::{Bf16Gemm, Bf16Weight};
-use crate::kernels::conv2d::{self, Conv2d};
+use crate::kernels::conv2d::{Conv2d, ConvOut, Filter};
 use crate::kernels::count_nonfinite::CountNonfinite;
 use crate::kernels::euler_step::EulerStep;
 use crate::kernels::gemm::{Activation, Epilogue, Gemm, Problem, Segment, Weight};
 use crate::kernels::gemv::{Gemv, GemvActivation, GemvWeight};
-use crate::kernels::group_norm_silu::GroupNormSilu;
+use crate::kernels::group_norm_silu::{GroupNorm, GroupNormSilu};
 use crate::kernels::head_norm_rope::HeadNormRope;
 use crate::kernels::layer_norm_mod::LayerNormMod;
 use crate::kernels::next_step::NextStep;
@@ -83,13 +83,17 @@ pub(super) fn cases() -> Vec<Case> {
             cases.push(large(name, move |lab| attention(lab, [2, 177, kv_len, head_dim], masked)));
         }
     }
-    // Channels that fill k-steps, as nearly all of a VAE do, and such that share them.
+    // Channels that fill blocks of 32, as nearly all of a VAE do, and such that do not.
     for channels in [40, 128] {
-        for (kernel, upsample) in [(1, false), (3, false), (3, true)] {
-            let whole = if channels % 64 == 0 { "_whole" } else { "" };
-            let name = format!("conv2d{whole}_{kernel}x{kernel}{}", if upsample { "_upsample" } else { "" });
-            cases.push(small(name, move |lab| conv2d(lab, channels, kernel, upsample)));
+        let whole = if channels % 32 == 0 { "_whole" } else { "" };
+        for (what, filter, norm) in [
+            ("", Filter::Plain, false),
+            ("_norm", Filter::Plain, true),
+            ("_enlarged", Filter::Enlarged, false),
+        ] {
+            cases.push(small(format!("conv2d{whole}{what}"), move |lab| conv2d(lab, channels, filter, norm)));
         }
+        cases.push(small(format!("conv2d{whole}_narrow"), move |lab| conv2d_narrow(lab, channels)));
     }
     cases
 }
@@ -290,8 +294,8 @@ fn group_norm_silu(lab: &Lab) -> Result<Vec<Output>> {
     for (pixels, channels, groups, silu) in [(150, 64, 32, true), (65, 12, 3, false)] {
         let x = lab.bf16s(1, pixels * channels, 3.0)?;
         let (weight, bias) = (lab.f32s(2, channels, 1.0)?, lab.f32s(3, channels, 1.0)?);
-        let out = lab.alloc::<bf16>(pixels * channels)?;
-        GroupNormSilu {
+        let (out, norm) = (lab.alloc::<bf16>(pixels * channels)?, lab.alloc::<f32>(2 * channels)?);
+        GroupNorm {
             x: &x,
             pitch: channels,
             pixels,
@@ -300,10 +304,19 @@ fn group_norm_silu(lab: &Lab) -> Result<Vec<Output>> {
             weight: &weight,
             bias: &bias,
             eps: 1e-6,
+            workspace: &lab.alloc::<f32>(GroupNorm::workspace_len(pixels, groups))?,
+            norm: &norm,
+        }
+        .launch(lab.device(), COMPUTE)?;
+        GroupNormSilu {
+            x: &x,
+            pitch: channels,
+            pixels,
+            channels,
+            norm: &norm,
             silu,
             out: &out,
             out_pitch: channels,
-            workspace: &lab.alloc::<f32>(GroupNormSilu::workspace_len(pixels, groups))?,
         }
         .launch(lab.device(), COMPUTE)?;
         outputs.push(lab.close_bf16(&format!("out_{channels}"), &out, BF16.0, BF16.1)?);
@@ -477,13 +490,15 @@ fn attention(lab: &Lab, shape: [usize; 4], masked: bool) -> Result<Vec<Output>> 
     Ok(vec![lab.close_bf16("out", &out, 2.0 * BF16.0, 2.0 * BF16.1)?])
 }
 
-fn conv2d(lab: &Lab, channels: usize, kernel: usize, upsample: bool) -> Result<Vec<Output>> {
-    let (height, width, out_channels) = if upsample { (5, 7, 72) } else { (9, 13, 72) };
+fn conv2d(lab: &Lab, channels: usize, filter: Filter, norm: bool) -> Result<Vec<Output>> {
+    let (height, width, out_channels) = if filter == Filter::Enlarged { (5, 7, 72) } else { (9, 18, 136) };
     let x = lab.bf16s(1, height * width * channels, 1.0)?;
-    let weight = lab.bf16s(2, out_channels * conv2d::weight_pitch(channels, kernel), 0.2)?;
+    let weight = lab.bf16s(2, out_channels * filter.weight_pitch(channels), 0.2)?;
     let bias = lab.f32s(3, out_channels, 1.0)?;
-    let scale = if upsample { 4 } else { 1 };
-    let out = lab.alloc::<bf16>(scale * height * width * out_channels)?;
+    let scales = lab.f32s(4, 2 * channels, 1.0)?;
+    let out_pixels = height * width * if filter == Filter::Enlarged { 4 } else { 1 };
+    let residual = lab.bf16s(5, out_pixels * out_channels, 1.0)?;
+    let out = lab.alloc::<bf16>(out_pixels * out_channels)?;
     Conv2d {
         x: &x,
         x_pitch: channels,
@@ -491,13 +506,40 @@ fn conv2d(lab: &Lab, channels: usize, kernel: usize, upsample: bool) -> Result<V
         width,
         channels,
         out_channels,
-        kernel,
-        upsample,
+        filter,
+        norm: norm.then_some(&scales),
         weight: &weight,
         bias: Some(&bias),
-        epilogue: Epilogue::Store(&out),
+        out: if norm { ConvOut::AddBf16(&out, &residual) } else { ConvOut::Bf16(&out) },
         out_pitch: out_channels,
     }
     .launch(lab.device(), COMPUTE)?;
-    Ok(vec![lab.close_bf16("out", &out, BF16.0, BF16.1)?])
+    // What is normalized is rounded to bf16 inside, too.
+    Ok(vec![lab.close_bf16("out", &out, 2.0 * BF16.0, 2.0 * BF16.1)?])
+}
+
+fn conv2d_narrow(lab: &Lab, channels: usize) -> Result<Vec<Output>> {
+    let (height, width, out_channels) = (9, 18, 3);
+    let x = lab.bf16s(1, height * width * channels, 1.0)?;
+    let weight = lab.bf16s(2, out_channels * Filter::Plain.weight_pitch(channels), 0.2)?;
+    let bias = lab.f32s(3, out_channels, 1.0)?;
+    let scales = lab.f32s(4, 2 * channels, 1.0)?;
+    let out = lab.alloc::<f32>(height * width * out_channels)?;
+    Conv2d {
+        x: &x,
+        x_pitch: channels,
+        height,
+        width,
+        channels,
+        out_channels,
+        filter: Filter::Plain,
+        norm: Some(&scales),
+        weight: &weight,
+        bias: Some(&bias),
+        out: ConvOut::F32(&out),
+        out_pitch: out_channels,
+    }
+    .launch(lab.device(), COMPUTE)?;
+    // The input is rounded to bf16 once it is normalized: by chance one way here and the other there.
+    Ok(vec![lab.close("out", &out, 2.0 * BF16.0, 2.0 * BF16.1)?])
 }

@@ -83,8 +83,6 @@ pub enum Epilogues {
     Combine,
     /// [`Epilogue::NormRope`], and [`Epilogue::Store`] with [`Activation::GeluTanh`] or none.
     Heads,
-    /// Those of convolutions: [`Epilogue::Store`], [`Epilogue::AddBf16`] and [`Epilogue::StoreF32`], without activation.
-    Map,
 }
 
 impl Epilogues {
@@ -95,7 +93,6 @@ impl Epilogues {
             Epilogues::Residual => (abi::GEMM_RESIDUAL_KINDS, abi::GEMM_RESIDUAL_ACTS),
             Epilogues::Combine => (abi::GEMM_COMBINE_KINDS, abi::GEMM_COMBINE_ACTS),
             Epilogues::Heads => (abi::GEMM_HEADS_KINDS, abi::GEMM_HEADS_ACTS),
-            Epilogues::Map => (abi::GEMM_MAP_KINDS, abi::GEMM_MAP_ACTS),
         }
     }
 
@@ -120,6 +117,10 @@ pub struct Segment<'a> {
     /// Applied second.
     pub epilogue: Epilogue<'a>,
 }
+
+/// So many columns a product may have whose bf16 results take the place of the first of `x`'s own, at its pitch: one tile has them
+/// all, and it has read all of its rows before it writes any.
+pub const IN_PLACE_COLUMNS: usize = abi::GEMM_BLOCK_N as usize;
 
 /// One matrix product with its epilogues.
 #[derive(Clone, Debug)]
@@ -162,7 +163,7 @@ impl<'a> Problem<'a> {
         volume(&[2, self.m, self.n, self.k]) as u64
     }
 
-    /// Checks that `x` is a plain `[m, k]` matrix (for conv2d it is a map).
+    /// Checks that `x` is a plain `[m, k]` matrix.
     pub(super) fn check_tokens(&self, kernel: &str) -> Result<()> {
         if self.x_pitch < self.k {
             return Err(refuse(kernel, format!("x_pitch {} is less than k = {}", self.x_pitch, self.k)));

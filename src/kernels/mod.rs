@@ -60,6 +60,8 @@ pub fn all() -> &'static [&'static Kernel] {
         &bf16_gemm::BF16_GEMM_COMBINE,
         &bf16_gemm::BF16_GEMM_HEADS,
         &conv2d::CONV2D,
+        &conv2d::CONV2D_ENLARGE,
+        &conv2d::CONV2D_NARROW,
         &count_nonfinite::COUNT_NONFINITE,
         &euler_step::EULER_STEP,
         &gemv::GEMV_BF16_M1,

@@ -9,6 +9,7 @@ use half::bf16;
 
 use crate::device::{Device, View};
 use crate::kernels::bf16_gemm::{Bf16Gemm, Bf16Weight};
+use crate::kernels::conv2d::Filter;
 use crate::kernels::gemm::{Activation, Epilogue, Problem, Segment};
 use crate::kernels::gemv::{Gemv, GemvActivation, GemvAddend, GemvWeight};
 use crate::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
@@ -72,9 +73,9 @@ enum Storage {
 pub(crate) struct Conv {
     /// Output channels.
     pub out_channels: usize,
-    /// 3 or 1.
-    pub kernel: usize,
-    /// Packed as [`crate::kernels::conv2d`] wants it.
+    /// What its taps, 3 x 3, pass over.
+    pub filter: Filter,
+    /// Packed as [`Filter::pack`] does.
     pub weight: View<bf16>,
     /// f32 `[out_channels]`.
     pub bias: View<f32>,
@@ -270,19 +271,33 @@ impl<'a> Network<'a> {
         Ok(Affine { weight, bias: self.vector(&format!("{name}.bias"), width)? })
     }
 
-    /// A convolution `<name>.weight`, `<name>.bias`.
-    pub fn conv(&mut self, name: &str, channels: usize, out_channels: usize, kernel: usize) -> Result<Conv> {
+    /// A convolution 3 x 3 `<name>.weight`, `<name>.bias`.
+    pub fn conv(&mut self, name: &str, channels: usize, out_channels: usize, filter: Filter) -> Result<Conv> {
         if let Some(Made::Conv(conv)) = self.made(name) {
             return Ok(conv);
         }
-        let row = crate::kernels::conv2d::weight_pitch(channels, kernel);
-        let (weight, slot) = self.resident::<bf16>(out_channels * row)?;
-        let shape = [out_channels, channels, kernel, kernel];
-        self.needs(format!("{name}.weight"), &shape, Target::Conv { slot, channels, kernel });
+        let (weight, slot) = self.resident::<bf16>(out_channels * filter.weight_pitch(channels))?;
+        let shape = [out_channels, channels, 3, 3];
+        self.needs(format!("{name}.weight"), &shape, Target::Conv { slot, channels, filter });
         let bias = self.vector(&format!("{name}.bias"), out_channels)?;
-        let conv = Conv { out_channels, kernel, weight, bias };
+        let conv = Conv { out_channels, filter, weight, bias };
         self.keep(name, Made::Conv(conv.clone()));
         Ok(conv)
+    }
+
+    /// A convolution 1 x 1 `<name>.weight`, `<name>.bias`: a matrix product of the pixels.
+    pub fn conv_1x1(&mut self, name: &str, channels: usize, out_channels: usize) -> Result<Linear> {
+        if let Some(Made::Linear(linear)) = self.made(name) {
+            return Ok(linear);
+        }
+        let pitch = channels.next_multiple_of(8);
+        let (values, slot) = self.resident::<bf16>(out_channels * pitch)?;
+        let shape = [out_channels, channels, 1, 1];
+        self.needs(format!("{name}.weight"), &shape, Target::Bf16 { slot, pitch });
+        let bias = Some(self.vector(&format!("{name}.bias"), out_channels)?);
+        let linear = Linear { n: out_channels, k: channels, storage: Storage::Bf16 { values, pitch }, bias };
+        self.keep(name, Made::Linear(linear.clone()));
+        Ok(linear)
     }
 
     /// Matrices `<name>.weight [rows, k]`, one below the other as one Linear for many tokens, with biases where `bias` says so.

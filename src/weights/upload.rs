@@ -17,7 +17,7 @@ use super::nf4::BLOCK;
 use super::packed::{Packed, PackedFile, Unread, Writer};
 use super::{Dtype, Source, TensorInfo};
 use crate::device::{Device, Event, HostBuffer, StreamId, View};
-use crate::kernels::conv2d::weight_pitch;
+use crate::kernels::conv2d::Filter;
 use crate::kernels::nf4_quantize::{Nf4Layout, Nf4Quantize, Nf4Source};
 use crate::memory::arena::{Arena, Slot};
 use crate::models::layers::Weight;
@@ -42,14 +42,14 @@ pub(crate) enum Target {
         /// At least the row length.
         pitch: usize,
     },
-    /// `[out, in, kernel, kernel]` to rows of taps x channels (see [`weight_pitch`]).
+    /// `[out, in, 3, 3]` to rows in the order of [`Filter::pack`].
     Conv {
         /// `[out, weight_pitch]`.
         slot: Slot<bf16>,
         /// Input channels.
         channels: usize,
-        /// 3 or 1.
-        kernel: usize,
+        /// What the taps pass over.
+        filter: Filter,
     },
     /// Quantized on the device.
     Nf4 {
@@ -83,8 +83,8 @@ impl Target {
             Target::Host => Target::Host,
             Target::F32 { slot } => Target::F32 { slot: slot.moved(from, to) },
             Target::Bf16 { slot, pitch } => Target::Bf16 { slot: slot.moved(from, to), pitch },
-            Target::Conv { slot, channels, kernel } => {
-                Target::Conv { slot: slot.moved(from, to), channels, kernel }
+            Target::Conv { slot, channels, filter } => {
+                Target::Conv { slot: slot.moved(from, to), channels, filter }
             }
             Target::Nf4 { layout, codes, absmax, first_row, num_rows } => {
                 let (codes, absmax) = (codes.moved(from, to), absmax.moved(from, to));
@@ -200,8 +200,8 @@ impl Rows {
             Target::F32 { .. } => row_len * 4,
             Target::Bf16 { pitch, .. } => pitch * 2,
             // Both at once: it is put in another order.
-            Target::Conv { channels, kernel, .. } => {
-                let staged = weight_pitch(channels, kernel) * 2;
+            Target::Conv { channels, filter, .. } => {
+                let staged = filter.weight_pitch(channels) * 2;
                 return Rows { stored, staged, room: stored + staged };
             }
             // It leaves as the file holds it, but for f16.
@@ -619,33 +619,20 @@ fn convert(target: &Target, tensor: &TensorInfo, host: &mut [u8], shape: RowsOf)
             let shape = RowsOf { pitch, ..shape };
             tensor.check_finite(convert::within::<bf16>(tensor.dtype, host, shape)?)
         }
-        Target::Conv { channels, kernel, .. } => {
+        Target::Conv { channels, filter, .. } => {
             let stored = shape.row_len * tensor.dtype.bitsize() / 8;
             let (packed, from) = host.split_at_mut(host.len() - shape.rows * stored);
             let mut values = vec![bf16::ZERO; shape.row_len];
             let packed = cast_slice_mut::<u8, bf16>(packed);
-            for (from, to) in from.chunks(stored).zip(packed.chunks_mut(weight_pitch(channels, kernel))) {
+            for (from, to) in from.chunks(stored).zip(packed.chunks_mut(filter.weight_pitch(channels))) {
                 convert::to_bf16(tensor.dtype, from, &mut values)?;
                 tensor.check_finite(&values)?;
-                pack_conv(&values, channels, kernel, to);
+                filter.pack(&values, to);
             }
             Ok(())
         }
         Target::Nf4 { .. } if tensor.dtype == Dtype::BF16 => Ok(()),
         Target::Nf4 { .. } => convert::within::<f32>(tensor.dtype, host, shape).map(|_| ()),
-    }
-}
-
-/// `[out, in, kernel, kernel]` to `[out, kernel, kernel, in padded to 8]`.
-fn pack_conv(values: &[bf16], channels: usize, kernel: usize, packed: &mut [bf16]) {
-    let (taps, padded) = (kernel * kernel, channels.next_multiple_of(8));
-    packed.fill(bf16::ZERO);
-    for (from, to) in values.chunks(channels * taps).zip(packed.chunks_mut(taps * padded)) {
-        for channel in 0..channels {
-            for tap in 0..taps {
-                to[tap * padded + channel] = from[channel * taps + tap];
-            }
-        }
     }
 }
 

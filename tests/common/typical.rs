@@ -5,12 +5,12 @@ use schnell::device::View;
 use schnell::kernels::FloatOut;
 use schnell::kernels::attention::{Attention, Heads, RelativeBias};
 use schnell::kernels::bf16_gemm::{Bf16Gemm, Bf16Weight};
-use schnell::kernels::conv2d::{self, Conv2d};
+use schnell::kernels::conv2d::{Conv2d, ConvOut, Filter};
 use schnell::kernels::count_nonfinite::CountNonfinite;
 use schnell::kernels::euler_step::EulerStep;
 use schnell::kernels::gemm::{Activation, Epilogue, Gemm, Problem, Weight};
 use schnell::kernels::gemv::{Gemv, GemvActivation, GemvWeight};
-use schnell::kernels::group_norm_silu::GroupNormSilu;
+use schnell::kernels::group_norm_silu::{GroupNorm, GroupNormSilu};
 use schnell::kernels::head_norm_rope::HeadNormRope;
 use schnell::kernels::layer_norm_mod::LayerNormMod;
 use schnell::kernels::next_step::NextStep;
@@ -81,13 +81,10 @@ fn bf16_gemm(bench: &Bench) {
 }
 
 fn conv2d(bench: &Bench) {
-    let (height, width, channels, out_channels) = (8, 16, 64, 128);
-    let x = bench.alloc(height * width * channels);
-    let (bias, residual) = (bench.alloc(out_channels), bench.alloc(height * width * out_channels));
-    for (kernel, upsample) in [(3, false), (1, false), (3, true)] {
-        let weight = bench.alloc(out_channels * conv2d::weight_pitch(channels, kernel));
-        let out = bench.alloc::<bf16>(height * width * out_channels * if upsample { 4 } else { 1 });
-        let epilogue = if kernel == 1 { Epilogue::AddBf16(&out, &residual) } else { Epilogue::Store(&out) };
+    let (height, width, channels) = (8, 32, 64);
+    let (x, norm) = (bench.alloc(height * width * channels), bench.alloc(2 * channels));
+    let launch = |filter: Filter, norm, out: ConvOut, out_channels| {
+        let weight = bench.alloc(out_channels * filter.weight_pitch(channels));
         Conv2d {
             x: &x,
             x_pitch: channels,
@@ -95,16 +92,21 @@ fn conv2d(bench: &Bench) {
             width,
             channels,
             out_channels,
-            kernel,
-            upsample,
+            filter,
+            norm,
             weight: &weight,
-            bias: Some(&bias),
-            epilogue,
+            bias: Some(&bench.alloc(out_channels)),
+            out,
             out_pitch: out_channels,
         }
         .launch(&bench.device, COMPUTE)
         .unwrap();
-    }
+    };
+    let out = bench.alloc::<bf16>(4 * height * width * 128);
+    launch(Filter::Plain, None, ConvOut::Bf16(&out), 128);
+    launch(Filter::Plain, Some(&norm), ConvOut::AddBf16(&out, &out), 128);
+    launch(Filter::Enlarged, None, ConvOut::Bf16(&out), 128);
+    launch(Filter::Plain, Some(&norm), ConvOut::F32(&bench.alloc(height * width * 3)), 3);
 }
 
 /// As CLIP (causal), T5 (biased), FLUX and the VAE use it, and the other entries.
@@ -211,8 +213,8 @@ fn group_norm_silu(bench: &Bench) {
     for channels in [128, 256, 512] {
         let (pixels, groups) = (192, 32);
         let [x, out] = [(); 2].map(|()| bench.alloc(pixels * channels));
-        let (weight, bias) = (bench.alloc(channels), bench.alloc(channels));
-        GroupNormSilu {
+        let (weight, bias, norm) = (bench.alloc(channels), bench.alloc(channels), bench.alloc(2 * channels));
+        GroupNorm {
             x: &x,
             pitch: channels,
             pixels,
@@ -221,10 +223,21 @@ fn group_norm_silu(bench: &Bench) {
             weight: &weight,
             bias: &bias,
             eps: 1e-6,
-            silu: true,
+            workspace: &bench.alloc(GroupNorm::workspace_len(pixels, groups)),
+            norm: &norm,
+        }
+        .launch(&bench.device, COMPUTE)
+        .unwrap();
+        let silu = false;
+        GroupNormSilu {
+            x: &x,
+            pitch: channels,
+            pixels,
+            channels,
+            norm: &norm,
+            silu,
             out: &out,
             out_pitch: channels,
-            workspace: &bench.alloc(GroupNormSilu::workspace_len(pixels, groups)),
         }
         .launch(&bench.device, COMPUTE)
         .unwrap();

@@ -8,10 +8,10 @@ use crate::device::{StreamId, View};
 use crate::kernels::FloatOut;
 use crate::kernels::attention::{Attention, Heads};
 use crate::kernels::bf16_gemm::{Bf16Gemm, Bf16Weight};
-use crate::kernels::conv2d::{self, Conv2d};
+use crate::kernels::conv2d::{Conv2d, ConvOut, Filter};
 use crate::kernels::gemm::{Activation, Epilogue, Problem};
 use crate::kernels::gemv::{Gemv, GemvActivation, GemvWeight};
-use crate::kernels::group_norm_silu::GroupNormSilu;
+use crate::kernels::group_norm_silu::{GroupNorm, GroupNormSilu};
 use crate::kernels::layer_norm_mod::LayerNormMod;
 use crate::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
 use crate::kernels::nf4_quantize::Nf4Layout;
@@ -82,8 +82,9 @@ pub fn conv(lab: &Lab, side: usize, channels: usize, upsample: bool) -> Result<L
     let device = lab.device().clone();
     let pixels = side * side * if upsample { 4 } else { 1 };
     let (x, out) = (bf16s(lab, side * side * channels)?, lab.alloc::<bf16>(pixels * channels)?);
-    let weight = bf16s(lab, channels * conv2d::weight_pitch(channels, 3))?;
-    let bias = lab.f32s(3, channels, 1.0)?;
+    let filter = if upsample { Filter::Enlarged } else { Filter::Plain };
+    let weight = bf16s(lab, channels * filter.weight_pitch(channels))?;
+    let (bias, norm) = (lab.f32s(3, channels, 1.0)?, lab.f32s(4, 2 * channels, 1.0)?);
     Ok(Box::new(move || {
         Conv2d {
             x: &x,
@@ -92,11 +93,11 @@ pub fn conv(lab: &Lab, side: usize, channels: usize, upsample: bool) -> Result<L
             width: side,
             channels,
             out_channels: channels,
-            kernel: 3,
-            upsample,
+            filter,
+            norm: (!upsample).then_some(&norm),
             weight: &weight,
             bias: Some(&bias),
-            epilogue: Epilogue::Store(&out),
+            out: ConvOut::Bf16(&out),
             out_pitch: channels,
         }
         .launch(&device, COMPUTE)
@@ -155,9 +156,10 @@ pub fn group_norm_silu(lab: &Lab, side: usize, channels: usize) -> Result<Launch
     let (pixels, groups) = (side * side, 32);
     let (x, out) = (bf16s(lab, pixels * channels)?, lab.alloc::<bf16>(pixels * channels)?);
     let (weight, bias) = (lab.f32s(2, channels, 1.0)?, lab.f32s(3, channels, 1.0)?);
-    let workspace = lab.alloc::<f32>(GroupNormSilu::workspace_len(pixels, groups))?;
+    let workspace = lab.alloc::<f32>(GroupNorm::workspace_len(pixels, groups))?;
+    let norm = lab.alloc::<f32>(2 * channels)?;
     Ok(Box::new(move || {
-        GroupNormSilu {
+        GroupNorm {
             x: &x,
             pitch: channels,
             pixels,
@@ -166,10 +168,19 @@ pub fn group_norm_silu(lab: &Lab, side: usize, channels: usize) -> Result<Launch
             weight: &weight,
             bias: &bias,
             eps: 1e-6,
+            workspace: &workspace,
+            norm: &norm,
+        }
+        .launch(&device, COMPUTE)?;
+        GroupNormSilu {
+            x: &x,
+            pitch: channels,
+            pixels,
+            channels,
+            norm: &norm,
             silu: true,
             out: &out,
             out_pitch: channels,
-            workspace: &workspace,
         }
         .launch(&device, COMPUTE)
     }))

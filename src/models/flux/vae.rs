@@ -7,9 +7,9 @@ use half::bf16;
 use crate::config::VaeConfig;
 use crate::device::View;
 use crate::kernels::attention::{Attention, Heads, MAX_HEAD_DIM};
-use crate::kernels::conv2d::Conv2d;
-use crate::kernels::gemm::{Activation, Epilogue};
-use crate::kernels::group_norm_silu::GroupNormSilu;
+use crate::kernels::conv2d::{Conv2d, ConvOut, Filter};
+use crate::kernels::gemm::{Activation, Epilogue, IN_PLACE_COLUMNS};
+use crate::kernels::group_norm_silu::{GroupNorm, GroupNormSilu};
 use crate::kernels::to_rgb::ToRgb;
 use crate::kernels::unpack_latents::UnpackLatents;
 use crate::models::layers::{Affine, Conv, Network, Product, Tokens};
@@ -20,13 +20,14 @@ const NORM_EPS: f32 = 1e-6;
 /// Red, green, blue.
 const COLORS: usize = 3;
 
-/// A map `[height, width, channels]`, pixels `channels` rounded up to 8 apart.
+/// A map `[height, width, channels]`, pixels `pitch` apart.
 #[derive(Clone)]
 struct Map {
     view: View<bf16>,
     height: usize,
     width: usize,
     channels: usize,
+    pitch: usize,
 }
 
 impl Map {
@@ -34,8 +35,9 @@ impl Map {
         self.height * self.width
     }
 
-    fn pitch(&self) -> usize {
-        self.channels.next_multiple_of(8)
+    /// Its pixels as rows of a matrix.
+    fn tokens(&self) -> Tokens<'_> {
+        Tokens { view: &self.view, pitch: self.pitch, rows: self.pixels() }
     }
 }
 
@@ -75,15 +77,14 @@ pub(crate) fn record(
         scaling: config.scaling,
         shift: config.shift,
         out: &map.view,
-        pitch: map.pitch(),
+        pitch: map.pitch,
     }
     .launch(decoder.net.device(), STREAM)?;
     if config.use_post_quant_conv {
-        let conv = decoder.net.conv("post_quant_conv", latent, latent, 1)?;
-        map = decoder.convolve(&conv, &map, false)?;
+        map = decoder.convolve_1x1("post_quant_conv", map, latent)?;
     }
-    let conv = decoder.net.conv("decoder.conv_in", latent, top, 3)?;
-    map = decoder.convolve(&conv, &map, false)?;
+    let conv = decoder.net.conv("decoder.conv_in", latent, top, Filter::Plain)?;
+    map = decoder.convolve(&conv, &map, None)?;
     map = decoder.resnet("decoder.mid_block.resnets.0", map, top)?;
     if config.mid_attention {
         decoder.attend("decoder.mid_block.attentions.0", &map)?;
@@ -96,15 +97,14 @@ pub(crate) fn record(
         }
         if i + 1 < levels {
             let name = format!("decoder.up_blocks.{i}.upsamplers.0.conv");
-            let conv = decoder.net.conv(&name, channels, channels, 3)?;
-            map = decoder.convolve(&conv, &map, true)?;
+            let conv = decoder.net.conv(&name, channels, channels, Filter::Enlarged)?;
+            map = decoder.convolve(&conv, &map, None)?;
         }
     }
-    let norm = decoder.net.affine("decoder.conv_norm_out", map.channels)?;
-    let normed = decoder.norm(&norm, &map, true)?;
-    let conv = decoder.net.conv("decoder.conv_out", map.channels, config.out_channels, 3)?;
+    let norm = decoder.norm("decoder.conv_norm_out", &map)?;
+    let conv = decoder.net.conv("decoder.conv_out", map.channels, config.out_channels, Filter::Plain)?;
     let image = decoder.net.buffer::<f32>("image", map.pixels() * COLORS)?;
-    decoder.convolution(&conv, &normed, false, Epilogue::StoreF32(&image), COLORS)?;
+    decoder.convolution(&conv, &map, Some(&norm), ConvOut::F32(&image), COLORS)?;
     let rgb = decoder.net.buffer::<u8>("rgb", map.pixels() * COLORS)?;
     ToRgb { x: &image, pitch: COLORS, pixels: map.pixels(), out: &rgb }
         .launch(decoder.net.device(), STREAM)?;
@@ -118,58 +118,55 @@ struct Decoder<'a, 'n, 'c> {
 
 impl Decoder<'_, '_, '_> {
     fn map(&mut self, height: usize, width: usize, channels: usize) -> Result<Map> {
-        let view = self.net.buffer("map", height * width * channels.next_multiple_of(8))?;
-        Ok(Map { view, height, width, channels })
+        let pitch = channels.next_multiple_of(8);
+        let view = self.net.buffer("map", height * width * pitch)?;
+        Ok(Map { view, height, width, channels, pitch })
     }
 
     /// `shortcut(map) + conv2(silu(norm2(conv1(silu(norm1(map))))))`, in place unless the channels change.
     fn resnet(&mut self, name: &str, map: Map, out_channels: usize) -> Result<Map> {
         let channels = map.channels;
-        let norm1 = self.net.affine(&format!("{name}.norm1"), channels)?;
-        let normed = self.norm(&norm1, &map, true)?;
-        let conv1 = self.net.conv(&format!("{name}.conv1"), channels, out_channels, 3)?;
-        let inner = self.convolve(&conv1, &normed, false)?;
-        let norm2 = self.net.affine(&format!("{name}.norm2"), out_channels)?;
-        let normed = self.norm(&norm2, &inner, true)?;
-        let conv2 = self.net.conv(&format!("{name}.conv2"), out_channels, out_channels, 3)?;
+        let norm1 = self.norm(&format!("{name}.norm1"), &map)?;
+        let conv1 = self.net.conv(&format!("{name}.conv1"), channels, out_channels, Filter::Plain)?;
+        let inner = self.convolve(&conv1, &map, Some(&norm1))?;
+        let norm2 = self.norm(&format!("{name}.norm2"), &inner)?;
+        let conv2 = self.net.conv(&format!("{name}.conv2"), out_channels, out_channels, Filter::Plain)?;
         let out = match channels == out_channels {
             true => map,
-            false => {
-                let shortcut = self.net.conv(&format!("{name}.conv_shortcut"), channels, out_channels, 1)?;
-                self.convolve(&shortcut, &map, false)?
-            }
+            false => self.convolve_1x1(&format!("{name}.conv_shortcut"), map, out_channels)?,
         };
-        self.convolution(&conv2, &normed, false, Epilogue::AddBf16(&out.view, &out.view), out.pitch())?;
+        let sum = ConvOut::AddBf16(&out.view, &out.view);
+        self.convolution(&conv2, &inner, Some(&norm2), sum, out.pitch)?;
         Ok(out)
     }
 
-    fn norm(&mut self, affine: &Affine, map: &Map, silu: bool) -> Result<Map> {
-        let out = self.map(map.height, map.width, map.channels)?;
-        let len = GroupNormSilu::workspace_len(map.pixels(), self.config.groups);
+    /// What scales and shifts each channel to its GroupNorm: f32 `[2, channels]`.
+    fn norm(&mut self, name: &str, map: &Map) -> Result<View<f32>> {
+        let Affine { weight, bias } = self.net.affine(name, map.channels)?;
+        let len = GroupNorm::workspace_len(map.pixels(), self.config.groups);
         let workspace = self.net.buffer::<f32>("statistics", len)?;
-        GroupNormSilu {
+        let norm = self.net.buffer::<f32>("norm", 2 * map.channels)?;
+        GroupNorm {
             x: &map.view,
-            pitch: map.channels,
+            pitch: map.pitch,
             pixels: map.pixels(),
             channels: map.channels,
             groups: self.config.groups,
-            weight: &affine.weight,
-            bias: &affine.bias,
+            weight: &weight,
+            bias: &bias,
             eps: NORM_EPS,
-            silu,
-            out: &out.view,
-            out_pitch: map.channels,
             workspace: &workspace,
+            norm: &norm,
         }
         .launch(self.net.device(), STREAM)?;
-        Ok(out)
+        Ok(norm)
     }
 
-    /// A convolution into a map of its own, twice as high and wide if `upsample`.
-    fn convolve(&mut self, conv: &Conv, map: &Map, upsample: bool) -> Result<Map> {
-        let zoom = 1 + upsample as usize;
+    /// A convolution into a map of its own.
+    fn convolve(&mut self, conv: &Conv, map: &Map, norm: Option<&View<f32>>) -> Result<Map> {
+        let zoom = if conv.filter == Filter::Enlarged { 2 } else { 1 };
         let out = self.map(zoom * map.height, zoom * map.width, conv.out_channels)?;
-        self.convolution(conv, map, upsample, Epilogue::Store(&out.view), out.pitch())?;
+        self.convolution(conv, map, norm, ConvOut::Bf16(&out.view), out.pitch)?;
         Ok(out)
     }
 
@@ -177,25 +174,38 @@ impl Decoder<'_, '_, '_> {
         &mut self,
         conv: &Conv,
         map: &Map,
-        upsample: bool,
-        epilogue: Epilogue<'_>,
+        norm: Option<&View<f32>>,
+        out: ConvOut<'_>,
         out_pitch: usize,
     ) -> Result<()> {
         Conv2d {
             x: &map.view,
-            x_pitch: map.pitch(),
+            x_pitch: map.pitch,
             height: map.height,
             width: map.width,
             channels: map.channels,
             out_channels: conv.out_channels,
-            kernel: conv.kernel,
-            upsample,
+            filter: conv.filter,
+            norm,
             weight: &conv.weight,
             bias: Some(&conv.bias),
-            epilogue,
+            out,
             out_pitch,
         }
         .launch(self.net.device(), STREAM)
+    }
+
+    /// Mixes each pixel's channels: into the first of them where that can be, so that the largest maps of all, those that become
+    /// narrower, need no third beside them.
+    fn convolve_1x1(&mut self, name: &str, map: Map, out_channels: usize) -> Result<Map> {
+        let linear = self.net.conv_1x1(name, map.channels, out_channels)?;
+        let out = match out_channels <= map.pitch.min(IN_PLACE_COLUMNS) {
+            true => Map { channels: out_channels, ..map.clone() },
+            false => self.map(map.height, map.width, out_channels)?,
+        };
+        let (store, pixels) = (Epilogue::Store(&out.view), map.tokens());
+        self.net.gemm(&[Product::new(pixels, &linear, out.pitch, Activation::None, store)])?;
+        Ok(out)
     }
 
     /// Self-attention of all pixels with one head, added to the map in place.
@@ -204,16 +214,26 @@ impl Decoder<'_, '_, '_> {
         if c > MAX_HEAD_DIM {
             return Err(Error::Unsupported(format!("VAE attention {c} wide; the widest is {MAX_HEAD_DIM}")));
         }
-        let norm = self.net.affine(&format!("{name}.group_norm"), c)?;
-        let normed = self.norm(&norm, map, false)?;
-        let tokens = |view, pitch| Tokens { view, pitch, rows: pixels };
+        let norm = self.norm(&format!("{name}.group_norm"), map)?;
+        let normed = self.map(map.height, map.width, c)?;
+        GroupNormSilu {
+            x: &map.view,
+            pitch: map.pitch,
+            pixels,
+            channels: c,
+            norm: &norm,
+            silu: false,
+            out: &normed.view,
+            out_pitch: normed.pitch,
+        }
+        .launch(self.net.device(), STREAM)?;
         let none = Activation::None;
         let parts =
             [(&format!("{name}.to_q")[..], c), (&format!("{name}.to_k"), c), (&format!("{name}.to_v"), c)];
         let linear = self.net.linear(&parts, c, true)?;
         let qkv = self.net.buffer::<bf16>("qkv", pixels * 3 * c)?;
         let store = Epilogue::Store(&qkv);
-        self.net.gemm(&[Product::new(tokens(&normed.view, c), &linear, 3 * c, none, store)])?;
+        self.net.gemm(&[Product::new(normed.tokens(), &linear, 3 * c, none, store)])?;
         let [q, k, v] = [0, 1, 2].map(|i| qkv.slice(i * c, qkv.len() - i * c));
         let (q, k, v) = (q?, k?, v?);
         let part = |view| Heads { view, pitch: 3 * c, head_stride: c };
@@ -234,6 +254,7 @@ impl Decoder<'_, '_, '_> {
         .launch(self.net.device(), STREAM)?;
         let linear = self.net.linear(&[(&format!("{name}.to_out.0"), c)], c, true)?;
         let add = Epilogue::AddBf16(&map.view, &map.view);
-        self.net.gemm(&[Product::new(tokens(&out, c), &linear, c, none, add)])
+        let attended = Tokens { view: &out, pitch: c, rows: pixels };
+        self.net.gemm(&[Product::new(attended, &linear, c, none, add)])
     }
 }
