@@ -23,7 +23,7 @@ pub(crate) mod show;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use op::{Kind, Origin, Program, Run, Stage, Tier, Touch, What, When};
+pub(crate) use op::{Kind, Op, Origin, Program, Run, Stage, Tier, Touch, What, When};
 pub(crate) use record::{HostRange, Recorder, STREAM};
 pub(crate) use residency::{Home, HomePlace, Streamed};
 

@@ -79,6 +79,13 @@ pub(crate) struct Op {
     pub work: Work,
 }
 
+impl Op {
+    /// Read and written, each once.
+    pub fn bytes(&self) -> u64 {
+        self.touches.iter().map(|touch| touch.rows.num as u64 * touch.rows.bytes as u64).sum()
+    }
+}
+
 /// See [`Op`].
 #[derive(Clone, Debug)]
 pub(crate) enum What {

@@ -74,7 +74,7 @@ impl fmt::Display for Region {
     }
 }
 
-/// Every operation, a line each: stage, kernel, CTAs, their threads and shared memory, multiply-adds, what it touches.
+/// Every operation, a line each: stage, kernel, CTAs, their threads and shared memory, multiply-adds, bytes, what it touches.
 pub(crate) fn launches(placed: &Placed) -> String {
     let program = &placed.program;
     let mut text = String::new();
@@ -109,7 +109,12 @@ pub(crate) fn launches(placed: &Placed) -> String {
             };
             let touches: Vec<String> = op.touches.iter().map(touch).collect();
             let giga = op.work.flops as f64 * 1e-9;
-            let _ = writeln!(text, "{i:>6}  {what:<60} {giga:>10.3} GFLOP  {}", touches.join(" "));
+            let mega = op.bytes() as f64 * 1e-6;
+            let _ = writeln!(
+                text,
+                "{i:>6}  {what:<60} {giga:>10.3} GFLOP {mega:>10.3} MB  {}",
+                touches.join(" ")
+            );
         }
     }
     text
