@@ -37,7 +37,7 @@ fn launch(bench: &Bench, problems: &[Problem<'_>], weights: &[Weights]) {
         .zip(&packed)
         .map(|(p, (values, pitch))| (p.clone(), Bf16Weight { values, pitch: *pitch }))
         .collect();
-    Bf16Gemm { problems: &problems }.launch(&bench.device, COMPUTE).unwrap();
+    Bf16Gemm { problems: &problems, workspace: None }.launch(&bench.device, COMPUTE).unwrap();
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn refuses_what_it_cannot_take() {
     let run = |shape, pitch| {
         let problem = Problem::simple(&x, shape, None, Activation::None, Epilogue::Store(&out));
         let problems = [(problem, Bf16Weight { values: &w, pitch })];
-        Bf16Gemm { problems: &problems }.launch(&bench.device, COMPUTE)
+        Bf16Gemm { problems: &problems, workspace: None }.launch(&bench.device, COMPUTE)
     };
     assert!(run([16, 64, 64], 64).is_ok());
     assert!(run([16, 64, 64], 60).unwrap_err().to_string().contains("pitch"));

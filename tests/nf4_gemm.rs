@@ -62,7 +62,7 @@ fn launch(bench: &Bench, problems: &[Problem<'_>], weights: &[Weights]) {
         .zip(&packed)
         .map(|(p, (codes, absmax))| (p.clone(), Nf4Weight { codes, absmax }))
         .collect();
-    Nf4Gemm { problems: &problems }.launch(&bench.device, COMPUTE).unwrap();
+    Nf4Gemm { problems: &problems, workspace: None }.launch(&bench.device, COMPUTE).unwrap();
 }
 
 #[test]
@@ -121,8 +121,9 @@ fn refuses_what_it_cannot_take() {
     let out = bench.alloc::<bf16>(256 * 256);
     let (codes, absmax) = (bench.alloc::<u8>(128 * 64), bench.alloc::<f32>(256));
     let weight = Nf4Weight { codes: &codes, absmax: &absmax };
-    let run =
-        |problem: Problem<'_>| Nf4Gemm { problems: &[(problem, weight)] }.launch(&bench.device, COMPUTE);
+    let run = |problem: Problem<'_>| {
+        Nf4Gemm { problems: &[(problem, weight)], workspace: None }.launch(&bench.device, COMPUTE)
+    };
     let simple = |shape| Problem::simple(&x, shape, None, Activation::None, Epilogue::Store(&out));
     assert!(run(simple([16, 64, 96])).unwrap_err().to_string().contains("not a multiple of 64"));
     assert!(run(simple([0, 64, 64])).unwrap_err().to_string().contains("empty product"));
@@ -143,7 +144,7 @@ fn refuses_what_it_cannot_take() {
     };
     assert!(run(heads).unwrap_err().to_string().contains("RoPE"));
     assert!(
-        Nf4Gemm { problems: &[] }
+        Nf4Gemm { problems: &[], workspace: None }
             .launch(&bench.device, COMPUTE)
             .unwrap_err()
             .to_string()

@@ -196,7 +196,7 @@ fn gemm_heads<W: Weight>(lab: &Lab, weight: W) -> Result<Vec<Output>> {
         };
         (problem, weight)
     });
-    Gemm { problems: &problems }.launch(lab.device(), COMPUTE)?;
+    Gemm { problems: &problems, workspace: None }.launch(lab.device(), COMPUTE)?;
     let mut outputs = Vec::new();
     for (name, views) in [("norm and rope", &q), ("store", &v), ("gelu", &mlp)] {
         for (view, side) in views.iter().zip(["first", "second"]) {
@@ -222,7 +222,7 @@ fn bf16_gemm_epilogues(lab: &Lab) -> Result<Vec<Output>> {
     ];
     for (activation, epilogue) in runs {
         let problem = Problem { x_pitch: 104, ..Problem::simple(&x, [m, n, k], None, activation, epilogue) };
-        Bf16Gemm { problems: &[(problem, Bf16Weight { values: &values, pitch: 104 })] }
+        Bf16Gemm { problems: &[(problem, Bf16Weight { values: &values, pitch: 104 })], workspace: None }
             .launch(lab.device(), COMPUTE)?;
     }
     let mut outputs = vec![
@@ -421,7 +421,7 @@ fn bf16_gemm(lab: &Lab, [m, n, k]: [usize; 3]) -> Result<Vec<Output>> {
         [(Activation::None, Epilogue::StoreF32(&out)), (Activation::GeluTanh, Epilogue::Store(&gelu))]
     {
         let problem = Problem::simple(&x, [m, n, k], Some(&bias), activation, epilogue);
-        Bf16Gemm { problems: &[(problem, Bf16Weight { values: &values, pitch: k })] }
+        Bf16Gemm { problems: &[(problem, Bf16Weight { values: &values, pitch: k })], workspace: None }
             .launch(lab.device(), COMPUTE)?;
     }
     Ok(vec![lab.close("f32", &out, F32.0, F32.1)?, lab.close_bf16("gelu", &gelu, BF16.0, BF16.1)?])
@@ -440,7 +440,7 @@ fn nf4_gemm(lab: &Lab, [m, n, k]: [usize; 3]) -> Result<Vec<Output>> {
         (Activation::GeluTanh, Epilogue::Store(&gelu)),
     ] {
         let problem = Problem::simple(&x, [m, n, k], Some(&bias), activation, epilogue);
-        Nf4Gemm { problems: &[(problem, Nf4Weight { codes: &codes, absmax: &absmax })] }
+        Nf4Gemm { problems: &[(problem, Nf4Weight { codes: &codes, absmax: &absmax })], workspace: None }
             .launch(lab.device(), COMPUTE)?;
     }
     Ok(vec![

@@ -402,10 +402,10 @@ impl<'a> Network<'a> {
             }
         }
         if !nf4.is_empty() {
-            Nf4Gemm { problems: &nf4 }.launch(self.device(), STREAM)?;
+            Nf4Gemm { problems: &nf4, workspace: None }.launch(self.device(), STREAM)?;
         }
         if !dense.is_empty() {
-            Bf16Gemm { problems: &dense }.launch(self.device(), STREAM)?;
+            Bf16Gemm { problems: &dense, workspace: None }.launch(self.device(), STREAM)?;
         }
         Ok(())
     }

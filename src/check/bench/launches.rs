@@ -39,7 +39,7 @@ pub fn nf4_gemm(lab: &Lab, m: usize, n: usize, k: usize) -> Result<Launch> {
     Ok(Box::new(move || {
         let shape = [m, n, k];
         let problem = Problem::simple(&x, shape, Some(&bias), Activation::None, Epilogue::Store(&out));
-        Nf4Gemm { problems: &[(problem, Nf4Weight { codes: &codes, absmax: &absmax })] }
+        Nf4Gemm { problems: &[(problem, Nf4Weight { codes: &codes, absmax: &absmax })], workspace: None }
             .launch(&device, COMPUTE)
     }))
 }
@@ -49,7 +49,8 @@ pub fn bf16_gemm(lab: &Lab, m: usize, n: usize, k: usize) -> Result<Launch> {
     let (x, values, out) = (bf16s(lab, m * k)?, bf16s(lab, n * k)?, lab.alloc::<bf16>(m * n)?);
     Ok(Box::new(move || {
         let problem = Problem::simple(&x, [m, n, k], None, Activation::None, Epilogue::Store(&out));
-        Bf16Gemm { problems: &[(problem, Bf16Weight { values: &values, pitch: k })] }.launch(&device, COMPUTE)
+        Bf16Gemm { problems: &[(problem, Bf16Weight { values: &values, pitch: k })], workspace: None }
+            .launch(&device, COMPUTE)
     }))
 }
 
