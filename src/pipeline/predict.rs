@@ -1,7 +1,7 @@
 //! How long a generation would take on a card that is not here: the plan's operations on two streams, each as long as its
 //! FLOPs or its bytes take. A prediction, to compare plans by; nothing is measured, and nothing is decided by it.
 
-use crate::device::StreamId;
+use crate::device::{Capability, StreamId};
 use crate::program::{Origin, Run, What};
 
 use super::Plan;
@@ -12,6 +12,10 @@ use super::Plan;
 pub struct Card {
     /// `rtx3060`, ...
     pub name: &'static str,
+    /// Compute capability: 86, 89, 90.
+    pub arch: u32,
+    /// Streaming multiprocessors.
+    pub num_sms: u32,
     /// bf16 with f32 accumulation, dense, as published.
     pub flops_per_s: f64,
     /// Of these, what this crate's matrix products and attention reach: measured on an H200 (65.9 ms a step of 512 x 512 in the record
@@ -34,15 +38,23 @@ const GAP_S: f64 = 4e-6;
 impl Card {
     /// All that are known. PCIe: 12.3 and 25 GB/s are what nvbandwidth finds in 3.0 x16 and 4.0 x16, 55 was measured on the H200.
     pub const ALL: [Card; 4] = [
-        Card::new("rtx3060", 25.5e12, 0.86, 360e9, 12.3e9),
-        Card::new("rtx4090", 165.2e12, 0.86, 1008e9, 25e9),
-        Card::new("h100", 989e12, 0.27, 3350e9, 55e9),
-        Card::new("h200", 989e12, 0.27, 4800e9, 55e9),
+        Card::new("rtx3060", [86, 28], [25.5e12, 0.86], 360e9, 12.3e9),
+        Card::new("rtx4090", [89, 128], [165.2e12, 0.86], 1008e9, 25e9),
+        Card::new("h100", [90, 132], [989e12, 0.27], 3350e9, 55e9),
+        Card::new("h200", [90, 132], [989e12, 0.27], 4800e9, 55e9),
     ];
 
-    const fn new(name: &'static str, flops_per_s: f64, share: f64, memory: f64, pcie: f64) -> Card {
+    const fn new(
+        name: &'static str,
+        [arch, num_sms]: [u32; 2],
+        [flops_per_s, share]: [f64; 2],
+        memory: f64,
+        pcie: f64,
+    ) -> Card {
         Card {
             name,
+            arch,
+            num_sms,
             flops_per_s,
             share,
             memory_bytes_per_s: memory,
@@ -54,6 +66,17 @@ impl Card {
     /// The one of this name.
     pub fn named(name: &str) -> Option<Card> {
         Card::ALL.into_iter().find(|card| card.name == name)
+    }
+
+    /// What a plan for it depends on.
+    pub fn capability(&self) -> Capability {
+        Capability {
+            name: self.name.to_string(),
+            arch: self.arch,
+            num_sms: self.num_sms,
+            smem_per_cta_bytes: if self.arch / 10 == 9 { 227 << 10 } else { 99 << 10 },
+            ..Capability::unknown()
+        }
     }
 
     /// Beside a disk that reads so fast.
