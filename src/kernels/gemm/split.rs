@@ -79,3 +79,71 @@ fn ctas_per_sm(kernel: &Kernel, capability: &Capability) -> u32 {
     let by_smem = (capability.smem_per_cta_bytes + 1024) / (kernel.smem_bytes + 1024).next_multiple_of(128);
     by_smem.clamp(1, CTAS_BY_REGISTERS)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::bf16_gemm::BF16_GEMM_STORE;
+    use crate::kernels::nf4_gemm::NF4_GEMM_STORE;
+    use crate::pipeline::Card;
+
+    fn on(card: &str) -> Capability {
+        Card::named(card).unwrap().capability()
+    }
+
+    /// FLUX's at 512 x 512, and T5's, in tiles and k-steps, on 28 SMs of two CTAs each.
+    #[test]
+    fn the_last_waves_of_an_rtx_3060_are_filled() {
+        let split = |tiles, steps| Split::new(tiles, [steps; 2], &NF4_GEMM_STORE, &on("rtx3060"));
+        let parts = |whole, split, slices| Split { whole, split, slices };
+        assert_eq!(split(240, 48), parts(224, 16, 3), "out");
+        assert_eq!(split(240, 192), parts(224, 16, 3), "mlp_out");
+        assert_eq!(split(240, 240), parts(224, 16, 3), "linear2");
+        assert_eq!(split(64, 64), parts(56, 8, 7), "T5's out");
+        assert_eq!(split(64, 160), parts(56, 8, 7), "T5's wo");
+        assert_eq!(split(960, 48), parts(952, 8, 3), "mlp_in");
+        // Whole waves, and a last one that is more than half full.
+        assert_eq!(split(1680, 48), Split::none(1680), "linear1");
+        assert_eq!(split(720, 48), Split::none(720), "qkv");
+        // Too short for what joining costs.
+        assert_eq!(split(4, 7), Split::none(4));
+        assert_eq!(split(0, 48), Split::none(0));
+    }
+
+    #[test]
+    fn an_sm_holds_the_ctas_that_ptxas_allows() {
+        let table = include_str!("../../../docs/resources.tsv");
+        for line in table.lines().filter(|line| line.contains("_gemm_")) {
+            let fields: Vec<&str> = line.split('\t').collect();
+            let (arch, ctas) = (fields[1].parse().unwrap(), fields[6].parse::<u32>().unwrap());
+            let smem_per_cta_bytes = match arch {
+                80 => 163 << 10,
+                90 => 227 << 10,
+                _ => 99 << 10,
+            };
+            let capability = Capability { arch, smem_per_cta_bytes, ..Capability::unknown() };
+            let kernel = if fields[0].contains("nf4") { &NF4_GEMM_STORE } else { &BF16_GEMM_STORE };
+            assert_eq!(ctas_per_sm(kernel, &capability), ctas, "{line}");
+        }
+    }
+
+    /// Slices run all at once, are no shorter than they may be, and cost less than the tiles did.
+    #[test]
+    fn nothing_is_split_in_vain() {
+        for num_sms in 1..140 {
+            let capability = Capability { num_sms, ..on("rtx3060") };
+            let slots = 2 * num_sms as usize;
+            for (tiles, steps) in (0..600).step_by(7).flat_map(|tiles| [5, 20, 48, 240].map(|k| (tiles, k))) {
+                let split = Split::new(tiles, [steps; 2], &NF4_GEMM_STORE, &capability);
+                assert_eq!(split.whole + split.split, tiles);
+                if split.split == 0 {
+                    assert_eq!((split.slices, split.ctas(), split.partials_len()), (1, tiles, 0));
+                    continue;
+                }
+                assert_eq!(split.whole % slots, 0);
+                assert!(split.slices > 1 && split.split * split.slices <= slots);
+                assert!(steps / split.slices >= MIN_STEPS && split.slices <= MAX_SLICES);
+            }
+        }
+    }
+}
