@@ -273,7 +273,7 @@ fn machines_of_other_sizes_draw_the_same_picture() {
         let options =
             seed.map_or_else(Default::default, |seed| EmulatorOptions { seed, threads: 3, ..random });
         let device = Device::emulator(EmulatorOptions { num_sms, ..options });
-        let mut pipeline = bind(&model, SHAPE, &device);
+        let mut pipeline = bind(&model, Shape { steps: 1, ..SHAPE }, &device);
         let is_split = pipeline.plan().launches().contains("partials");
         (is_split, draw(&mut pipeline, "a red circle on a blue background", 1))
     };

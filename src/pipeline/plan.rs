@@ -270,10 +270,10 @@ pub struct Plan {
     config: PipelineConfig,
     quantize: Quantize,
     /// Of the machine that it is for.
-    capability: Capability,
+    pub(super) capability: Capability,
     streamed: Streamed,
     /// Of device memory.
-    budget: Option<u64>,
+    pub(super) budget: Option<u64>,
     /// Of pinned memory.
     pub(super) host_budget: Option<u64>,
     /// Bytes between regions: a test's wish.
@@ -318,31 +318,6 @@ impl Plan {
             weights: Arc::new(weights),
             shapes: vec![Arc::new(first)],
         })
-    }
-
-    /// The same for a machine: matrix products are divided by how many SMs there are, and take memory for it. Loading a
-    /// [`Pipeline`](super::Pipeline) does this for its device. The budgets are those from before.
-    ///
-    /// ```
-    /// # use schnell::{Card, Model, Plan, Quantize, Shape};
-    /// # fn main() -> schnell::Result<()> {
-    /// let plan = Plan::new(Model::demo()?.config(), Shape::square(64), Quantize::Nf4)?;
-    /// let plan = plan.on(&Card::named("rtx4090").unwrap().capability())?;
-    /// # Ok(()) }
-    /// ```
-    ///
-    /// # Errors
-    /// [`Error::Capacity`] when it exceeds a budget there.
-    pub fn on(mut self, capability: &Capability) -> Result<Plan> {
-        let depends_on = |c: &Capability| (c.arch, c.num_sms, c.smem_per_cta_bytes);
-        if depends_on(&self.capability) == depends_on(capability) {
-            return Ok(self);
-        }
-        self.capability = capability.clone();
-        match self.budget {
-            Some(budget) => self.again()?.within(budget),
-            None => self.again()?.fit_host(),
-        }
     }
 
     /// The same within `budget_bytes` of device memory: as many weights as fit stay there, the others lie in pinned memory and are
@@ -425,7 +400,7 @@ impl Plan {
         self.again()
     }
 
-    fn again(mut self) -> Result<Plan> {
+    pub(super) fn again(mut self) -> Result<Plan> {
         let shapes = self.shapes.iter().map(|planned| self.plan_shape(planned.shape).map(Arc::new));
         self.shapes = shapes.collect::<Result<_>>()?;
         Ok(self)
@@ -537,7 +512,7 @@ impl Plan {
     }
 
     /// As many of the streamed weights on disk as the budget of pinned memory asks for.
-    fn fit_host(self) -> Result<Plan> {
+    pub(super) fn fit_host(self) -> Result<Plan> {
         let Some(budget_bytes) = self.host_budget else { return Ok(self) };
         let (loading, generating) = self.host_bytes();
         // The ring takes the place of the buffers for loading, which are more.
