@@ -95,12 +95,12 @@ fn emulator(c: &mut Criterion) {
         .unwrap();
         let problem = Problem::simple(&x, [m, n, k], None, Activation::None, Epilogue::Store(&out));
         let problems = [(problem, Nf4Weight { codes: &codes, absmax: &absmax })];
-        Nf4Gemm { problems: &problems }.launch(&device, COMPUTE).unwrap();
+        Nf4Gemm { problems: &problems, workspace: None }.launch(&device, COMPUTE).unwrap();
         verify(&device, &out, &x_host, &weights);
         group.throughput(Throughput::Elements(problems[0].0.flops()));
         group.bench_function(BenchmarkId::new("threads", threads), |b| {
             b.iter(|| {
-                Nf4Gemm { problems: black_box(&problems) }.launch(&device, COMPUTE).unwrap();
+                Nf4Gemm { problems: black_box(&problems), workspace: None }.launch(&device, COMPUTE).unwrap();
                 device.synchronize(COMPUTE).unwrap();
             });
         });

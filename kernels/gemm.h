@@ -57,8 +57,13 @@ typedef struct gemm_problem {
     gemm_segment segment[GEMM_MAX_SEGMENTS];
 } gemm_problem;
 
+// Tiles are numbered problem by problem, and in each tokens first. The first `num_whole` have a CTA each; those behind them
+// are split along k into `num_slices`, each with a CTA (gemm_split.cuh).
 typedef struct gemm_params {
-    gemm_problem problem[GEMM_MAX_PROBLEMS]; // blockIdx.z picks one
+    gemm_problem problem[GEMM_MAX_PROBLEMS];
+    DEV(float) partials;       // [split tiles, num_slices, GEMM_BLOCK_N * GEMM_BLOCK_M], or null when nothing is split
+    DEV(uint32_t) arrivals;    // [split tiles]: slices that have been multiplied; 0 before and after a launch
+    int32_t num_whole, num_slices;
 } gemm_params;
 
 #endif

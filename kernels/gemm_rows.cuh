@@ -75,6 +75,12 @@ template <typename Order, int K_MULTIPLE> struct RowLoader {
         k_left -= BLOCK_K;
     }
 
+    // Leaves out the first k-steps.
+    GPU_METHOD void skip(int steps) {
+        src += (int64_t)steps * CHUNKS;
+        k_left -= steps * BLOCK_K;
+    }
+
     GPU_METHOD const uint4 *row(int i) const { return src + (uint64_t)pitch * Order::offset(i); }
 };
 

@@ -8,12 +8,13 @@
 //         its rows may be permuted at will: fragment row g of m16 tile i is feature 8g + 2i, row g + 8 is feature
 //         8g + 2i + 1. A lane then owns 8 adjacent features of a token: 16-byte stores, RoPE pairs within a lane, and
 //         bias, gate and norm weights loaded once.
-// Parts   gemm_rows.cuh: shared memory; operands/: x, and w in each of its formats; gemm_epilogues.cuh: what becomes of it.
+// Parts   gemm_rows.cuh: shared memory; operands/: x, and w in each of its formats; gemm_split.cuh: which tile a CTA has;
+//         gemm_epilogues.cuh: what becomes of it.
 // Source  fragment layouts: PTX ISA, "Matrix fragments for mma.m16n8k16".
 #ifndef SCHNELL_GEMM_TILE_CUH
 #define SCHNELL_GEMM_TILE_CUH
 
-#include "gemm_epilogues.cuh"
+#include "gemm_split.cuh"
 #include "operands/tokens.cuh"
 
 namespace gemm {
@@ -27,15 +28,10 @@ template <typename Weights, int STAGES> struct SharedStorage {
     RowSums sums;
 };
 
-// `inputs` fetches the k-steps of x one after the other; `Set` are the epilogues.
-template <typename Weights, int STAGES, typename Set, typename Inputs>
-GPU_FN void run_tile(const gemm_problem &q, Inputs inputs, int n0, int m0) {
-    auto &smem = gpu::shared<SharedStorage<Weights, STAGES>>();
-    const int warp_n = gpu::warp_id() / 2 * WARP_N, warp_m = gpu::warp_id() % 2 * WARP_M;
-    const int num_k = gpu::ceil_div(q.k, BLOCK_K);
-
-    typename Weights::Loader weight_loader(q, n0);
-
+// The product's k-steps that the loaders have before them, `num_k` of them.
+template <typename Weights, int STAGES, typename Inputs>
+GPU_FN void multiply(Accumulators &acc, SharedStorage<Weights, STAGES> &smem, Inputs inputs, typename Weights::Loader weight_loader,
+                     int num_k, int warp_n, int warp_m) {
     // Called for kb = 0, 1, 2, ..: the loaders step along.
     auto fetch_to_shared = [&](int kb) {
         if (kb < num_k) {
@@ -45,7 +41,6 @@ GPU_FN void run_tile(const gemm_problem &q, Inputs inputs, int n0, int m0) {
         gpu::cp_async_commit(); // empty groups too, so that "all but the last STAGES - 2" stays true at the end
     };
 
-    Accumulators acc;
     for_each(acc, [](float) { return 0.0f; });
 
     // prologue
@@ -69,16 +64,46 @@ GPU_FN void run_tile(const gemm_problem &q, Inputs inputs, int n0, int m0) {
             gpu::mma_tile<MT, NT>(acc, a, b);
         }
     }
+}
 
+GPU_FN int warp_feature() { return gpu::warp_id() / 2 * WARP_N; }
+GPU_FN int warp_token() { return gpu::warp_id() % 2 * WARP_M; }
+
+// A whole tile. `inputs` fetches the k-steps of x one after the other; `Set` are the epilogues.
+template <typename Weights, int STAGES, typename Set, typename Inputs>
+GPU_FN void run_tile(const gemm_problem &q, Inputs inputs, int n0, int m0) {
+    auto &smem = gpu::shared<SharedStorage<Weights, STAGES>>();
+    const int warp_n = warp_feature(), warp_m = warp_token();
+    Accumulators acc;
+    multiply<Weights, STAGES>(acc, smem, inputs, typename Weights::Loader(q, n0), gpu::ceil_div(q.k, BLOCK_K), warp_n, warp_m);
     finish<Set>(acc, q, smem.sums, n0, m0, warp_n, warp_m);
 }
 
-// The tile of this CTA, whose problem is that of blockIdx.z. A grid covers the largest of its problems.
+// What a CTA multiplies is kept in shared memory until the epilogue: the main loop has no register to spare. A slice has one
+// k-step at least, so a barrier lies between the write and the reads.
+template <typename Weights, int STAGES> struct SlicedStorage {
+    SharedStorage<Weights, STAGES> tile;
+    Slice slice;
+};
+
+// This CTA's tile, or its slice of one.
 template <typename Weights, int STAGES, int K_MULTIPLE, typename Set> GPU_FN void run_problem(const gemm_params &p) {
-    const gemm_problem &q = p.problem[gpu::cta_z()];
-    const int m0 = gpu::cta_x() * BLOCK_M, n0 = gpu::cta_y() * BLOCK_N;
-    if (n0 >= q.n || m0 >= q.m) return;
-    run_tile<Weights, STAGES, Set>(q, TokenLoader<K_MULTIPLE>(q, m0), n0, m0);
+    auto &smem = gpu::shared<SlicedStorage<Weights, STAGES>>();
+    const int warp_n = warp_feature(), warp_m = warp_token();
+    Accumulators acc;
+    {
+        int k_begin, k_end;
+        const Slice slice(p, k_begin, k_end);
+        const gemm_problem &q = p.problem[slice.z];
+        TokenLoader<K_MULTIPLE> inputs(q, slice.m0);
+        typename Weights::Loader weight_loader(q, slice.n0);
+        inputs.skip(k_begin);
+        weight_loader.skip(k_begin);
+        if (gpu::thread_x() == 0) smem.slice = slice;
+        multiply<Weights, STAGES>(acc, smem.tile, inputs, weight_loader, k_end - k_begin, warp_n, warp_m);
+    }
+    if (smem.slice.number >= 0 && !add_slices(acc, p, smem.slice)) return;
+    finish<Set>(acc, p.problem[smem.slice.z], smem.tile.sums, smem.slice.n0, smem.slice.m0, warp_n, warp_m);
 }
 
 } // namespace gemm

@@ -1,7 +1,7 @@
 // nf4_gemm: out[M, N] = x[M, K] . dequant(w)[N, K]^T + bias, with fused epilogues    bf16 in, f32 accumulate
 //
 // Work    one CTA per 128 features x 128 tokens (gemm_tile.cuh draws it); two problems may share a launch, so that
-//         FLUX's img and txt fill the GPU together: blockIdx.z is the problem, and no tile spans both.
+//         FLUX's img and txt fill the GPU together; no tile spans both.
 // Layout  w in fragment order, 16 bytes per lane and m16 x k64 (nf4_quantize.cu); absmax [k / 64, n].
 // Bound   compute: 0.56 bytes per weight and 2 M flop; above M = 300 tokens no GPU of today is memory-bound here.
 // Source  code book: QLoRA (arXiv:2305.14314). Dequantized value bf16(code * absmax): bitsandbytes.
@@ -9,7 +9,7 @@
 #include "gemm_tile.cuh"
 #include "operands/nf4_tile.cuh"
 
-static_assert(sizeof(gemm::SharedStorage<gemm::Nf4Weights, NF4_GEMM_STAGES>) == NF4_GEMM_SMEM_BYTES,
+static_assert(sizeof(gemm::SlicedStorage<gemm::Nf4Weights, NF4_GEMM_STAGES>) == NF4_GEMM_SMEM_BYTES,
               "the header tells the host how much to ask for");
 
 // Two CTAs on an SM cover each other's barriers; 45 KB of smem and 255 registers allow exactly that on sm_86.

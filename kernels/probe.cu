@@ -42,6 +42,22 @@ GPU_KERNEL(probe_index, probe_params, PROBE_THREADS, 1) {
     gpu::atomic_add(p.output, (uint32_t)(t + 1));
 }
 
+// Every CTA hands words over; the one that counts last adds them all. Behind the counter: words by CTA, then the sums.
+GPU_KERNEL(probe_count, probe_params, PROBE_THREADS, 1) {
+    uint32_t *const smem = &gpu::shared<uint32_t>();
+    const int t = gpu::thread_x(), num = gpu::num_ctas_x();
+    uint32_t *const words = p.output + 1 + t;
+    words[gpu::cta_x() * PROBE_THREADS] = (uint32_t)(gpu::cta_x() * 1000 + t);
+    gpu::sync_cta();
+    if (t == 0) *smem = gpu::atomic_count(p.output, (uint32_t)num);
+    gpu::sync_cta();
+    // The first found all bits set, which counts as having been through.
+    if (*smem != (uint32_t)num - 2) return;
+    uint32_t sum = 0;
+    for (int i = 0; i < num; ++i) sum += words[i * PROBE_THREADS];
+    words[num * PROBE_THREADS] = sum;
+}
+
 GPU_KERNEL(probe_warp, probe_params, PROBE_THREADS, 1) {
     uint32_t *const smem = &gpu::shared<uint32_t>();
     const int t = gpu::thread_x();

@@ -44,7 +44,7 @@ pub const GEMM_COMBINE_ACTS: u32 = 1;
 pub const GEMM_HEADS_KINDS: u32 = 33;
 pub const GEMM_HEADS_ACTS: u32 = 3;
 pub const BF16_GEMM_STAGES: u32 = 2;
-pub const BF16_GEMM_SMEM_BYTES: u32 = 66576;
+pub const BF16_GEMM_SMEM_BYTES: u32 = 66608;
 pub const CONV2D_THREADS: u32 = 128;
 pub const CONV2D_BLOCK_N: u32 = 128;
 pub const CONV2D_TILE_HEIGHT: u32 = 8;
@@ -86,7 +86,7 @@ pub const LAYER_NORM_MOD_SMEM_BYTES: u32 = 0;
 pub const NEXT_STEP_THREADS: u32 = 32;
 pub const NEXT_STEP_SMEM_BYTES: u32 = 0;
 pub const NF4_GEMM_STAGES: u32 = 2;
-pub const NF4_GEMM_SMEM_BYTES: u32 = 45056;
+pub const NF4_GEMM_SMEM_BYTES: u32 = 45088;
 pub const NF4_QUANTIZE_THREADS: u32 = 256;
 pub const NF4_QUANTIZE_BLOCKS: u32 = 8;
 pub const NF4_QUANTIZE_SMEM_BYTES: u32 = 0;
@@ -292,12 +292,20 @@ const _: () = {
 #[derive(Debug, Default, Copy, Clone)]
 pub struct gemm_params {
     pub problem: [gemm_problem; 2usize],
+    pub partials: u64,
+    pub arrivals: u64,
+    pub num_whole: i32,
+    pub num_slices: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of gemm_params"][::std::mem::size_of::<gemm_params>() - 496usize];
+    ["Size of gemm_params"][::std::mem::size_of::<gemm_params>() - 520usize];
     ["Alignment of gemm_params"][::std::mem::align_of::<gemm_params>() - 8usize];
     ["Offset of field: gemm_params::problem"][::std::mem::offset_of!(gemm_params, problem) - 0usize];
+    ["Offset of field: gemm_params::partials"][::std::mem::offset_of!(gemm_params, partials) - 496usize];
+    ["Offset of field: gemm_params::arrivals"][::std::mem::offset_of!(gemm_params, arrivals) - 504usize];
+    ["Offset of field: gemm_params::num_whole"][::std::mem::offset_of!(gemm_params, num_whole) - 512usize];
+    ["Offset of field: gemm_params::num_slices"][::std::mem::offset_of!(gemm_params, num_slices) - 516usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]

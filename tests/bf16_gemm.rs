@@ -15,7 +15,7 @@ fn weights(rng: &mut Rng, n: usize, k: usize) -> Weights {
     Weights { seen: raw.clone(), raw }
 }
 
-fn launch(bench: &Bench, problems: &[Problem<'_>], weights: &[Weights]) {
+fn launch(bench: &Bench, problems: &[Problem<'_>], weights: &[Weights]) -> bool {
     let packed: Vec<(View<bf16>, usize)> = problems
         .iter()
         .zip(weights)
@@ -37,7 +37,7 @@ fn launch(bench: &Bench, problems: &[Problem<'_>], weights: &[Weights]) {
         .zip(&packed)
         .map(|(p, (values, pitch))| (p.clone(), Bf16Weight { values, pitch: *pitch }))
         .collect();
-    Bf16Gemm { problems: &problems }.launch(&bench.device, COMPUTE).unwrap();
+    gemm_cases::launch(bench, &problems)
 }
 
 #[test]
@@ -52,25 +52,53 @@ fn agrees_with_candle_at_tile_edges_and_tails() {
         [20, 136, 100],
     ];
     for shape in shapes {
-        gemm_cases::plain_store(&launch, &weights, shape);
+        gemm_cases::plain_store(&launch, &weights, emulator(), shape);
     }
 }
 
 #[test]
 fn agrees_with_candle_at_real_widths_one_dimension_at_a_time() {
     for shape in [[4, 3072, 64], [4, 128, 10240], [77, 768, 64], [1024, 128, 64]] {
-        gemm_cases::plain_store(&launch, &weights, shape);
+        gemm_cases::plain_store(&launch, &weights, emulator(), shape);
     }
 }
 
 #[test]
 fn norm_rope_store_and_gelu_segments_share_a_launch() {
-    gemm_cases::segments(&launch, &weights, emulator());
+    gemm_cases::segments(&launch, &weights, emulator(), 128);
 }
 
 #[test]
 fn every_epilogue_and_activation() {
-    gemm_cases::epilogues(&launch, &weights);
+    gemm_cases::epilogues(&launch, &weights, 16, 192);
+}
+
+#[test]
+fn tiles_split_along_k_have_every_epilogue() {
+    for num_sms in [40, 132] {
+        let want = gemm_cases::segments(&launch, &weights, gemm_cases::machine(num_sms), 1024);
+        for seed in 0..4 {
+            let device = gemm_cases::random_machine(num_sms, seed);
+            assert_eq!(gemm_cases::segments(&launch, &weights, device, 1024), want, "seed {seed}");
+        }
+    }
+    gemm_cases::epilogues(&launch, &weights, 16, 1016);
+}
+
+#[test]
+fn two_problems_share_the_waves_that_are_split() {
+    gemm_cases::split(&launch, &weights, 1, 1085);
+}
+
+#[test]
+fn one_tile_on_machines_of_all_sizes() {
+    for num_sms in 1..=20 {
+        let device = gemm_cases::machine(num_sms);
+        let want = gemm_cases::plain_store(&launch, &weights, device, [20, 127, 2041]);
+        let random = gemm_cases::random_machine(num_sms, num_sms.into());
+        let shape = [20, 127, 2041];
+        assert_eq!(gemm_cases::plain_store(&launch, &weights, random, shape), want);
+    }
 }
 
 #[test]
@@ -80,12 +108,9 @@ fn two_problems_in_one_launch_equal_two_launches() {
 
 #[test]
 fn schedules_and_thread_counts_do_not_change_a_bit() {
-    let want = gemm_cases::segments(&launch, &weights, emulator());
+    let want = gemm_cases::segments(&launch, &weights, emulator(), 128);
     for seed in 0..20 {
-        assert_eq!(
-            gemm_cases::segments(&launch, &weights, random_emulator(seed, [1, 2, 4][seed as usize % 3])),
-            want
-        );
+        assert_eq!(gemm_cases::segments(&launch, &weights, gemm_cases::random_machine(16, seed), 128), want);
     }
 }
 
@@ -97,7 +122,7 @@ fn refuses_what_it_cannot_take() {
     let run = |shape, pitch| {
         let problem = Problem::simple(&x, shape, None, Activation::None, Epilogue::Store(&out));
         let problems = [(problem, Bf16Weight { values: &w, pitch })];
-        Bf16Gemm { problems: &problems }.launch(&bench.device, COMPUTE)
+        Bf16Gemm { problems: &problems, workspace: None }.launch(&bench.device, COMPUTE)
     };
     assert!(run([16, 64, 64], 64).is_ok());
     assert!(run([16, 64, 64], 60).unwrap_err().to_string().contains("pitch"));
@@ -122,7 +147,9 @@ fn results_of_one_tile_may_take_the_place_of_x() {
             let mut problem = Problem::simple(&x, [m, n, k], None, Activation::None, store);
             problem.segments[0].pitch = k;
             let weight = Bf16Weight { values: &values, pitch: k };
-            Bf16Gemm { problems: &[(problem, weight)] }.launch(&bench.device, COMPUTE).unwrap();
+            Bf16Gemm { problems: &[(problem, weight)], workspace: None }
+                .launch(&bench.device, COMPUTE)
+                .unwrap();
             let rows = bench.download(&out);
             rows.chunks(k).flat_map(|row| row[..n].to_vec()).collect::<Vec<_>>()
         };

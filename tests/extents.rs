@@ -54,7 +54,7 @@ fn bf16_gemm() {
     let good = Problem::simple(&s.halves, [5, 8, 8], None, Activation::None, Epilogue::StoreF32(&s.floats));
     let launch = |problem: Problem, pitch: usize| {
         let weight = Bf16Weight { values: &s.halves, pitch };
-        Bf16Gemm { problems: &[(problem, weight)] }.launch(&s.device, COMPUTE)
+        Bf16Gemm { problems: &[(problem, weight)], workspace: None }.launch(&s.device, COMPUTE)
     };
     launch(good.clone(), 8).unwrap();
     refused(launch(Problem { x_pitch: QUARTER, ..good.clone() }, 8));
@@ -73,7 +73,7 @@ fn nf4_gemm() {
     let good = Problem::simple(&s.halves, [5, 8, 64], None, Activation::None, Epilogue::StoreF32(&s.floats));
     let launch = |problem: Problem| {
         let weight = Nf4Weight { codes: &s.bytes, absmax: &s.floats };
-        Nf4Gemm { problems: &[(problem, weight)] }.launch(&s.device, COMPUTE)
+        Nf4Gemm { problems: &[(problem, weight)], workspace: None }.launch(&s.device, COMPUTE)
     };
     launch(good.clone()).unwrap();
     refused(launch(Problem { x_pitch: QUARTER, ..good.clone() }));

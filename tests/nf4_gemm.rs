@@ -48,7 +48,7 @@ fn pack(raw: &[f32], n: usize, k: usize) -> (Vec<u8>, Vec<f32>) {
     (codes, scales)
 }
 
-fn launch(bench: &Bench, problems: &[Problem<'_>], weights: &[Weights]) {
+fn launch(bench: &Bench, problems: &[Problem<'_>], weights: &[Weights]) -> bool {
     let packed: Vec<(View<u8>, View<f32>)> = problems
         .iter()
         .zip(weights)
@@ -62,7 +62,7 @@ fn launch(bench: &Bench, problems: &[Problem<'_>], weights: &[Weights]) {
         .zip(&packed)
         .map(|(p, (codes, absmax))| (p.clone(), Nf4Weight { codes, absmax }))
         .collect();
-    Nf4Gemm { problems: &problems }.launch(&bench.device, COMPUTE).unwrap();
+    gemm_cases::launch(bench, &problems)
 }
 
 #[test]
@@ -77,25 +77,53 @@ fn agrees_with_candle_at_tile_edges_and_tails() {
         [300, 200, 128],
     ];
     for shape in shapes {
-        gemm_cases::plain_store(&launch, &weights, shape);
+        gemm_cases::plain_store(&launch, &weights, emulator(), shape);
     }
 }
 
 #[test]
 fn agrees_with_candle_at_flux_widths_one_dimension_at_a_time() {
     for shape in [[4, 3072, 64], [4, 128, 3072], [3, 128, 15360], [1024, 128, 64], [2, 21504, 64]] {
-        gemm_cases::plain_store(&launch, &weights, shape);
+        gemm_cases::plain_store(&launch, &weights, emulator(), shape);
     }
 }
 
 #[test]
 fn norm_rope_store_and_gelu_segments_share_a_launch() {
-    gemm_cases::segments(&launch, &weights, emulator());
+    gemm_cases::segments(&launch, &weights, emulator(), 128);
 }
 
 #[test]
 fn every_epilogue_and_activation() {
-    gemm_cases::epilogues(&launch, &weights);
+    gemm_cases::epilogues(&launch, &weights, 16, 192);
+}
+
+#[test]
+fn tiles_split_along_k_have_every_epilogue() {
+    for num_sms in [40, 132] {
+        let want = gemm_cases::segments(&launch, &weights, gemm_cases::machine(num_sms), 1024);
+        for seed in 0..4 {
+            let device = gemm_cases::random_machine(num_sms, seed);
+            assert_eq!(gemm_cases::segments(&launch, &weights, device, 1024), want, "seed {seed}");
+        }
+    }
+    gemm_cases::epilogues(&launch, &weights, 16, 1024);
+}
+
+#[test]
+fn two_problems_share_the_waves_that_are_split() {
+    gemm_cases::split(&launch, &weights, 2, 1088);
+}
+
+#[test]
+fn one_tile_on_machines_of_all_sizes() {
+    for num_sms in 1..=20 {
+        let device = gemm_cases::machine(num_sms);
+        let want = gemm_cases::plain_store(&launch, &weights, device, [20, 127, 2048]);
+        let random = gemm_cases::random_machine(num_sms, num_sms.into());
+        let shape = [20, 127, 2048];
+        assert_eq!(gemm_cases::plain_store(&launch, &weights, random, shape), want);
+    }
 }
 
 #[test]
@@ -105,12 +133,9 @@ fn two_problems_in_one_launch_equal_two_launches() {
 
 #[test]
 fn schedules_and_thread_counts_do_not_change_a_bit() {
-    let want = gemm_cases::segments(&launch, &weights, emulator());
+    let want = gemm_cases::segments(&launch, &weights, emulator(), 128);
     for seed in 0..20 {
-        assert_eq!(
-            gemm_cases::segments(&launch, &weights, random_emulator(seed, [1, 2, 4][seed as usize % 3])),
-            want
-        );
+        assert_eq!(gemm_cases::segments(&launch, &weights, gemm_cases::random_machine(16, seed), 128), want);
     }
 }
 
@@ -121,8 +146,9 @@ fn refuses_what_it_cannot_take() {
     let out = bench.alloc::<bf16>(256 * 256);
     let (codes, absmax) = (bench.alloc::<u8>(128 * 64), bench.alloc::<f32>(256));
     let weight = Nf4Weight { codes: &codes, absmax: &absmax };
-    let run =
-        |problem: Problem<'_>| Nf4Gemm { problems: &[(problem, weight)] }.launch(&bench.device, COMPUTE);
+    let run = |problem: Problem<'_>| {
+        Nf4Gemm { problems: &[(problem, weight)], workspace: None }.launch(&bench.device, COMPUTE)
+    };
     let simple = |shape| Problem::simple(&x, shape, None, Activation::None, Epilogue::Store(&out));
     assert!(run(simple([16, 64, 96])).unwrap_err().to_string().contains("not a multiple of 64"));
     assert!(run(simple([0, 64, 64])).unwrap_err().to_string().contains("empty product"));
@@ -143,7 +169,7 @@ fn refuses_what_it_cannot_take() {
     };
     assert!(run(heads).unwrap_err().to_string().contains("RoPE"));
     assert!(
-        Nf4Gemm { problems: &[] }
+        Nf4Gemm { problems: &[], workspace: None }
             .launch(&bench.device, COMPUTE)
             .unwrap_err()
             .to_string()

@@ -6,7 +6,7 @@ mod golden;
 use common::*;
 use golden::Golden;
 use schnell::Error;
-use schnell::device::Device;
+use schnell::device::{AsyncCopies, Device, EmulatorOptions, Order};
 use schnell::pipeline::{Model, Noise, Pipeline, Plan, Progress, Quantize, Request, Shape};
 use std::ops::ControlFlow::{Break, Continue};
 
@@ -260,4 +260,43 @@ fn the_place_of_numbers_that_are_not_finite_is_named() {
     // Beyond what bf16 can hold.
     let message = refusal(f32::MAX).to_string();
     assert!(message.contains("the latents of step 0 are not finite"), "{message}");
+}
+
+/// How many SMs there are decides which products are split along k, and so in what order sums are added: the picture is the same
+/// but for roundings, and the same bytes on every schedule of one machine.
+#[test]
+fn machines_of_other_sizes_draw_the_same_picture() {
+    let (_dir, model) = demo();
+    let draw_on = |num_sms, seed: Option<u64>| {
+        let random =
+            EmulatorOptions { order: Order::Random, async_copies: AsyncCopies::Random, ..Default::default() };
+        let options =
+            seed.map_or_else(Default::default, |seed| EmulatorOptions { seed, threads: 3, ..random });
+        let device = Device::emulator(EmulatorOptions { num_sms, ..options });
+        let mut pipeline = bind(&model, Shape { steps: 1, ..SHAPE }, &device);
+        let is_split = pipeline.plan().launches().contains("partials");
+        (is_split, draw(&mut pipeline, "a red circle on a blue background", 1))
+    };
+    let (_, want) = draw_on(28, None);
+    for num_sms in [1, 3, 108] {
+        let (is_split, got) = draw_on(num_sms, None);
+        assert!(is_split, "{num_sms} SMs");
+        assert!(psnr(&got, &want) > 40.0, "{num_sms} SMs: {:.1} dB", psnr(&got, &want));
+        assert_eq!(draw_on(num_sms, Some(num_sms.into())).1, got, "{num_sms} SMs, at random");
+    }
+}
+
+/// A plan made for one card draws on another: loading makes it again, within the same budget.
+#[test]
+fn a_plan_goes_to_another_machine() {
+    let (_dir, model) = demo();
+    let device = Device::emulator(EmulatorOptions { num_sms: 3, ..Default::default() });
+    let plan = Plan::new(model.config(), SHAPE, Quantize::Nf4).unwrap();
+    let budget = plan.arena_bytes() - 1;
+    let plan = plan.within(budget).unwrap();
+    let there = plan.clone().on(device.capability()).unwrap();
+    assert!(plan.launches() != there.launches(), "products are split otherwise");
+    assert!(there.arena_bytes() <= budget);
+    let pipeline = Pipeline::builder(&model).with_plan(plan).device(&device).load().unwrap();
+    assert!(pipeline.plan().launches() == there.launches());
 }

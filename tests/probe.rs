@@ -82,6 +82,16 @@ fn indices_barriers_and_atomics() {
 }
 
 #[test]
+fn who_counts_last_sees_what_all_have_written() {
+    let num = 12u32;
+    // The output starts as 0xffffffff, which the first count makes 0.
+    let mut want = vec![num - 1];
+    want.extend((0..num).flat_map(|cta| (0..64).map(move |t| cta * 1000 + t)));
+    want.extend((0..64).map(|t| num * (num - 1) / 2 * 1000 + num * t));
+    check(Primitive::Count, &[], &want);
+}
+
+#[test]
 fn shuffles_and_warp_reductions() {
     let mut rng = Rng(3);
     let words: Vec<u32> = (0..64).map(|_| rng.bits() as u32).collect();

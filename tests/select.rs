@@ -48,10 +48,10 @@ fn products_by_their_epilogues() {
     let both = |problem: &Problem<'_>| -> Result<[&'static str; 2], schnell::Error> {
         let nf4 = [(problem.clone(), Nf4Weight { codes: &codes, absmax: &absmax })];
         let dense = [(problem.clone(), Bf16Weight { values: &values, pitch: k })];
-        Nf4Gemm { problems: &nf4 }.select(bench.device.capability())?;
+        Nf4Gemm { problems: &nf4, workspace: None }.select(bench.device.capability())?;
         Ok([
-            chosen(&bench.device, |c| Nf4Gemm { problems: &nf4 }.select(c).unwrap()),
-            chosen(&bench.device, |c| Bf16Gemm { problems: &dense }.select(c).unwrap()),
+            chosen(&bench.device, |c| Nf4Gemm { problems: &nf4, workspace: None }.select(c).unwrap()),
+            chosen(&bench.device, |c| Bf16Gemm { problems: &dense, workspace: None }.select(c).unwrap()),
         ])
     };
     let simple = |activation, epilogue| Problem::simple(&x, [m, n, k], None, activation, epilogue);
@@ -85,8 +85,9 @@ fn products_by_their_epilogues() {
     ] {
         let refusal = both(&problem).unwrap_err();
         assert!(matches!(refusal, schnell::Error::Unsupported(_)), "{refusal}");
-        let launched = Nf4Gemm { problems: &[(problem, Nf4Weight { codes: &codes, absmax: &absmax })] }
-            .launch(&bench.device, StreamId::Compute);
+        let launched =
+            Nf4Gemm { problems: &[(problem, Nf4Weight { codes: &codes, absmax: &absmax })], workspace: None }
+                .launch(&bench.device, StreamId::Compute);
         assert!(launched.unwrap_err().to_string().contains("no entry point has the epilogues"));
     }
 }

@@ -23,6 +23,8 @@ template <int K_MULTIPLE> struct Bf16Weights {
         GPU_METHOD Loader(const gemm_problem &q, int n0) : rows(static_cast<const bf16_bits *>(q.w), q.w_pitch, n0, q.n, q.k) {}
 
         GPU_METHOD void fetch(Stage &stage) { rows.fetch(stage.chunk); }
+
+        GPU_METHOD void skip(int steps) { rows.skip(steps); }
     };
 
     GPU_METHOD Bf16Weights(const Stage &, const Tables &, int) {}

@@ -50,6 +50,12 @@ struct Nf4Weights {
                 absmax += absmax_pitch;
             }
         }
+
+        // Leaves out the first k-steps.
+        GPU_METHOD void skip(int steps) {
+            codes += (int64_t)steps * TILE_CHUNKS;
+            absmax += (int64_t)steps * absmax_pitch;
+        }
     };
 
     uint4 codes[MT];

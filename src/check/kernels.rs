@@ -16,7 +16,7 @@ use crate::kernels::bf16_gemm::{Bf16Gemm, Bf16Weight};
 use crate::kernels::conv2d::{Conv2d, ConvOut, Filter};
 use crate::kernels::count_nonfinite::CountNonfinite;
 use crate::kernels::euler_step::EulerStep;
-use crate::kernels::gemm::{Activation, Epilogue, Gemm, Problem, Segment, Weight};
+use crate::kernels::gemm::{Activation, Epilogue, Gemm, Problem, Segment, Weight, Workspace};
 use crate::kernels::gemv::{Gemv, GemvActivation, GemvWeight};
 use crate::kernels::group_norm_silu::{GroupNorm, GroupNormSilu};
 use crate::kernels::head_norm_rope::HeadNormRope;
@@ -44,8 +44,10 @@ pub(super) fn cases() -> Vec<Case> {
         small("head_norm_rope", head_norm_rope),
         small("group_norm_silu", group_norm_silu),
         small("unpack_latents", unpack_latents),
-        small("nf4_gemm_heads", nf4_gemm_heads),
-        small("bf16_gemm_heads", bf16_gemm_heads),
+        small("nf4_gemm_heads", |lab| nf4_gemm_heads(lab, HEADS)),
+        small("nf4_gemm_heads_split", |lab| nf4_gemm_heads(lab, SPLIT_HEADS)),
+        small("bf16_gemm_heads", |lab| bf16_gemm_heads(lab, HEADS)),
+        small("bf16_gemm_heads_split", |lab| bf16_gemm_heads(lab, SPLIT_HEADS)),
         small("bf16_gemm_epilogues", bf16_gemm_epilogues),
     ];
     for width in [256, 3072, 4096, 102] {
@@ -157,25 +159,42 @@ fn unpack_latents(lab: &Lab) -> Result<Vec<Output>> {
 }
 
 /// Rows of the two problems of [`gemm_heads`], columns and inner width.
-const HEADS: ([usize; 2], usize, usize) = ([130, 20], 2 * 128 + 136, 128);
+type HeadsShape = ([usize; 2], usize, usize);
+const HEADS: HeadsShape = ([130, 20], 2 * 128 + 136, 128);
+/// So few tiles of so many k-steps that every machine splits them.
+const SPLIT_HEADS: HeadsShape = ([30, 20], 2 * 128 + 8, 1536);
 
-fn nf4_gemm_heads(lab: &Lab) -> Result<Vec<Output>> {
-    let (_, n, k) = HEADS;
+fn nf4_gemm_heads(lab: &Lab, shape: HeadsShape) -> Result<Vec<Output>> {
+    let (_, n, k) = shape;
     let layout = Nf4Layout::Fragments;
     let codes = lab.upload(bytemuck::cast_slice::<u32, u8>(&random_bits(1, layout.codes_len(n, k) / 4)))?;
     let absmax = lab.f32s(2, layout.absmax_len(n, k), 0.2)?;
-    gemm_heads(lab, Nf4Weight { codes: &codes, absmax: &absmax })
+    gemm_heads(lab, shape, Nf4Weight { codes: &codes, absmax: &absmax })
 }
 
-fn bf16_gemm_heads(lab: &Lab) -> Result<Vec<Output>> {
-    let (_, n, k) = HEADS;
+fn bf16_gemm_heads(lab: &Lab, shape: HeadsShape) -> Result<Vec<Output>> {
+    let (_, n, k) = shape;
     let values = lab.bf16s(1, n * k, 0.2)?;
-    gemm_heads(lab, Bf16Weight { values: &values, pitch: k })
+    gemm_heads(lab, shape, Bf16Weight { values: &values, pitch: k })
+}
+
+/// Partials and arrivals for as many launches, one after the other, as one likes.
+pub(super) fn workspace<W: Weight>(
+    lab: &Lab,
+    problems: &[(Problem<'_>, W)],
+) -> Result<(View<f32>, View<u32>)> {
+    let split = Gemm { problems, workspace: None }.split(lab.device().capability());
+    Ok((lab.alloc(split.partials_len().max(1))?, lab.upload(&vec![0; split.split.max(1)])?))
+}
+
+fn multiply<W: Weight>(lab: &Lab, problems: &[(Problem<'_>, W)]) -> Result<()> {
+    let (partials, arrivals) = &workspace(lab, problems)?;
+    Gemm { problems, workspace: Some(Workspace { partials, arrivals }) }.launch(lab.device(), COMPUTE)
 }
 
 /// Two problems of different height in one launch, with norm and RoPE, a plain segment and an activated one.
-fn gemm_heads<W: Weight>(lab: &Lab, weight: W) -> Result<Vec<Output>> {
-    let (rows, n, k) = HEADS;
+fn gemm_heads<W: Weight>(lab: &Lab, shape: HeadsShape, weight: W) -> Result<Vec<Output>> {
+    let (rows, n, k) = shape;
     let d = 128;
     let (norm, bias) = (lab.f32s(3, 128, 1.5)?, lab.f32s(4, n, 0.5)?);
     let (cos, sin) = (lab.f32s(5, rows[0] * 64, 1.0)?, lab.f32s(6, rows[0] * 64, 1.0)?);
@@ -183,7 +202,7 @@ fn gemm_heads<W: Weight>(lab: &Lab, weight: W) -> Result<Vec<Output>> {
     let alloc = |width: usize| -> Result<[View<bf16>; 2]> {
         Ok([lab.alloc(rows[0] * width)?, lab.alloc(rows[1] * width)?])
     };
-    let (q, v, mlp) = (alloc(d)?, alloc(d)?, alloc(136)?);
+    let (q, v, mlp) = (alloc(d)?, alloc(d)?, alloc(n - 2 * d)?);
     let none = Activation::None;
     let segment =
         |begin, end, activation, epilogue| Segment { begin, end, pitch: end - begin, activation, epilogue };
@@ -200,7 +219,7 @@ fn gemm_heads<W: Weight>(lab: &Lab, weight: W) -> Result<Vec<Output>> {
         };
         (problem, weight)
     });
-    Gemm { problems: &problems }.launch(lab.device(), COMPUTE)?;
+    multiply(lab, &problems)?;
     let mut outputs = Vec::new();
     for (name, views) in [("norm and rope", &q), ("store", &v), ("gelu", &mlp)] {
         for (view, side) in views.iter().zip(["first", "second"]) {
@@ -226,7 +245,7 @@ fn bf16_gemm_epilogues(lab: &Lab) -> Result<Vec<Output>> {
     ];
     for (activation, epilogue) in runs {
         let problem = Problem { x_pitch: 104, ..Problem::simple(&x, [m, n, k], None, activation, epilogue) };
-        Bf16Gemm { problems: &[(problem, Bf16Weight { values: &values, pitch: 104 })] }
+        Bf16Gemm { problems: &[(problem, Bf16Weight { values: &values, pitch: 104 })], workspace: None }
             .launch(lab.device(), COMPUTE)?;
     }
     let mut outputs = vec![
@@ -434,7 +453,7 @@ fn bf16_gemm(lab: &Lab, [m, n, k]: [usize; 3]) -> Result<Vec<Output>> {
         [(Activation::None, Epilogue::StoreF32(&out)), (Activation::GeluTanh, Epilogue::Store(&gelu))]
     {
         let problem = Problem::simple(&x, [m, n, k], Some(&bias), activation, epilogue);
-        Bf16Gemm { problems: &[(problem, Bf16Weight { values: &values, pitch: k })] }
+        Bf16Gemm { problems: &[(problem, Bf16Weight { values: &values, pitch: k })], workspace: None }
             .launch(lab.device(), COMPUTE)?;
     }
     Ok(vec![lab.close("f32", &out, F32.0, F32.1)?, lab.close_bf16("gelu", &gelu, BF16.0, BF16.1)?])
@@ -453,7 +472,7 @@ fn nf4_gemm(lab: &Lab, [m, n, k]: [usize; 3]) -> Result<Vec<Output>> {
         (Activation::GeluTanh, Epilogue::Store(&gelu)),
     ] {
         let problem = Problem::simple(&x, [m, n, k], Some(&bias), activation, epilogue);
-        Nf4Gemm { problems: &[(problem, Nf4Weight { codes: &codes, absmax: &absmax })] }
+        Nf4Gemm { problems: &[(problem, Nf4Weight { codes: &codes, absmax: &absmax })], workspace: None }
             .launch(lab.device(), COMPUTE)?;
     }
     Ok(vec![

@@ -25,9 +25,11 @@ pub(super) fn cases() -> Vec<Case> {
 fn run_probe(lab: &Lab, primitive: Primitive, input: &[u32]) -> Result<View<u32>> {
     let input = lab.upload(input)?;
     let output = lab.alloc::<u32>(primitive.num_outputs(input.len()))?;
-    if primitive == Primitive::Index {
-        // Its first word is added to.
-        lab.device().fill(StreamId::Compute, &output.cast::<u8>()?, 0)?;
+    // Their first word is added to.
+    match primitive {
+        Primitive::Index => lab.device().fill(StreamId::Compute, &output, 0)?,
+        Primitive::Count => lab.device().fill(StreamId::Compute, &output, 0xff)?,
+        _ => {}
     }
     primitive.launch(lab.device(), StreamId::Compute, &input, &output)?;
     Ok(output)

@@ -2,7 +2,11 @@
 //! (one per range of columns), the choice of an entry point and the launch. [`nf4_gemm`](super::nf4_gemm) and
 //! [`bf16_gemm`](super::bf16_gemm) bring a [`Weight`] each; [`conv2d`](super::conv2d) shares the problem.
 
+mod split;
+
 use half::bf16;
+
+pub use split::Split;
 
 use super::{check_len, matrix_len, refuse, to_i32, volume};
 use crate::abi;
@@ -305,18 +309,6 @@ pub(super) fn check_aligned(kernel: &str, what: &str, address: u64) -> Result<()
     Ok(())
 }
 
-/// CTAs: one per 128 rows (x: pixels may be millions), 128 columns (y) and problem (z); smaller problems leave their surplus
-/// CTAs idle.
-pub(super) fn grid<'a>(problems: impl Iterator<Item = &'a Problem<'a>>) -> [u32; 3] {
-    let mut grid = [0u32; 3];
-    for p in problems {
-        grid[0] = grid[0].max(p.m.div_ceil(abi::GEMM_BLOCK_M as usize) as u32);
-        grid[1] = grid[1].max(p.n.div_ceil(abi::GEMM_BLOCK_N as usize) as u32);
-        grid[2] += 1;
-    }
-    grid
-}
-
 /// Weights `[n, k]` as they are stored: [`Nf4Weight`](super::nf4_gemm::Nf4Weight),
 /// [`Bf16Weight`](super::bf16_gemm::Bf16Weight). Another format is a loader in `kernels/operands/`, a file of entry points
 /// like `kernels/nf4_gemm.cu`, and an implementation of this.
@@ -348,22 +340,55 @@ pub(super) trait Format: Copy {
 pub struct Gemm<'a, W> {
     /// The products and their weights.
     pub problems: &'a [(Problem<'a>, W)],
+    /// For the tiles that are [split](Gemm::split); without it none are.
+    pub workspace: Option<Workspace<'a>>,
+}
+
+/// Memory in which slices of tiles are put together.
+#[derive(Clone, Copy, Debug)]
+pub struct Workspace<'a> {
+    /// f32, as many as [`Split::partials_len`]; 16-byte aligned.
+    pub partials: &'a View<f32>,
+    /// u32, one for each split tile at least: zeros, and zeros again when the launch is through.
+    pub arrivals: &'a View<u32>,
 }
 
 impl<W: Weight> Gemm<'_, W> {
-    /// The entry point that has all of the problems' epilogues, and its grid.
+    /// How the tiles of all problems, which run side by side, are spread over the machine.
+    pub fn split(&self, capability: &Capability) -> Split {
+        let steps = || self.problems.iter().map(|(p, _)| p.k.div_ceil(abi::GEMM_BLOCK_K as usize));
+        let steps = [steps().min().unwrap_or(0), steps().max().unwrap_or(0)];
+        // All entries of a format take the same of an SM.
+        let [(_, kernel), ..] = W::entries();
+        Split::new(self.tiles(), steps, kernel, capability)
+    }
+
+    fn tiles(&self) -> usize {
+        let tiles = |p: &Problem<'_>| {
+            volume(&[p.m.div_ceil(abi::GEMM_BLOCK_M as usize), p.n.div_ceil(abi::GEMM_BLOCK_N as usize)])
+        };
+        self.problems.iter().fold(0, |sum, (problem, _)| sum.saturating_add(tiles(problem)))
+    }
+
+    /// What [`Gemm::split`] says, where there is a workspace.
+    fn division(&self, capability: &Capability) -> Split {
+        match self.workspace {
+            Some(_) => self.split(capability),
+            None => Split::none(self.tiles()),
+        }
+    }
+
+    /// The entry point that has all of the problems' epilogues, and its grid: a CTA for each tile or slice.
     ///
     /// # Errors
     /// [`Error::Unsupported`] when none has.
-    pub fn select(&self, _: &Capability) -> Result<Config> {
+    pub fn select(&self, capability: &Capability) -> Result<Config> {
         let segments = || self.problems.iter().flat_map(|(problem, _)| &problem.segments);
+        let ctas = u32::try_from(self.division(capability).ctas()).unwrap_or(u32::MAX);
         W::entries()
             .into_iter()
             .find(|(set, _)| set.have(segments()))
-            .map(|(_, kernel)| Config {
-                kernel,
-                grid: grid(self.problems.iter().map(|(problem, _)| problem)),
-            })
+            .map(|(_, kernel)| Config { kernel, grid: [ctas, 1, 1] })
             .ok_or_else(|| {
                 let asked: Vec<String> = segments()
                     .map(|s| format!("kind {} with activation {:?}", s.epilogue.kind(), s.activation))
@@ -390,8 +415,20 @@ impl<W: Weight> Gemm<'_, W> {
             weight.operand(problem, out, &mut footprint)?;
         }
         let config = self.select(device.capability())?;
+        let split = self.division(device.capability());
+        params.num_whole = to_i32(W::NAME, "tiles", split.whole)?;
+        params.num_slices = to_i32(W::NAME, "slices", split.slices)?;
+        if let Some(Workspace { partials, arrivals }) = self.workspace.filter(|_| split.split > 0) {
+            check_len(W::NAME, "partials", partials, split.partials_len())?;
+            check_len(W::NAME, "arrivals", arrivals, split.split)?;
+            check_aligned(W::NAME, "partials", partials.address())?;
+            params.partials =
+                footprint.writes_rows(partials, 1, split.partials_len(), split.partials_len())?;
+            params.arrivals = footprint.updates_rows(arrivals, 1, split.split, split.split)?;
+        }
         // SAFETY: params is the generated type of all these entries; `Problem::params` and `Weight::operand` cover every
-        // address for the problems' m, n and k, and the grid has one z per problem filled in.
+        // address for the problems' m, n and k; the grid has the tiles of the problems filled in, and where `num_whole` leaves some
+        // to be split, partials and arrivals were checked for the slices of all of them.
         unsafe { device.launch(stream, config, &params, &footprint) }
     }
 }

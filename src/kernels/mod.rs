@@ -96,6 +96,7 @@ pub fn all() -> &'static [&'static Kernel] {
         // `probe`: not part of any pipeline
         &probe::ECHO,
         &probe::INDEX,
+        &probe::COUNT,
         &probe::WARP,
         &probe::CP_ASYNC,
         &probe::PIPELINE,

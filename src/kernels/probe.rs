@@ -10,6 +10,7 @@ use crate::{Error, Result};
 
 const THREADS: usize = abi::PROBE_THREADS as usize;
 const GRID: [u32; 3] = [3, 2, 2];
+const COUNTING_CTAS: u32 = 12;
 
 macro_rules! probe {
     ($($name:ident = $entry:ident),* $(,)?) => {
@@ -23,6 +24,7 @@ macro_rules! probe {
 probe!(
     ECHO = probe_echo,
     INDEX = probe_index,
+    COUNT = probe_count,
     WARP = probe_warp,
     CP_ASYNC = probe_cp_async,
     PIPELINE = probe_pipeline,
@@ -55,6 +57,8 @@ pub enum Primitive {
     Echo,
     /// Thread, lane, warp and CTA indices over a grid in three dimensions; `sync_cta`; `atomic_add`.
     Index,
+    /// `atomic_count`: what one CTA has written, another reads.
+    Count,
     /// `shfl_xor`, `warp_sum`, `warp_max`, `sync_warp`.
     Warp,
     /// `cp_async` of 4, 8 and 16 bytes, with every number of valid bytes.
@@ -71,9 +75,10 @@ pub enum Primitive {
 
 impl Primitive {
     /// All of them.
-    pub const ALL: [Primitive; 11] = [
+    pub const ALL: [Primitive; 12] = [
         Primitive::Echo,
         Primitive::Index,
+        Primitive::Count,
         Primitive::Warp,
         Primitive::CpAsync,
         Primitive::Pipeline,
@@ -96,6 +101,7 @@ impl Primitive {
         Ok(match self {
             Primitive::Echo => &ECHO,
             Primitive::Index => &INDEX,
+            Primitive::Count => &COUNT,
             Primitive::Warp => &WARP,
             Primitive::CpAsync => &CP_ASYNC,
             Primitive::Pipeline => &PIPELINE,
@@ -115,6 +121,7 @@ impl Primitive {
     pub fn grid(self, num_inputs: usize) -> [u32; 3] {
         match self {
             Primitive::Index => GRID,
+            Primitive::Count => [COUNTING_CTAS, 1, 1],
             Primitive::Math => [(num_inputs / 3).div_ceil(THREADS) as u32, 1, 1],
             _ => [1, 1, 1],
         }
@@ -123,7 +130,7 @@ impl Primitive {
     /// How many words the primitive reads; `Math` reads any number of threes.
     pub fn num_inputs(self) -> Option<usize> {
         match self {
-            Primitive::Echo | Primitive::Index => Some(0),
+            Primitive::Echo | Primitive::Index | Primitive::Count => Some(0),
             Primitive::Warp => Some(2 * THREADS),
             Primitive::CpAsync => Some(abi::PROBE_COPY_CASES as usize * THREADS * 4),
             Primitive::Pipeline => Some(abi::PROBE_PIPELINE_GROUPS as usize * THREADS * 4),
@@ -143,6 +150,7 @@ impl Primitive {
             Primitive::Index => {
                 1 + GRID.iter().product::<u32>() as usize * THREADS * abi::PROBE_INDEX_WORDS as usize
             }
+            Primitive::Count => 1 + (COUNTING_CTAS as usize + 1) * THREADS,
             Primitive::Warp => THREADS * abi::PROBE_WARP_WORDS as usize,
             Primitive::CpAsync => abi::PROBE_COPY_CASES as usize * THREADS * 4,
             Primitive::Pipeline => {

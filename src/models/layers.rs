@@ -8,11 +8,11 @@ use std::collections::HashMap;
 use half::bf16;
 
 use crate::device::{Device, View};
-use crate::kernels::bf16_gemm::{Bf16Gemm, Bf16Weight};
+use crate::kernels::bf16_gemm::Bf16Weight;
 use crate::kernels::conv2d::Filter;
-use crate::kernels::gemm::{Activation, Epilogue, Problem, Segment};
+use crate::kernels::gemm::{self, Activation, Epilogue, Gemm, Problem, Segment, Workspace};
 use crate::kernels::gemv::{Gemv, GemvActivation, GemvAddend, GemvWeight};
-use crate::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
+use crate::kernels::nf4_gemm::Nf4Weight;
 use crate::kernels::nf4_quantize::Nf4Layout;
 use crate::memory::arena::Slot;
 use crate::program::place::ALIGNMENT;
@@ -416,13 +416,21 @@ impl<'a> Network<'a> {
                 }
             }
         }
-        if !nf4.is_empty() {
-            Nf4Gemm { problems: &nf4 }.launch(self.device(), STREAM)?;
+        self.multiply(&nf4)?;
+        self.multiply(&dense)
+    }
+
+    /// One launch, unless there is nothing to do.
+    fn multiply<W: gemm::Weight>(&mut self, problems: &[(Problem<'_>, W)]) -> Result<()> {
+        if problems.is_empty() {
+            return Ok(());
         }
-        if !dense.is_empty() {
-            Bf16Gemm { problems: &dense }.launch(self.device(), STREAM)?;
+        let split = Gemm { problems, workspace: None }.split(self.device().capability());
+        if split.split == 0 {
+            return Gemm { problems, workspace: None }.launch(self.device(), STREAM);
         }
-        Ok(())
+        let (partials, arrivals) = &self.recorder.workspace(split.partials_len(), split.split)?;
+        Gemm { problems, workspace: Some(Workspace { partials, arrivals }) }.launch(self.device(), STREAM)
     }
 
     /// `out[rows, n] = act_out(linear(act_in(x[rows, k]))) + add`, f32, a few rows at a time.

@@ -112,6 +112,10 @@ impl<'a> PipelineBuilder<'a> {
                 plan
             }
         };
+        let plan = match &self.device {
+            Some(device) => plan.on(device.capability())?,
+            None => plan,
+        };
         let plan = match self.budget {
             Some(budget) => plan.within(budget)?,
             None => plan,
@@ -158,6 +162,7 @@ impl<'a> PipelineBuilder<'a> {
                 device
             }
         };
+        let plan = plan.on(device.capability())?;
         let bound = Binding { dumps: self.dumps, prompts: self.prompts, cache: self.cache.as_deref() };
         Pipeline::bind(self.model, plan, &device, bound, progress)
     }

@@ -1,7 +1,7 @@
-//! The machine for a plan, where the caller names none, and whether the emulator would finish.
+//! A plan for another machine; the machine for a plan, where the caller names none, and whether the emulator would finish.
 
 use super::Plan;
-use crate::device::Device;
+use crate::device::{Capability, Device};
 use crate::{Error, Result};
 
 /// FLOP/s per thread that the emulator is assumed to reach; the kernels' benches measured more.
@@ -12,6 +12,31 @@ const EMULATOR_FLOPS_PER_THREAD: f64 = 5e9;
 const EMULATOR_LIMIT_S: f64 = 20.0 * 60.0;
 
 impl Plan {
+    /// The same for a machine: matrix products are divided by how many SMs there are, and take memory for it. Loading a
+    /// [`Pipeline`](super::Pipeline) does this for its device. The budgets are those from before.
+    ///
+    /// ```
+    /// # use schnell::{Card, Model, Plan, Quantize, Shape};
+    /// # fn main() -> schnell::Result<()> {
+    /// let plan = Plan::new(Model::demo()?.config(), Shape::square(64), Quantize::Nf4)?;
+    /// let plan = plan.on(&Card::named("rtx4090").unwrap().capability())?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Capacity`] when it exceeds a budget there.
+    pub fn on(mut self, capability: &Capability) -> Result<Plan> {
+        let depends_on = |c: &Capability| (c.arch, c.num_sms, c.smem_per_cta_bytes);
+        if depends_on(&self.capability) == depends_on(capability) {
+            return Ok(self);
+        }
+        self.capability = capability.clone();
+        match self.budget {
+            Some(budget) => self.again()?.within(budget),
+            None => self.again()?.fit_host(),
+        }
+    }
+
     /// The first GPU, or the emulator where there is none; and what a person should know of the choice.
     ///
     /// # Errors

@@ -174,10 +174,11 @@ impl ShapePlan {
         config: &PipelineConfig,
         shape: Shape,
         quantize: Quantize,
+        capability: &Capability,
         streamed: &Streamed,
         guard: usize,
     ) -> Result<(ShapePlan, Weights)> {
-        let recorded = Recorded::new(config, &shape, quantize, &Capability::unknown())?;
+        let recorded = Recorded::new(config, &shape, quantize, capability)?;
         let Recorded { program, weights, inputs, outputs, host_bytes, staging } = recorded;
         let placed = Placed::new(program, streamed, guard)?;
         if placed.homes.last().map_or(0, |home| home.unit.image.end) != weights.image_bytes {
@@ -221,7 +222,7 @@ struct Sizes {
 impl Sizes {
     fn new(plan: &Plan) -> Result<Sizes> {
         let record = |planned: &Arc<ShapePlan>| {
-            let recorded = Recorded::new(&plan.config, &planned.shape, plan.quantize, &Capability::unknown());
+            let recorded = Recorded::new(&plan.config, &planned.shape, plan.quantize, &plan.capability);
             recorded.map(|recorded| recorded.program)
         };
         let programs: Vec<Program> = plan.shapes.iter().map(record).collect::<Result<_>>()?;
@@ -268,7 +269,11 @@ impl Work {
 pub struct Plan {
     config: PipelineConfig,
     quantize: Quantize,
+    /// Of the machine that it is for.
+    pub(super) capability: Capability,
     streamed: Streamed,
+    /// Of device memory.
+    pub(super) budget: Option<u64>,
     /// Of pinned memory.
     pub(super) host_budget: Option<u64>,
     /// Bytes between regions: a test's wish.
@@ -293,16 +298,26 @@ pub struct Region {
 }
 
 impl Plan {
-    /// Plans generations of one shape.
+    /// Plans generations of one shape, for the first [`Card`] until [`Plan::on`] names another machine.
     ///
     /// # Errors
     /// [`Error::Input`] for a shape that cannot be, [`Error::Unsupported`] for a model that the kernels cannot run.
     pub fn new(config: &PipelineConfig, shape: Shape, quantize: Quantize) -> Result<Plan> {
         shape.check(config)?;
         let streamed = Streamed::default();
-        let (first, weights) = ShapePlan::record(config, shape, quantize, &streamed, 0)?;
-        let (shapes, weights) = (vec![Arc::new(first)], Arc::new(weights));
-        Ok(Plan { config: config.clone(), quantize, streamed, host_budget: None, guard: 0, weights, shapes })
+        let capability = Card::ALL[0].capability();
+        let (first, weights) = ShapePlan::record(config, shape, quantize, &capability, &streamed, 0)?;
+        Ok(Plan {
+            config: config.clone(),
+            quantize,
+            capability,
+            streamed,
+            budget: None,
+            host_budget: None,
+            guard: 0,
+            weights: Arc::new(weights),
+            shapes: vec![Arc::new(first)],
+        })
     }
 
     /// The same within `budget_bytes` of device memory: as many weights as fit stay there, the others lie in pinned memory and are
@@ -321,7 +336,8 @@ impl Plan {
     ///
     /// # Errors
     /// [`Error::Capacity`] with the least it takes, when that is more.
-    pub fn within(self, budget_bytes: u64) -> Result<Plan> {
+    pub fn within(mut self, budget_bytes: u64) -> Result<Plan> {
+        self.budget = Some(budget_bytes);
         let sizes = Sizes::new(&self)?;
         let (units, bytes) = (&sizes.units, |streamed: &Streamed| sizes.bytes(streamed));
         let least = sizes.least()?;
@@ -384,7 +400,7 @@ impl Plan {
         self.again()
     }
 
-    fn again(mut self) -> Result<Plan> {
+    pub(super) fn again(mut self) -> Result<Plan> {
         let shapes = self.shapes.iter().map(|planned| self.plan_shape(planned.shape).map(Arc::new));
         self.shapes = shapes.collect::<Result<_>>()?;
         Ok(self)
@@ -403,8 +419,14 @@ impl Plan {
     /// A shape that uses this plan's weights.
     pub(crate) fn plan_shape(&self, shape: Shape) -> Result<ShapePlan> {
         shape.check(&self.config)?;
-        let (planned, weights) =
-            ShapePlan::record(&self.config, shape, self.quantize, &self.streamed, self.guard)?;
+        let (planned, weights) = ShapePlan::record(
+            &self.config,
+            shape,
+            self.quantize,
+            &self.capability,
+            &self.streamed,
+            self.guard,
+        )?;
         if weights.image_bytes != self.weights.image_bytes {
             return Err(Error::Internal("weights differ from shape to shape".to_string()));
         }
@@ -490,7 +512,7 @@ impl Plan {
     }
 
     /// As many of the streamed weights on disk as the budget of pinned memory asks for.
-    fn fit_host(self) -> Result<Plan> {
+    pub(super) fn fit_host(self) -> Result<Plan> {
         let Some(budget_bytes) = self.host_budget else { return Ok(self) };
         let (loading, generating) = self.host_bytes();
         // The ring takes the place of the buffers for loading, which are more.

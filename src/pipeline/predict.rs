@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::device::{Config, StreamId};
+use crate::device::{Capability, Config, StreamId};
 use crate::program::{Op, Origin, Run, What};
 
 use super::Plan;
@@ -14,6 +14,10 @@ use super::Plan;
 pub struct Card {
     /// `rtx3060`, ...
     pub name: &'static str,
+    /// Compute capability: 86, 89, 90.
+    pub arch: u32,
+    /// Streaming multiprocessors.
+    pub num_sms: u32,
     /// bf16 with f32 accumulation, dense, as published.
     pub flops_per_s: f64,
     /// Of these, what matrix products and attention reach of which the cycle model (`scripts/sass`) says nothing: kernels that it
@@ -90,15 +94,23 @@ impl Loop {
 impl Card {
     /// All that are known. PCIe: 12.3 and 25 GB/s are what nvbandwidth finds in 3.0 x16 and 4.0 x16, 55 was measured on the H200.
     pub const ALL: [Card; 4] = [
-        Card::new("rtx3060", 25.5e12, 0.86, 360e9, 12.3e9),
-        Card::new("rtx4090", 165.2e12, 0.86, 1008e9, 25e9),
-        Card::new("h100", 989e12, 0.27, 3350e9, 55e9),
-        Card::new("h200", 989e12, 0.27, 4800e9, 55e9),
+        Card::new("rtx3060", [86, 28], [25.5e12, 0.86], 360e9, 12.3e9),
+        Card::new("rtx4090", [89, 128], [165.2e12, 0.86], 1008e9, 25e9),
+        Card::new("h100", [90, 132], [989e12, 0.27], 3350e9, 55e9),
+        Card::new("h200", [90, 132], [989e12, 0.27], 4800e9, 55e9),
     ];
 
-    const fn new(name: &'static str, flops_per_s: f64, share: f64, memory: f64, pcie: f64) -> Card {
+    const fn new(
+        name: &'static str,
+        [arch, num_sms]: [u32; 2],
+        [flops_per_s, share]: [f64; 2],
+        memory: f64,
+        pcie: f64,
+    ) -> Card {
         Card {
             name,
+            arch,
+            num_sms,
             flops_per_s,
             share,
             memory_bytes_per_s: memory,
@@ -110,6 +122,17 @@ impl Card {
     /// The one of this name.
     pub fn named(name: &str) -> Option<Card> {
         Card::ALL.into_iter().find(|card| card.name == name)
+    }
+
+    /// What a plan for it depends on.
+    pub fn capability(&self) -> Capability {
+        Capability {
+            name: self.name.to_string(),
+            arch: self.arch,
+            num_sms: self.num_sms,
+            smem_per_cta_bytes: if self.arch / 10 == 9 { 227 << 10 } else { 99 << 10 },
+            ..Capability::unknown()
+        }
     }
 
     /// Beside a disk that reads so fast.

@@ -481,7 +481,7 @@ mod tests {
         let config = PipelineConfig::open(dir.path()).unwrap();
         let device = Device::emulator(EmulatorOptions { launches_nothing: true, ..Default::default() });
         let shape = Shape { width: 128, height: 128, ..Shape::default() };
-        let plan = Plan::new(&config, shape, Quantize::Nf4).unwrap();
+        let plan = Plan::new(&config, shape, Quantize::Nf4).unwrap().on(device.capability()).unwrap();
         let arena = Arena::new(plan.arena_bytes() as usize, &device).unwrap();
         let bound = Bound::new(plan.shapes[0].clone(), &plan, &device, &arena).unwrap();
         let mut host = device.allocate_host(plan.host_bytes().1 as usize).unwrap();

@@ -30,6 +30,8 @@ pub(crate) struct Recorder {
     program: Program,
     host_bytes: usize,
     stage: Option<Stage>,
+    /// See [`Recorder::workspace`]; of this stage.
+    workspace: Option<(View<f32>, View<u32>)>,
 }
 
 impl Recorder {
@@ -45,7 +47,15 @@ impl Recorder {
 
     fn on(tape: Arc<Tape>, is_placed: bool) -> Recorder {
         let device = Device::tape(tape.clone());
-        Recorder { tape, device, is_placed, program: Program::default(), host_bytes: 0, stage: None }
+        Recorder {
+            tape,
+            device,
+            is_placed,
+            program: Program::default(),
+            host_bytes: 0,
+            stage: None,
+            workspace: None,
+        }
     }
 
     /// What kernels are launched on, on [`STREAM`].
@@ -87,6 +97,7 @@ impl Recorder {
 
     fn end_stage(&mut self) -> Result<()> {
         self.collect()?;
+        self.workspace = None;
         if let Some(mut stage) = self.stage.take() {
             stage.ops.end = self.program.ops.len();
             self.program.stages.push(stage);
@@ -169,6 +180,20 @@ impl Recorder {
         footprint.writes(view)?;
         let work = footprint.into_work();
         self.transfer(What::Fill { value }, work)
+    }
+
+    /// Memory for products whose tiles are split: numbers that hold nothing between launches, and zeros that each launch leaves as
+    /// zeros. A stage's launches share both; the zeros are set in each turn of it, so that a run that came to an end in the middle of
+    /// one leaves nothing behind for the next.
+    pub fn workspace(&mut self, numbers: usize, zeros: usize) -> Result<(View<f32>, View<u32>)> {
+        let (had_numbers, had_zeros) = self.workspace.as_ref().map_or((0, 0), |(n, z)| (n.len(), z.len()));
+        if had_numbers < numbers || had_zeros < zeros {
+            let (most, most_zeros) = (numbers.max(had_numbers), zeros.max(had_zeros));
+            let views = (self.buffer("gemm.partials", most)?, self.buffer("gemm.arrivals", most_zeros)?);
+            self.fill(&views.1, 0)?;
+            self.workspace = Some(views);
+        }
+        self.workspace.clone().ok_or_else(|| Error::Internal("a workspace of nothing".to_string()))
     }
 
     /// `view` can be looked at when the stage ends, under `name`.

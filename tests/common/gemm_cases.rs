@@ -2,13 +2,13 @@
 
 use super::*;
 use half::bf16;
-use schnell::device::{Device, View};
-use schnell::kernels::gemm::{Activation, Epilogue, Problem, Segment};
+use schnell::device::{AsyncCopies, Device, EmulatorOptions, Order, View};
+use schnell::kernels::gemm::{Activation, Epilogue, Gemm, Problem, Segment, Weight, Workspace};
 
-/// `launch(bench, problems, weights as f32 [n, k])` uploads the weights in the kernel's format and launches. It returns
-/// nothing: results are in the problems' destinations. `weights[i]` are already what the kernel will see after
+/// `launch(bench, problems, weights as f32 [n, k])` uploads the weights in the kernel's format and launches: results are in the
+/// problems' destinations. It returns whether tiles were split. `weights[i]` are already what the kernel will see after
 /// dequantization and rounding.
-pub type Launch<'a> = &'a dyn Fn(&Bench, &[Problem<'_>], &[Weights]);
+pub type Launch<'a> = &'a dyn Fn(&Bench, &[Problem<'_>], &[Weights]) -> bool;
 
 /// A weight matrix as the oracle sees it, and the file's values that it came from.
 pub struct Weights {
@@ -16,12 +16,38 @@ pub struct Weights {
     pub seen: Vec<f32>,
 }
 
+/// Launches with a workspace, which holds what it has to afterwards. True if tiles were split.
+pub fn launch<W: Weight>(bench: &Bench, problems: &[(Problem<'_>, W)]) -> bool {
+    let capability = bench.device.capability();
+    let split = Gemm { problems, workspace: None }.split(capability);
+    let zeros = vec![0u32; split.split];
+    let (partials, arrivals) = (bench.alloc::<f32>(split.partials_len()), bench.upload(&zeros));
+    let gemm = Gemm { problems, workspace: Some(Workspace { partials: &partials, arrivals: &arrivals }) };
+    assert_eq!(gemm.select(capability).unwrap().grid, [split.ctas() as u32, 1, 1]);
+    gemm.launch(&bench.device, COMPUTE).unwrap();
+    assert_eq!(bench.download(&arrivals), zeros, "the next launch needs zeros");
+    split.split > 0
+}
+
+/// Poses as a machine of so many SMs.
+pub fn machine(num_sms: u32) -> Device {
+    Device::emulator(EmulatorOptions { num_sms, ..EmulatorOptions::default() })
+}
+
+/// The same, in an order of its own.
+pub fn random_machine(num_sms: u32, seed: u64) -> Device {
+    let (order, async_copies) = (Order::Random, AsyncCopies::Random);
+    let threads = [1, 2, 4][seed as usize % 3];
+    Device::emulator(EmulatorOptions { num_sms, threads, order, async_copies, seed, ..Default::default() })
+}
+
 pub fn plain_store(
     launch: Launch<'_>,
     make: &dyn Fn(&mut Rng, usize, usize) -> Weights,
+    device: Device,
     [m, n, k]: [usize; 3],
-) {
-    let bench = Bench::new(emulator());
+) -> Vec<bf16> {
+    let bench = Bench::new(device);
     let mut rng = Rng((m * 31 + n * 7 + k) as u64);
     let x = rng.bf16s(m * k, 1.0);
     let pitch = k.next_multiple_of(8);
@@ -46,6 +72,7 @@ pub fn plain_store(
     let plain: Vec<f32> = plain.iter().enumerate().map(|(i, v)| round_bf16(v + bias[i % n])).collect();
     let got = without_gaps(&bench.download(&out), out_pitch, n);
     assert_close(&format!("{m} x {n} x {k}"), &to_f32(&got), &want, &plain);
+    got
 }
 
 /// Every epilogue in one matrix: q and k with norm and RoPE, v stored, the rest activated.
@@ -53,9 +80,10 @@ pub fn segments(
     launch: Launch<'_>,
     make: &dyn Fn(&mut Rng, usize, usize) -> Weights,
     device: Device,
+    k: usize,
 ) -> Vec<bf16> {
     let bench = Bench::new(device);
-    let (m, k, heads) = (150, 128, 2);
+    let (m, heads) = (150, 2);
     let d = heads * 128;
     let n = 3 * d + 135;
     let mut rng = Rng(5);
@@ -89,7 +117,7 @@ pub fn segments(
             segment(3 * d, n, mlp_pitch, Activation::GeluTanh, Epilogue::Store(&mlp)),
         ],
     };
-    launch(&bench, &[problem], std::slice::from_ref(&weights));
+    assert_eq!(launch(&bench, &[problem], std::slice::from_ref(&weights)), k > 1000);
     let y = linear(&to_f32(&x), &weights.seen, Some(&bias), [m, n, k]);
     let columns = |row: usize, begin: usize, end: usize| &y[row * n + begin..row * n + end];
     let mut every = Vec::new();
@@ -119,20 +147,25 @@ pub fn segments(
 
 /// Residual, gate, product and f32 epilogues, each activation, with tails everywhere: once in rows that take no vectors,
 /// once in rows that do.
-pub fn epilogues(launch: Launch<'_>, make: &dyn Fn(&mut Rng, usize, usize) -> Weights) {
+pub fn epilogues(
+    launch: Launch<'_>,
+    make: &dyn Fn(&mut Rng, usize, usize) -> Weights,
+    num_sms: u32,
+    k: usize,
+) {
     for (n, pitch) in [(140, 140), (135, 136)] {
-        epilogues_of(launch, make, n, pitch);
+        epilogues_of(launch, make, num_sms, [n, pitch, k]);
     }
 }
 
 fn epilogues_of(
     launch: Launch<'_>,
     make: &dyn Fn(&mut Rng, usize, usize) -> Weights,
-    n: usize,
-    pitch: usize,
+    num_sms: u32,
+    [n, pitch, k]: [usize; 3],
 ) {
-    let (m, k) = (131, 192);
-    let bench = Bench::new(emulator());
+    let m = 131;
+    let bench = Bench::new(machine(num_sms));
     let mut rng = Rng(9);
     let x = rng.bf16s(m * k, 1.0);
     let weights = make(&mut rng, n, k);
@@ -146,7 +179,7 @@ fn epilogues_of(
     let run = |activation, epilogue: Epilogue<'_>| {
         let mut problem = Problem::simple(&x_view, [m, n, k], Some(&bias_view), activation, epilogue);
         problem.segments[0].pitch = pitch;
-        launch(&bench, &[problem], std::slice::from_ref(&weights));
+        assert_eq!(launch(&bench, &[problem], std::slice::from_ref(&weights)), k > 1000);
     };
     let check = |what: &str, got: &[f32], f: &dyn Fn(usize, f32) -> f32| {
         let want: Vec<f32> = y.iter().enumerate().map(|(i, v)| f(i, *v)).collect();
@@ -214,4 +247,40 @@ pub fn grouped(launch: Launch<'_>, make: &dyn Fn(&mut Rng, usize, usize) -> Weig
     let (together, alone) = (run(true), run(false));
     assert!(together.iter().flatten().all(|v| v.is_finite()));
     assert_eq!(together, alone);
+}
+
+/// Of the 6 + 2 tiles of two problems the second's are split, or all; on SMs that hold `ctas` of the kernel each.
+pub fn split(launch: Launch<'_>, make: &dyn Fn(&mut Rng, usize, usize) -> Weights, ctas: u32, k: usize) {
+    for num_sms in [6, 32, 264].map(|slots| slots / ctas) {
+        let want = split_pair(launch, make, machine(num_sms), k);
+        for seed in 0..6 {
+            assert_eq!(split_pair(launch, make, random_machine(num_sms, seed), k), want, "seed {seed}");
+        }
+    }
+}
+
+fn split_pair(
+    launch: Launch<'_>,
+    make: &dyn Fn(&mut Rng, usize, usize) -> Weights,
+    device: Device,
+    k: usize,
+) -> Vec<Vec<bf16>> {
+    let bench = Bench::new(device);
+    let mut rng = Rng(23);
+    let (rows, n, pitch) = ([300, 20], 250, k.next_multiple_of(8));
+    let x: Vec<Vec<bf16>> = rows.iter().map(|m| rng.bf16s(m * pitch, 1.0)).collect();
+    let weights = [make(&mut rng, n, k), make(&mut rng, n, k)];
+    let views: Vec<View<bf16>> = x.iter().map(|x| bench.upload(x)).collect();
+    let out: Vec<View<bf16>> = rows.iter().map(|m| bench.alloc::<bf16>(m * n)).collect();
+    let problems = [0, 1].map(|i| Problem {
+        x_pitch: pitch,
+        ..Problem::simple(&views[i], [rows[i], n, k], None, Activation::None, Epilogue::Store(&out[i]))
+    });
+    assert!(launch(&bench, &problems, &weights));
+    for i in 0..2 {
+        let x: Vec<f32> = x[i].chunks(pitch).flat_map(|row| to_f32(&row[..k])).collect();
+        let want = linear(&x, &weights[i].seen, None, [rows[i], n, k]);
+        assert_close(&format!("problem {i}"), &to_f32(&bench.download(&out[i])), &want, &rounded(&want));
+    }
+    out.iter().map(|view| bench.download(view)).collect()
 }

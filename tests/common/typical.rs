@@ -42,7 +42,7 @@ fn nf4_gemm(bench: &Bench) {
         (Activation::None, Epilogue::MulBf16(&out, &out)),
     ] {
         let problem = Problem::simple(&x, [m, n, k], Some(&bias), activation, epilogue);
-        Nf4Gemm { problems: &[(problem, weight)] }.launch(&bench.device, COMPUTE).unwrap();
+        Nf4Gemm { problems: &[(problem, weight)], workspace: None }.launch(&bench.device, COMPUTE).unwrap();
     }
     gemm_heads(bench, [m, n, k], &x, &bias, weight);
 }
@@ -59,7 +59,7 @@ fn gemm_heads<W: Weight>(bench: &Bench, shape: [usize; 3], x: &View<bf16>, bias:
         Epilogue::NormRope { out: &out, weight: &norm },
     );
     problem.rope = Some((&cos, &sin));
-    Gemm { problems: &[(problem, weight)] }.launch(&bench.device, COMPUTE).unwrap();
+    Gemm { problems: &[(problem, weight)], workspace: None }.launch(&bench.device, COMPUTE).unwrap();
 }
 
 fn bf16_gemm(bench: &Bench) {
@@ -75,7 +75,7 @@ fn bf16_gemm(bench: &Bench) {
         Epilogue::MulBf16(&product, &other),
     ] {
         let problem = Problem::simple(&x, [m, n, k], Some(&bias), Activation::None, epilogue);
-        Bf16Gemm { problems: &[(problem, weight)] }.launch(&bench.device, COMPUTE).unwrap();
+        Bf16Gemm { problems: &[(problem, weight)], workspace: None }.launch(&bench.device, COMPUTE).unwrap();
     }
     gemm_heads(bench, [m, n, k], &x, &bias, weight);
 }

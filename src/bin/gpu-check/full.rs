@@ -27,7 +27,7 @@ fn measure(device: &Device, config: PipelineConfig, side: usize, budget: Option<
     std::fs::remove_dir_all(&dir).map_err(|source| Error::Io { action: "remove", path: dir, source })?;
     let model = model?;
     let shape = Shape { width: side, height: side, ..Shape::default() };
-    let plan = Plan::new(model.config(), shape, Quantize::Nf4)?;
+    let plan = Plan::new(model.config(), shape, Quantize::Nf4)?.on(device.capability())?;
     let plan = match budget {
         Some(budget) => plan.within(budget)?,
         None => plan,

@@ -156,6 +156,7 @@ pub fn run(args: &Args) -> Result<()> {
     let cells = args.grid.map_or(1, Grid::cells);
     check_picture(args, outputs.format(), plan.shape(), &prompts)?;
     let (device, note) = args.device.open(&plan, cells)?;
+    let plan = plan.on(device.capability())?;
     let model = Model::open_folder(&folder)?;
     for warning in model.warnings() {
         say(format!("warning: {warning}"));

@@ -20,7 +20,7 @@ pub struct Args {
     /// Print every operation, too: kernel, grid, multiply-adds, what it reads (<) and writes (>)
     #[arg(long)]
     launches: bool,
-    /// Predict times on a card: rtx3060, rtx4090, h100 or h200
+    /// Plan for a card, and predict times on it: rtx3060, rtx4090, h100 or h200
     #[arg(long, value_parser = parse_card)]
     card: Option<Card>,
     /// The card's slot, generation and lanes, such as 3x16 or 4x8
@@ -74,6 +74,10 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let config = args.options.folder()?.config()?;
     let all = Plan::new(&config, args.options.shape(&config, args.true_cfg), args.options.quantize())?;
+    let all = match card {
+        Some(card) => all.on(&card.capability())?,
+        None => all,
+    };
     let plan = args.options.within_budget(all.clone())?;
     let prediction = card.map(|card| plan.predict(card));
     if args.json {

@@ -3,13 +3,14 @@
 use half::bf16;
 
 use crate::Result;
+use crate::check::kernels::workspace;
 use crate::check::{Lab, random_bits};
 use crate::device::{StreamId, View};
 use crate::kernels::FloatOut;
 use crate::kernels::attention::{Attention, Heads};
 use crate::kernels::bf16_gemm::{Bf16Gemm, Bf16Weight};
 use crate::kernels::conv2d::{Conv2d, ConvOut, Filter};
-use crate::kernels::gemm::{Activation, Epilogue, Problem};
+use crate::kernels::gemm::{Activation, Epilogue, Problem, Workspace};
 use crate::kernels::gemv::{Gemv, GemvActivation, GemvWeight};
 use crate::kernels::group_norm_silu::{GroupNorm, GroupNormSilu};
 use crate::kernels::layer_norm_mod::LayerNormMod;
@@ -36,10 +37,14 @@ pub fn nf4_gemm(lab: &Lab, m: usize, n: usize, k: usize) -> Result<Launch> {
     let codes = random_bytes(lab, layout.codes_len(n, k))?;
     let absmax = lab.f32s(2, layout.absmax_len(n, k), 0.1)?;
     let (x, bias, out) = (bf16s(lab, m * k)?, lab.f32s(3, n, 1.0)?, lab.alloc::<bf16>(m * n)?);
+    let problem = Problem::simple(&x, [m, n, k], None, Activation::None, Epilogue::Store(&out));
+    let weight = Nf4Weight { codes: &codes, absmax: &absmax };
+    let (partials, arrivals) = workspace(lab, &[(problem, weight)])?;
     Ok(Box::new(move || {
         let shape = [m, n, k];
         let problem = Problem::simple(&x, shape, Some(&bias), Activation::None, Epilogue::Store(&out));
-        Nf4Gemm { problems: &[(problem, Nf4Weight { codes: &codes, absmax: &absmax })] }
+        let workspace = Some(Workspace { partials: &partials, arrivals: &arrivals });
+        Nf4Gemm { problems: &[(problem, Nf4Weight { codes: &codes, absmax: &absmax })], workspace }
             .launch(&device, COMPUTE)
     }))
 }
@@ -47,9 +52,13 @@ pub fn nf4_gemm(lab: &Lab, m: usize, n: usize, k: usize) -> Result<Launch> {
 pub fn bf16_gemm(lab: &Lab, m: usize, n: usize, k: usize) -> Result<Launch> {
     let device = lab.device().clone();
     let (x, values, out) = (bf16s(lab, m * k)?, bf16s(lab, n * k)?, lab.alloc::<bf16>(m * n)?);
+    let problem = Problem::simple(&x, [m, n, k], None, Activation::None, Epilogue::Store(&out));
+    let (partials, arrivals) = workspace(lab, &[(problem, Bf16Weight { values: &values, pitch: k })])?;
     Ok(Box::new(move || {
         let problem = Problem::simple(&x, [m, n, k], None, Activation::None, Epilogue::Store(&out));
-        Bf16Gemm { problems: &[(problem, Bf16Weight { values: &values, pitch: k })] }.launch(&device, COMPUTE)
+        let workspace = Some(Workspace { partials: &partials, arrivals: &arrivals });
+        Bf16Gemm { problems: &[(problem, Bf16Weight { values: &values, pitch: k })], workspace }
+            .launch(&device, COMPUTE)
     }))
 }
 

@@ -79,6 +79,9 @@ pub struct EmulatorOptions {
     /// The compute capability to pose as, which decides what kernels are chosen; 0 means 80. All of them run.
     #[doc(hidden)]
     pub arch: u32,
+    /// The number of SMs to pose with, which decides what tiles are split; 0 means 28, of the card that plans are for.
+    #[doc(hidden)]
+    pub num_sms: u32,
     /// Counts bank conflicts and sectors for [`super::Device::access_counts`]. Slow, and needs instrumented kernels:
     /// `accesses::RECORDS_ACCESSES`.
     #[doc(hidden)]
@@ -155,7 +158,7 @@ impl Emulator {
             arch: if options.arch == 0 { 80 } else { options.arch },
             // What `select` and `plan` see: a machine with as many SMs as the pool has threads would make plans
             // depend on the host, so the emulator poses as one fixed small GPU.
-            num_sms: 16,
+            num_sms: if options.num_sms == 0 { 28 } else { options.num_sms },
             smem_per_cta_bytes: if options.arch / 10 == 9 { 227 << 10 } else { 99 << 10 },
             total_bytes: free_host_bytes(),
             is_emulator: true,
