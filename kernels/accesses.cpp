@@ -42,6 +42,13 @@ int __tsan_atomic32_fetch_add(volatile void *p, int value, int) {
     return __atomic_fetch_add((volatile int *)p, value, __ATOMIC_SEQ_CST);
 }
 
+// Of atomic_count, which is one access on a GPU.
+int __tsan_atomic32_load(const volatile void *p, int) { return __atomic_load_n((const volatile int *)p, __ATOMIC_SEQ_CST); }
+int __tsan_atomic32_compare_exchange_strong(volatile void *p, int *expected, int value, int, int) {
+    tell(WRITE, p, 4, HERE);
+    return __atomic_compare_exchange_n((volatile int *)p, expected, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
+
 void __tsan_init(void) {}
 void __tsan_func_entry(void *) {}
 void __tsan_func_exit(void) {}
