@@ -58,13 +58,14 @@ def fetching(x):
     return (-(x.base == "HMMA"), (x.base == "LDGSTS") * x.vector_bytes, -(x.base == "CALL"), -1)
 
 
-def storing(most):
-    """From the loop to the end: past other loops of products; with the most 16-byte stores, as inside a matrix; without narrow ones and
-    without loads of single bf16, as at its edge; without calls of slow paths. Of what is left, that with the most of `most`."""
+def storing(most, avoided):
+    """From the loop to the end: past other loops of products and what is `avoided`; with the most 16-byte stores, as inside a matrix;
+    without narrow ones and without loads of single bf16, as at its edge; without calls of slow paths. Of what is left, that with the
+    most of `most`."""
     def weight(x):
         wide = x.base == "STG" and x.vector_bytes == 16
         narrow = x.base == "STG" and not wide or x.base == "LDG" and x.vector_bytes < 4
-        return (-(x.base == "HMMA"), wide, -narrow, -(x.base == "CALL"), most(x), 1)
+        return (-(x.base == "HMMA"), -(id(x) in avoided), wide, -narrow, -(x.base == "CALL"), most(x), 1)
     return weight
 
 
@@ -108,9 +109,15 @@ class Main:
         flow, blocks = self.flow, set(range(len(self.flow.blocks))) - self.loop.blocks
         exits = {j for i in self.loop.blocks for j in flow.blocks[i].next if j in blocks}
         ends = {i for i in blocks if flow.blocks[i].instructions[-1].base == "EXIT"}
+        # Slices of a split tile count themselves. A whole tile leaves the way there as soon as it can.
+        counts = lambda i: any(x.base.startswith("ATOM") for x in flow.blocks[i].instructions)
+        to_count = {i for i in blocks if counts(i)}
+        while more := {i for i in blocks - to_count if to_count & set(flow.blocks[i].next)}:
+            to_count |= more
+        avoided = {id(x) for i in to_count for x in flow.blocks[i].instructions}
         found = []
         for most in COSTS:
-            weight = storing(most)
+            weight = storing(most, avoided)
             paths = [flow.path(blocks, i, ends, weight) for i in exits]
             summed = lambda path: [sum(part) for part in zip(*map(weight, path))]
             found.append(max((path for path in paths if path), key=summed, default=[]))
