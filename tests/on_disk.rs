@@ -92,6 +92,7 @@ fn what_is_damaged_meanwhile_is_no_weight() {
     let (dir, model) = demo();
     let cache = dir.path().join("cache");
     let plan = on_disk(&model);
+    let request = || request().steps(4);
     let load = || {
         let builder = Pipeline::builder(&model).with_plan(plan.clone()).cache(&cache).prompt_cache(0);
         builder.device(&emulator()).load().unwrap()
@@ -117,7 +118,8 @@ fn what_is_damaged_meanwhile_is_no_weight() {
         match result {
             Err(error @ Error::Weights { .. }) => {
                 assert!(error.to_string().contains("are damaged; the next load makes it again"), "{error}");
-                assert!(!path.exists() && steps < 2, "{steps} steps of nothing");
+                // Enqueued is a step ahead of what has been read, and a last block is read at a step's end.
+                assert!(!path.exists() && steps <= 2, "{steps} steps of nothing: {error}");
                 refused += 1;
             }
             // A byte of what stays on the device.
@@ -180,7 +182,11 @@ fn the_host_budget_is_kept() {
     assert_eq!((roomy.traffic().on_disk, roomy.traffic().pinned), (0, 0));
     let mut pipeline =
         Pipeline::builder(&model).with_plan(host_first).cache(&cache).device(&emulator()).load().unwrap();
-    let error = pipeline.generate(&request().steps(64)).unwrap_err();
+    // Device memory has room for so many steps; pinned memory has it until vectors of other numbers of steps are remembered.
+    for steps in [28, 24] {
+        pipeline.generate(&request().steps(steps)).unwrap();
+    }
+    let error = pipeline.generate(&request().steps(40)).unwrap_err();
     assert!(matches!(error, Error::Capacity { available_bytes, .. } if available_bytes == budget), "{error}");
     pipeline.generate(&request()).unwrap();
 }

@@ -52,8 +52,8 @@ fn what_is_stale_foreign_or_damaged_is_made_again() {
         ("something else", b"GIF89a, or whatever".repeat(9), "safetensors"),
         (
             "an older order",
-            replaced("\"schnell 1\"", "\"schnell 0\""),
-            "its format is schnell 0, not schnell 1",
+            replaced("\"schnell 2\"", "\"schnell 1\""),
+            "its format is schnell 1, not schnell 2",
         ),
         ("another model", replaced(&model, &other), "its model is 0000000000000000"),
         ("no checksums", replaced("\"files\"", "\"filet\""), "the model's files have changed"),
