@@ -43,9 +43,9 @@ def conflicts():
 
 
 def heavier(x):
-    """Through a loop: the path with the most products, then with the most copies into shared memory (a fetch that the last turns
-    leave out), then without calls of slow paths, then the shortest."""
-    return (x.base == "HMMA", (x.base == "LDGSTS") * x.vector_bytes, -(x.base == "CALL"), -1)
+    """Through a loop: the path with the most products, then with the most that goes into shared memory (a fetch that the last turns
+    leave out, a norm that pixels outside of a map do), then without calls of slow paths, then the shortest."""
+    return (x.base == "HMMA", (x.base in ("LDGSTS", "STS")) * x.vector_bytes, -(x.base == "CALL"), -1)
 
 
 def most_loads(x):
