@@ -6,11 +6,11 @@
 #include "gemm_tile.cuh"
 #include "operands/bf16_tile.cuh"
 
-static_assert(sizeof(gemm::SlicedStorage<gemm::Bf16Weights<1>, BF16_GEMM_STAGES>) == BF16_GEMM_SMEM_BYTES,
+static_assert(sizeof(gemm::SlicedStorage<gemm::Bf16Weights, BF16_GEMM_STAGES>) == BF16_GEMM_SMEM_BYTES,
               "the header tells the host how much to ask for");
 
 #define BF16_GEMM(entry, epilogues) \
-    GPU_KERNEL(entry, gemm_params, GEMM_THREADS, 1) { gemm::run_problem<gemm::Bf16Weights<1>, BF16_GEMM_STAGES, 1, gemm::epilogues>(p); }
+    GPU_KERNEL(entry, gemm_params, GEMM_THREADS, 1) { gemm::run_problem<gemm::Bf16Weights, BF16_GEMM_STAGES, 1, gemm::epilogues>(p); }
 BF16_GEMM(bf16_gemm_store_sm80, Store)
 BF16_GEMM(bf16_gemm_residual_sm80, Residual)
 BF16_GEMM(bf16_gemm_combine_sm80, Combine)

@@ -6,8 +6,8 @@
 
 namespace gemm {
 
-// bf16 [n, k], rows in fragment order in smem; k is a multiple of K_MULTIPLE.
-template <int K_MULTIPLE> struct Bf16Weights {
+// bf16 [n, k], rows in fragment order in smem.
+struct Bf16Weights {
     struct Stage {
         uint4 chunk[BLOCK_N * CHUNKS];
     };
@@ -18,7 +18,7 @@ template <int K_MULTIPLE> struct Bf16Weights {
     GPU_METHOD static void fill(Tables &) {}
 
     struct Loader {
-        RowLoader<FragmentOrder, K_MULTIPLE> rows;
+        RowLoader<FragmentOrder, 1> rows;
 
         GPU_METHOD Loader(const gemm_problem &q, int n0) : rows(static_cast<const bf16_bits *>(q.w), q.w_pitch, n0, q.n, q.k) {}
 

@@ -167,29 +167,20 @@ impl<'a> Problem<'a> {
         volume(&[2, self.m, self.n, self.k]) as u64
     }
 
-    /// Checks that `x` is a plain `[m, k]` matrix.
-    pub(super) fn check_tokens(&self, kernel: &str) -> Result<()> {
-        if self.x_pitch < self.k {
-            return Err(refuse(kernel, format!("x_pitch {} is less than k = {}", self.x_pitch, self.k)));
-        }
-        check_len(kernel, "x", self.x, matrix_len(self.m, self.x_pitch, self.k))
-    }
-
-    /// The address of `x`, a plain matrix.
-    pub(super) fn tokens(&self, footprint: &mut Footprint<'_>) -> Result<u64> {
-        footprint.computes(self.flops());
-        footprint.reads_rows(self.x, self.m, self.x_pitch, self.k)
-    }
-
-    /// Checks every view but `x` against the shapes; `x`, `w`, `absmax` and `w_pitch` are the caller's.
-    pub(super) fn params(&self, kernel: &str, footprint: &mut Footprint<'_>) -> Result<abi::gemm_problem> {
+    /// Checks every view against the shapes; `w`, `absmax` and `w_pitch` are the caller's.
+    fn params(&self, kernel: &str, footprint: &mut Footprint<'_>) -> Result<abi::gemm_problem> {
         if self.m == 0 || self.n == 0 || self.k == 0 {
             return Err(refuse(kernel, format!("empty product {} x {} x {}", self.m, self.n, self.k)));
         }
         if self.x_pitch % 8 != 0 {
             return Err(refuse(kernel, format!("x_pitch {} is not a multiple of 8", self.x_pitch)));
         }
+        if self.x_pitch < self.k {
+            return Err(refuse(kernel, format!("x_pitch {} is less than k = {}", self.x_pitch, self.k)));
+        }
+        check_len(kernel, "x", self.x, matrix_len(self.m, self.x_pitch, self.k))?;
         check_aligned(kernel, "x", self.x.address())?;
+        footprint.computes(self.flops());
         if let Some(bias) = self.bias {
             check_len(kernel, "bias", bias, self.n)?;
         }
@@ -197,6 +188,7 @@ impl<'a> Problem<'a> {
             return Err(refuse(kernel, format!("{} segments", self.segments.len())));
         }
         let mut params = abi::gemm_problem {
+            x: footprint.reads_rows(self.x, self.m, self.x_pitch, self.k)?,
             bias: footprint.reads_optional(self.bias)?,
             x_pitch: self.x_pitch as i64,
             m: to_i32(kernel, "m", self.m)?,
@@ -409,9 +401,7 @@ impl<W: Weight> Gemm<'_, W> {
         let mut footprint = Footprint::new(device);
         let mut params = abi::gemm_params::default();
         for ((problem, weight), out) in self.problems.iter().zip(&mut params.problem) {
-            problem.check_tokens(W::NAME)?;
             *out = problem.params(W::NAME, &mut footprint)?;
-            out.x = problem.tokens(&mut footprint)?;
             weight.operand(problem, out, &mut footprint)?;
         }
         let config = self.select(device.capability())?;

@@ -284,3 +284,23 @@ fn split_pair(
     }
     out.iter().map(|view| bench.download(view)).collect()
 }
+
+/// Every epilogue on machines that split tiles along `k`, under random schedules.
+pub fn split_epilogues(launch: Launch<'_>, make: &dyn Fn(&mut Rng, usize, usize) -> Weights, k: usize) {
+    for num_sms in [40, 132] {
+        let want = segments(launch, make, machine(num_sms), 1024);
+        for seed in 0..4 {
+            assert_eq!(segments(launch, make, random_machine(num_sms, seed), 1024), want, "seed {seed}");
+        }
+    }
+    epilogues(launch, make, 16, k);
+}
+
+/// One tile, whole or in any number of slices.
+pub fn machines_of_all_sizes(launch: Launch<'_>, make: &dyn Fn(&mut Rng, usize, usize) -> Weights, k: usize) {
+    for num_sms in 1..=20 {
+        let want = plain_store(launch, make, machine(num_sms), [20, 127, k]);
+        let random = random_machine(num_sms, num_sms.into());
+        assert_eq!(plain_store(launch, make, random, [20, 127, k]), want);
+    }
+}
