@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::device::{Mode, StreamId};
+use crate::device::{Mode, Rows, StreamId};
 
 use super::Placed;
 use super::op::{Kind, Run, Touch, What};
@@ -72,8 +72,8 @@ fn check_run(placed: &Placed, run: Run) -> Result<(), Fault> {
             paper.take(i, placed.offsets[i], placed.offsets[i] + buffer.bytes);
         }
     }
-    for stage in placed.program.stages.iter().filter(|stage| stage.when.is_in(run)) {
-        for _ in 0..stage.repeats.min(2) {
+    for stage in &placed.program.stages {
+        for _ in stage.turns(run).take(2) {
             for op in stage.ops.clone() {
                 paper.carry_out(op)?;
                 if let Some(streams) = &mut streams {
@@ -219,29 +219,39 @@ impl Paper<'_> {
         }
         for touch in operation.touches.iter().filter(|t| t.mode != Mode::Read) {
             let base = self.placed.offsets[touch.buffer] + touch.start;
-            if !self.is_all_of(touch.buffer, base, base + touch.hull().len()) {
-                for row in joined(touch) {
-                    self.take(touch.buffer, base + row.0, base + row.1);
-                }
+            let (rows, mut row) = (joined(touch), 0);
+            while row < rows.num {
+                let (from, to) = (base + row * rows.pitch, base + row * rows.pitch + rows.bytes);
+                row = match self.end_of_own(touch.buffer, from) {
+                    own if own >= to => rows_within(rows, own - base),
+                    _ => {
+                        self.take(touch.buffer, from, to);
+                        row + 1
+                    }
+                };
             }
         }
         Ok(())
     }
 
-    /// Whether one piece of `buffer` holds the bytes `from..to`.
-    fn is_all_of(&self, buffer: usize, from: usize, to: usize) -> bool {
-        let last = self.memory.range(..=from).next_back();
-        last.is_some_and(|(_, &(end, whose))| whose == buffer && end >= to)
+    /// Where the piece of `buffer` ends that byte `at` is in; 0 if it is in none.
+    fn end_of_own(&self, buffer: usize, at: usize) -> usize {
+        let last = self.memory.range(..=at).next_back();
+        last.map_or(0, |(_, &(end, whose))| if whose == buffer && end > at { end } else { 0 })
     }
 
     fn read(&mut self, touch: &Touch, who: &str) -> Result<(), Fault> {
         let base = self.placed.offsets[touch.buffer] + touch.start;
         let name = |i: usize| &self.placed.program.buffers[i].name;
-        if self.is_all_of(touch.buffer, base, base + touch.hull().len()) {
-            return Ok(());
-        }
-        for (from, to) in joined(touch) {
-            let (from, to) = (base + from, base + to);
+        let (rows, mut row) = (joined(touch), 0);
+        while row < rows.num {
+            let (from, to) = (base + row * rows.pitch, base + row * rows.pitch + rows.bytes);
+            let own = self.end_of_own(touch.buffer, from);
+            if own >= to {
+                row = rows_within(rows, own - base);
+                continue;
+            }
+            row += 1;
             let before = self.memory.range(..=from).next_back().map(|(&start, _)| start);
             let mut next = from;
             for (&start, &(end, buffer)) in self.memory.range(before.unwrap_or(from)..to) {
@@ -430,14 +440,18 @@ fn split<P: Extent>(memory: &mut BTreeMap<usize, P>, at: usize) {
     }
 }
 
-/// First byte and one past the last of each row, from the touch's start; rows without a gap are one.
-fn joined(touch: &Touch) -> Vec<(usize, usize)> {
-    let rows = touch.rows;
-    if rows.num == 0 || rows.bytes == 0 {
-        return Vec::new();
+/// Its rows; those without a gap are one, those without a byte none.
+fn joined(touch: &Touch) -> Rows {
+    let Rows { num, pitch, bytes } = touch.rows;
+    match (num, bytes) {
+        (0, _) | (_, 0) => Rows { num: 0, ..touch.rows },
+        (1, _) => Rows { pitch: bytes, ..touch.rows },
+        _ if pitch == bytes => Rows { num: 1, pitch: num * bytes, bytes: num * bytes },
+        _ => touch.rows,
     }
-    if rows.num == 1 || rows.pitch == rows.bytes {
-        return vec![(0, (rows.num - 1) * rows.pitch + rows.bytes)];
-    }
-    (0..rows.num).map(|row| (row * rows.pitch, row * rows.pitch + rows.bytes)).collect()
+}
+
+/// How many of them end within so many bytes, in which there is one at least.
+fn rows_within(rows: Rows, bytes: usize) -> usize {
+    (bytes - rows.bytes) / rows.pitch + 1
 }

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use super::op::{Program, Touch};
+use super::op::{Buffer, Program, Touch};
 
 /// The operations during which a buffer is occupied: disjoint, ascending, first and last included.
 pub(crate) type Live = Vec<(usize, usize)>;
@@ -124,30 +124,33 @@ pub(crate) fn liveness(program: &Program) -> Vec<Live> {
             by_buffer[touch.buffer].push((op, *touch));
         }
     }
-    let mut occupied: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); program.buffers.len()];
-    // Whatever kind of run it is.
-    for run in program.runs() {
-        let order = program.unrolled(run);
-        let mut instances: Vec<Vec<usize>> = vec![Vec::new(); n];
-        for (at, &op) in order.iter().enumerate() {
-            instances[op].push(at);
-        }
-        for ((buffer, touches), occupied) in program.buffers.iter().zip(&by_buffer).zip(&mut occupied) {
-            if buffer.kind.is_work() {
-                occupy(touches, &order, &instances, occupied);
+    // Whatever kind of run it is: the operations in order, and where each is among them.
+    let runs: Vec<(Vec<usize>, Vec<Vec<usize>>)> = program
+        .runs()
+        .into_iter()
+        .map(|run| {
+            let order = program.unrolled(run);
+            let mut instances: Vec<Vec<usize>> = vec![Vec::new(); n];
+            for (at, &op) in order.iter().enumerate() {
+                instances[op].push(at);
+            }
+            (order, instances)
+        })
+        .collect();
+    let live = |(buffer, touches): (&Buffer, &Vec<(usize, Touch)>)| {
+        let mut occupied = vec![false; n];
+        if buffer.kind.is_work() {
+            for (order, instances) in &runs {
+                occupy(touches, order, instances, &mut occupied);
             }
         }
-    }
-    occupied.iter().map(intervals).collect()
+        intervals(&occupied)
+    };
+    program.buffers.iter().zip(&by_buffer).map(live).collect()
 }
 
-/// Adds the operations of a run during which the buffer that is touched so is occupied.
-fn occupy(
-    touches: &[(usize, Touch)],
-    order: &[usize],
-    instances: &[Vec<usize>],
-    occupied: &mut BTreeSet<usize>,
-) {
+/// Marks the operations of a run during which the buffer that is touched so is occupied.
+fn occupy(touches: &[(usize, Touch)], order: &[usize], instances: &[Vec<usize>], occupied: &mut [bool]) {
     let all: Vec<Touch> = touches.iter().map(|(_, touch)| *touch).collect();
     let cells = Cells::of(&all);
     let mut live = vec![false; cells.count()];
@@ -164,7 +167,7 @@ fn occupy(
         let here: Vec<&Touch> =
             events[i..].iter().take_while(|e| e.0 == at).map(|e| &touches[e.1].1).collect();
         i += here.len();
-        occupied.insert(order[at]);
+        occupied[order[at]] = true;
         for touch in here.iter().filter(|t| !t.reads()) {
             cells.each(touch, |cell| {
                 num_live -= live[cell] as usize;
@@ -180,14 +183,14 @@ fn occupy(
         // Occupied from here back to the event before.
         if num_live > 0 {
             let before = events.get(i).map_or(0, |e| e.0);
-            occupied.extend(order[before..at].iter().copied());
+            order[before..at].iter().for_each(|&op| occupied[op] = true);
         }
     }
 }
 
-fn intervals(operations: &BTreeSet<usize>) -> Live {
+fn intervals(occupied: &[bool]) -> Live {
     let mut intervals = Live::new();
-    for &op in operations {
+    for (op, _) in occupied.iter().enumerate().filter(|(_, is_occupied)| **is_occupied) {
         match intervals.last_mut() {
             Some((_, last)) if *last + 1 == op => *last = op,
             _ => intervals.push((op, op)),
