@@ -1,5 +1,8 @@
 // layer_norm_mod: out[r, :] = (x[r, :] - mean) / sqrt(var + eps) * (scale_offset + scale) + shift     f32 in, bf16 or f32 out
 //
+// Rows from one on may have a scale and shift of their own: a double block's image, whose tokens follow the text's, so that both
+// norms are one launch.
+//
 // Work    one warp per row, so that the two reductions need no barrier. A row of up to 3072 floats stays in the
 //         warp's registers (96 per lane); wider or unaligned ones are read three times, twice from cache.
 // Layout  mean first, then the sum of squared deviations from it: FLUX's residual stream has channels hundreds of
@@ -33,11 +36,13 @@ template <int VECS> GPU_FN void layer_norm_mod(const layer_norm_mod_params &p) {
     });
     const float rstd = gpu::rsqrt_exact(gpu::warp_sum(sum_sq) / (float)p.width + p.eps);
 
+    const float *of_scale = row_idx < p.rest_row ? p.scale : p.rest_scale;
+    const float *of_shift = row_idx < p.rest_row ? p.shift : p.rest_shift;
     gpu::for_each(row, [&](int column, const auto &x) {
         constexpr int N = sizeof(x) / sizeof(float);
         float scale[N], shift[N], y[N];
-        gpu::load_floats(scale, p.scale + column);
-        gpu::load_floats(shift, p.shift + column);
+        gpu::load_floats(scale, of_scale + column);
+        gpu::load_floats(shift, of_shift + column);
         GPU_UNROLL
         for (int i = 0; i < N; ++i) y[i] = (x[i] - mean) * rstd * (p.scale_offset + scale[i]) + shift[i];
         if (p.out_bf16) {

@@ -13,12 +13,15 @@ typedef struct layer_norm_mod_params {
     DEV(const float) x;          // [rows, width], row pitch `pitch`
     DEV(const float) scale;      // [width]
     DEV(const float) shift;      // [width]
+    DEV(const float) rest_scale; // [width]: of rows from `rest_row` on
+    DEV(const float) rest_shift; // [width]: the same
     DEV(bf16_bits) out_bf16;     // [rows, width], row pitch `out_pitch`; null: out_f32 is written
     DEV(float) out_f32;          // the same; null: out_bf16 is written
     int64_t pitch;               // elements
     int64_t out_pitch;           // elements
     int32_t rows;
     int32_t width;
+    int32_t rest_row;
     float scale_offset;          // 1: modulation by (1 + scale), 0: affine weight
     float eps;
 } layer_norm_mod_params;

@@ -542,40 +542,49 @@ pub struct layer_norm_mod_params {
     pub x: u64,
     pub scale: u64,
     pub shift: u64,
+    pub rest_scale: u64,
+    pub rest_shift: u64,
     pub out_bf16: u64,
     pub out_f32: u64,
     pub pitch: i64,
     pub out_pitch: i64,
     pub rows: i32,
     pub width: i32,
+    pub rest_row: i32,
     pub scale_offset: f32,
     pub eps: f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of layer_norm_mod_params"][::std::mem::size_of::<layer_norm_mod_params>() - 72usize];
+    ["Size of layer_norm_mod_params"][::std::mem::size_of::<layer_norm_mod_params>() - 96usize];
     ["Alignment of layer_norm_mod_params"][::std::mem::align_of::<layer_norm_mod_params>() - 8usize];
     ["Offset of field: layer_norm_mod_params::x"][::std::mem::offset_of!(layer_norm_mod_params, x) - 0usize];
     ["Offset of field: layer_norm_mod_params::scale"]
         [::std::mem::offset_of!(layer_norm_mod_params, scale) - 8usize];
     ["Offset of field: layer_norm_mod_params::shift"]
         [::std::mem::offset_of!(layer_norm_mod_params, shift) - 16usize];
+    ["Offset of field: layer_norm_mod_params::rest_scale"]
+        [::std::mem::offset_of!(layer_norm_mod_params, rest_scale) - 24usize];
+    ["Offset of field: layer_norm_mod_params::rest_shift"]
+        [::std::mem::offset_of!(layer_norm_mod_params, rest_shift) - 32usize];
     ["Offset of field: layer_norm_mod_params::out_bf16"]
-        [::std::mem::offset_of!(layer_norm_mod_params, out_bf16) - 24usize];
+        [::std::mem::offset_of!(layer_norm_mod_params, out_bf16) - 40usize];
     ["Offset of field: layer_norm_mod_params::out_f32"]
-        [::std::mem::offset_of!(layer_norm_mod_params, out_f32) - 32usize];
+        [::std::mem::offset_of!(layer_norm_mod_params, out_f32) - 48usize];
     ["Offset of field: layer_norm_mod_params::pitch"]
-        [::std::mem::offset_of!(layer_norm_mod_params, pitch) - 40usize];
+        [::std::mem::offset_of!(layer_norm_mod_params, pitch) - 56usize];
     ["Offset of field: layer_norm_mod_params::out_pitch"]
-        [::std::mem::offset_of!(layer_norm_mod_params, out_pitch) - 48usize];
+        [::std::mem::offset_of!(layer_norm_mod_params, out_pitch) - 64usize];
     ["Offset of field: layer_norm_mod_params::rows"]
-        [::std::mem::offset_of!(layer_norm_mod_params, rows) - 56usize];
+        [::std::mem::offset_of!(layer_norm_mod_params, rows) - 72usize];
     ["Offset of field: layer_norm_mod_params::width"]
-        [::std::mem::offset_of!(layer_norm_mod_params, width) - 60usize];
+        [::std::mem::offset_of!(layer_norm_mod_params, width) - 76usize];
+    ["Offset of field: layer_norm_mod_params::rest_row"]
+        [::std::mem::offset_of!(layer_norm_mod_params, rest_row) - 80usize];
     ["Offset of field: layer_norm_mod_params::scale_offset"]
-        [::std::mem::offset_of!(layer_norm_mod_params, scale_offset) - 64usize];
+        [::std::mem::offset_of!(layer_norm_mod_params, scale_offset) - 84usize];
     ["Offset of field: layer_norm_mod_params::eps"]
-        [::std::mem::offset_of!(layer_norm_mod_params, eps) - 68usize];
+        [::std::mem::offset_of!(layer_norm_mod_params, eps) - 88usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]

@@ -6,7 +6,7 @@ use common::*;
 use half::bf16;
 use schnell::device::Device;
 use schnell::kernels::FloatOut;
-use schnell::kernels::layer_norm_mod::LayerNormMod;
+use schnell::kernels::layer_norm_mod::{LayerNormMod, Rest};
 
 struct Case {
     rows: usize,
@@ -73,6 +73,7 @@ fn run(device: Device, case: &Case, inputs: &Inputs) -> (Vec<bf16>, Vec<f32>) {
             width: case.width,
             scale: &scale,
             shift: &shift,
+            rest: None,
             scale_offset: case.scale_offset,
             eps: case.eps,
             out,
@@ -123,6 +124,44 @@ fn rows_and_pitches() {
     check(&Case { pitch: 3072, out_pitch: 15360, ..Case::new(2, 3072) });
 }
 
+/// Rows with another scale and shift are what a launch of their own gives.
+#[test]
+fn the_rest_has_its_own_modulation() {
+    let rows = 9;
+    for width in [33, 64, 2048] {
+        let inputs = inputs(&Case::new(rows, width));
+        let bench = Bench::new(emulator());
+        let (x, scale, shift) =
+            (bench.upload(&inputs.x), bench.upload(&inputs.scale), bench.upload(&inputs.shift));
+        let out = bench.alloc::<bf16>(rows * width);
+        let run = |first: usize, rows: usize, scale, shift, rest| {
+            let out = out.slice(first * width, rows * width).unwrap();
+            LayerNormMod {
+                x: &x.slice(first * width, rows * width).unwrap(),
+                pitch: width,
+                rows,
+                width,
+                scale,
+                shift,
+                rest,
+                scale_offset: 1.0,
+                eps: 1e-6,
+                out: FloatOut::Bf16(&out),
+                out_pitch: width,
+            }
+            .launch(&bench.device, COMPUTE)
+            .unwrap();
+        };
+        for first_row in [0, 1, 4, 6, rows] {
+            run(0, first_row, &scale, &shift, None);
+            run(first_row, rows - first_row, &shift, &scale, None);
+            let want = bench.download(&out);
+            run(0, rows, &scale, &shift, Some(Rest { first_row, scale: &shift, shift: &scale }));
+            assert_eq!(bench.download(&out), want, "{width} from row {first_row} on");
+        }
+    }
+}
+
 #[test]
 fn affine_equals_candle() {
     let case = Case { scale_offset: 0.0, eps: 1e-5, ..Case::new(7, 768) };
@@ -168,6 +207,7 @@ fn unaligned_views_take_the_scalar_path() {
         width: 64,
         scale: &scale,
         shift: &shift,
+        rest: None,
         scale_offset: 1.0,
         eps: 1e-6,
         out: FloatOut::Bf16(&out),
@@ -205,6 +245,7 @@ fn refusals() {
         width: 64,
         scale: &v,
         shift: &v,
+        rest: None,
         scale_offset: 1.0,
         eps: 1e-6,
         out: FloatOut::Bf16(&out),
@@ -220,6 +261,9 @@ fn refusals() {
         LayerNormMod { pitch: 63, ..good() },
         LayerNormMod { out_pitch: 63, ..good() },
         LayerNormMod { width: 0, ..good() },
+        LayerNormMod { rest: Some(Rest { first_row: 1, scale: &short_v, shift: &v }), ..good() },
+        LayerNormMod { rest: Some(Rest { first_row: 1, scale: &v, shift: &short_v }), ..good() },
+        LayerNormMod { rest: Some(Rest { first_row: 3, scale: &v, shift: &v }), ..good() },
     ] {
         assert!(matches!(bad.launch(&bench.device, COMPUTE), Err(schnell::Error::Internal(_))), "{bad:?}");
     }

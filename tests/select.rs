@@ -176,6 +176,7 @@ fn norms_by_width_and_alignment() {
             width,
             scale: x,
             shift: x,
+            rest: None,
             scale_offset: 1.0,
             eps,
             out,

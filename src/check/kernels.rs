@@ -20,7 +20,7 @@ use crate::kernels::gemm::{Activation, Epilogue, Gemm, Problem, Segment, Weight,
 use crate::kernels::gemv::{Gemv, GemvActivation, GemvWeight};
 use crate::kernels::group_norm_silu::{GroupNorm, GroupNormSilu};
 use crate::kernels::head_norm_rope::HeadNormRope;
-use crate::kernels::layer_norm_mod::LayerNormMod;
+use crate::kernels::layer_norm_mod::{LayerNormMod, Rest};
 use crate::kernels::next_step::NextStep;
 use crate::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
 use crate::kernels::nf4_quantize::{Nf4Layout, Nf4Quantize, Nf4Source};
@@ -355,6 +355,7 @@ fn norms(lab: &Lab, width: usize) -> Result<Vec<Output>> {
         width,
         scale: &scale,
         shift: &shift,
+        rest: Some(Rest { first_row: 5, scale: &shift, shift: &scale }),
         scale_offset: 1.0,
         eps: 1e-6,
         out: FloatOut::F32(&layer),

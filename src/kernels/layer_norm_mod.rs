@@ -26,6 +26,7 @@ kernel!(
 ///
 /// - `x`: f32 `[rows, width]` with row pitch `pitch`; `scale`, `shift`: f32 `[width]`
 /// - `out`: `[rows, width]` with row pitch `out_pitch`
+/// - `rest`: rows from one on with a scale and shift of their own
 /// - numerics: two-pass statistics in f32, one rounding at the store
 /// - source: LayerNorm (arXiv:1607.06450); FLUX's blocks modulate by `1 + scale`
 #[derive(Debug)]
@@ -42,6 +43,8 @@ pub struct LayerNormMod<'a> {
     pub scale: &'a View<f32>,
     /// Modulation, or the affine bias.
     pub shift: &'a View<f32>,
+    /// What rows from one on take instead.
+    pub rest: Option<Rest<'a>>,
     /// 1 when `scale` is a modulation, 0 when it is an affine weight.
     pub scale_offset: f32,
     /// 1e-6 in FLUX, 1e-5 in CLIP.
@@ -50,6 +53,17 @@ pub struct LayerNormMod<'a> {
     pub out: FloatOut<'a>,
     /// Elements from one row of `out` to the next.
     pub out_pitch: usize,
+}
+
+/// See [`LayerNormMod::rest`].
+#[derive(Clone, Copy, Debug)]
+pub struct Rest<'a> {
+    /// The first of these rows; at most `rows`.
+    pub first_row: usize,
+    /// f32 `[width]`.
+    pub scale: &'a View<f32>,
+    /// f32 `[width]`.
+    pub shift: &'a View<f32>,
 }
 
 const NAME: &str = "layer_norm_mod";
@@ -66,18 +80,35 @@ impl LayerNormMod<'_> {
         check_len(NAME, "shift", self.shift, self.width)?;
         self.out.check_len(NAME, matrix_len(self.rows, self.out_pitch, self.width))?;
         let mut footprint = Footprint::new(device);
+        let scale = footprint.reads(self.scale)?;
+        let shift = footprint.reads(self.shift)?;
+        let (rest_row, rest_scale, rest_shift) = match self.rest {
+            Some(rest) => {
+                check_len(NAME, "rest.scale", rest.scale, self.width)?;
+                check_len(NAME, "rest.shift", rest.shift, self.width)?;
+                if rest.first_row > self.rows {
+                    let what = format!("{NAME}: the rest of {} rows begins at {}", self.rows, rest.first_row);
+                    return Err(Error::Internal(what));
+                }
+                (rest.first_row, footprint.reads(rest.scale)?, footprint.reads(rest.shift)?)
+            }
+            None => (self.rows, scale, shift),
+        };
         let (out_bf16, out_f32) =
             self.out.addresses(&mut footprint, self.rows, self.out_pitch, self.width)?;
         let params = abi::layer_norm_mod_params {
             x: footprint.reads_rows(self.x, self.rows, self.pitch, self.width)?,
-            scale: footprint.reads(self.scale)?,
-            shift: footprint.reads(self.shift)?,
+            scale,
+            shift,
+            rest_scale,
+            rest_shift,
             out_bf16,
             out_f32,
             pitch: self.pitch as i64,
             out_pitch: self.out_pitch as i64,
             rows: to_i32(NAME, "rows", self.rows)?,
             width: to_i32(NAME, "width", self.width)?,
+            rest_row: to_i32(NAME, "rest.first_row", rest_row)?,
             scale_offset: self.scale_offset,
             eps: self.eps,
         };
@@ -86,7 +117,10 @@ impl LayerNormMod<'_> {
 
     /// The entry for this width and alignment.
     pub fn select(&self, _: &Capability) -> Config {
-        let addresses = [self.x.address(), self.scale.address(), self.shift.address()];
+        let Rest { scale, shift, .. } =
+            self.rest.unwrap_or(Rest { first_row: 0, scale: self.scale, shift: self.shift });
+        let vectors = [self.x, self.scale, self.shift, scale, shift];
+        let addresses = vectors.map(|view| view.address());
         let vectors = self.width.is_multiple_of(4)
             && self.pitch.is_multiple_of(4)
             && all_aligned(&addresses, 16)

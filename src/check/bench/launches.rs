@@ -151,6 +151,7 @@ pub fn layer_norm_mod(lab: &Lab, rows: usize, width: usize) -> Result<Launch> {
             width,
             scale: &scale,
             shift: &shift,
+            rest: None,
             scale_offset: 1.0,
             eps: 1e-6,
             out: FloatOut::Bf16(&out),

@@ -118,6 +118,7 @@ fn norm(
         width: config.width,
         scale: &affine.weight,
         shift: &affine.bias,
+        rest: None,
         scale_offset: 0.0,
         eps: config.eps,
         out,

@@ -282,6 +282,7 @@ impl<'c> Transformer<'c> {
             width: d,
             scale,
             shift,
+            rest: None,
             scale_offset: 1.0,
             eps: NORM_EPS,
             out: FloatOut::Bf16(out),
