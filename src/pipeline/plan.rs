@@ -1,6 +1,7 @@
 //! What generations will need, computed before anything loads: every region of the arena with its bytes, the pinned host
 //! memory, the work. Pure: no device, no weights, only configs and shapes.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use crate::device::Capability;
 use crate::models::flux::{self, Inputs, Outputs};
 use crate::models::layers::{Quantize, Weights};
 use crate::program::residency::{self, UNIT_IN_THE_MAKING, Unit};
-use crate::program::{HomePlace, Kind, Placed, Program, Recorder, Streamed, Tier, What, show};
+use crate::program::{HomePlace, Kind, Placed, Program, Recorder, Stage, Streamed, Tier, What, show};
 use crate::weights::Part;
 use crate::weights::upload::Staging;
 use crate::{Error, Result};
@@ -236,7 +237,7 @@ impl Sizes {
     }
 
     fn least(&self) -> Result<u64> {
-        self.bytes(&Streamed::of(&Streamed::order(&self.units, Tier::ONE_BY_ONE)))
+        self.bytes(&Streamed::of(&Streamed::order(&self.units, Tier::ONE_BY_ONE)).tight())
     }
 }
 
@@ -356,13 +357,18 @@ impl Plan {
         // The fewest that are enough: bytes fall as more are streamed.
         let fewest = |tiers: [Tier; 3]| -> Result<Streamed> {
             let order = Streamed::order(units, tiers);
+            let is_tight = bytes(&Streamed::of(&order))? > budget_bytes;
+            let first = |number: usize| match Streamed::of(&order[..number]) {
+                streamed if is_tight => streamed.tight(),
+                streamed => streamed,
+            };
             let (mut too_few, mut enough) = (0, order.len());
             while enough - too_few > 1 {
                 let middle = usize::midpoint(too_few, enough);
-                let fits = bytes(&Streamed::of(&order[..middle]))? <= budget_bytes;
+                let fits = bytes(&first(middle))? <= budget_bytes;
                 *(if fits { &mut enough } else { &mut too_few }) = middle;
             }
-            Ok(Streamed::of(&order[..enough]))
+            Ok(first(enough))
         };
         let plan = self.clone().with_streamed(fewest(Tier::ONE_BY_ONE)?)?;
         if plan.traffic().step == 0 {
@@ -486,13 +492,17 @@ impl Plan {
     /// Multiply-adds of one generation of [`Plan::shape`].
     pub fn work(&self) -> Work {
         let program = &self.first().placed.program;
-        Work {
-            clip: program.flops("clip"),
-            t5: program.flops("t5"),
-            modulation: program.flops("modulation"),
-            step: program.flops("step"),
-            decode: program.flops("vae"),
-        }
+        let flops = |stage: &Stage| {
+            program.ops[stage.ops.clone()].iter().map(|op| op.work.flops).fold(0, u64::saturating_add)
+        };
+        let of = |name: &str| {
+            program.stages.iter().filter(|stage| stage.name == name).map(flops).fold(0, u64::saturating_add)
+        };
+        let steps: Vec<u64> = program.stages.iter().filter(|stage| stage.name == "step").map(flops).collect();
+        let (first, step) = steps.first().zip(steps.last()).map_or((0, 0), |(first, last)| (*first, *last));
+        // The first step computes them, beside what each does.
+        let modulation = of("modulation").saturating_add(first.saturating_sub(step));
+        Work { clip: of("clip"), t5: of("t5"), modulation, step, decode: of("vae") }
     }
 
     /// Every operation of a generation of [`Plan::shape`], a line each.
@@ -544,21 +554,30 @@ impl Plan {
 
     /// What streamed weights cost beside device memory, for [`Plan::shape`].
     pub fn traffic(&self) -> Traffic {
-        let program = &self.first().placed.program;
-        let copied = |name: &str| -> u64 {
-            let of_name = program.stages.iter().filter(|stage| stage.name == name);
-            let ops = of_name.flat_map(|stage| &program.ops[stage.ops.clone()]);
-            let uploads = ops.filter(|op| matches!(op.what, What::Upload { .. }));
-            uploads.flat_map(|op| &op.touches).map(|touch| touch.hull().len() as u64).sum()
+        let Placed { program, homes, .. } = &self.first().placed;
+        let tiers: BTreeMap<&str, Tier> =
+            homes.iter().map(|home| (&home.unit.name[..], home.unit.tier)).collect();
+        // Those of blocks in the turn that is repeated, of all others where they are.
+        let step = program.stages.iter().rfind(|stage| stage.name == "step");
+        let copied = |tier: Tier| -> u64 {
+            let ops = if tier == Tier::Block {
+                step.map_or(0..0, |step| step.ops.clone())
+            } else {
+                0..program.ops.len()
+            };
+            let uploads = program.ops[ops].iter().filter(|op| matches!(op.what, What::Upload { .. }));
+            let touches = uploads.flat_map(|op| &op.touches);
+            let of_tier =
+                touches.filter(|touch| tiers.get(&program.buffers[touch.buffer].name[..]) == Some(&tier));
+            of_tier.map(|touch| touch.hull().len() as u64).sum()
         };
-        let homes = self.first().placed.homes.iter();
-        let on_disk = homes.filter(|home| home.place == HomePlace::Disk);
+        let on_disk = homes.iter().filter(|home| home.place == HomePlace::Disk);
         Traffic {
             pinned: self.pinned_weights(),
             on_disk: on_disk.map(|home| home.unit.image.len() as u64).sum(),
-            encoders: copied("clip") + copied("t5"),
-            modulation: copied("modulation"),
-            step: copied("step"),
+            encoders: copied(Tier::Encoder),
+            modulation: copied(Tier::Modulation),
+            step: copied(Tier::Block),
         }
     }
 
@@ -580,7 +599,7 @@ pub struct Traffic {
     pub on_disk: u64,
     /// Copied while the prompt is encoded.
     pub encoders: u64,
-    /// Copied before the first step.
+    /// Copied in the first step.
     pub modulation: u64,
     /// Copied in each step.
     pub step: u64,
@@ -632,7 +651,7 @@ impl fmt::Display for Plan {
             line("pinned host memory of streamed weights", pinned)?;
             line("streamed weights that stay on disk", on_disk)?;
             line("  copied while a prompt is encoded", encoders)?;
-            line("  copied before the first step", modulation)?;
+            line("  copied in the first step alone", modulation)?;
             line("  copied in each step", step)?;
         }
         writeln!(f)?;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::device::{Capability, Config, StreamId};
-use crate::program::{Op, Origin, Run, What};
+use crate::program::{Op, Origin, Run, Stage, What};
 
 use super::Plan;
 
@@ -213,8 +213,8 @@ impl Plan {
         let (mut done, mut free) = (vec![0.0_f64; program.ops.len()], [0.0_f64; StreamId::COUNT]);
         let (mut stages, mut intervals) = (Vec::new(), Vec::<Interval>::new());
         let loops = Loop::on(card.name);
-        let taken = program.stages.iter().filter(|stage| stage.when.is_in(Run::Fresh));
-        for (stage, turn) in taken.flat_map(|stage| (0..stage.repeats).map(move |turn| (stage, turn))) {
+        let turns = |stage| Stage::turns(stage, Run::Fresh).map(move |turn| (stage, turn));
+        for (stage, turn) in program.stages.iter().flat_map(turns) {
             let (name, begin) = (stage.label(turn), free[StreamId::Compute.index()]);
             for i in stage.ops.clone() {
                 let (op, stream) = (&program.ops[i], program.ops[i].stream.index());
@@ -271,8 +271,8 @@ mod tests {
         Plan::new(&PipelineConfig::schnell(), Shape::square(side), Quantize::Nf4).unwrap()
     }
 
-    /// On the card of most users blocks are copied while the ones before compute: 0.9 GiB cost about a tenth, nearly all of
-    /// it before the steps, where T5's weights have little to hide behind: less where these are small.
+    /// On the card of most users blocks and modulations are copied while the blocks before compute: 0.9 GiB cost less than a tenth,
+    /// nearly all of it before the steps, where T5's weights have little to hide behind: less where these are small.
     #[test]
     fn streaming_hides_behind_the_kernels_of_an_rtx_3060() {
         let card = Card::named("rtx3060").unwrap().in_slot(3, 16).unwrap();
@@ -281,14 +281,15 @@ mod tests {
         let (resident, streamed) = (resident.predict(card), plan.predict(card));
         let slowed = streamed.total_ms / resident.total_ms;
         println!("{:.0} ms, streamed {:.0} ms", resident.total_ms, streamed.total_ms);
-        assert!((1.0..1.12).contains(&slowed), "{slowed}");
+        assert!((1.0..1.10).contains(&slowed), "{slowed}");
         let small = |budget| {
             let plan = Plan::new(&PipelineConfig::schnell(), Shape::square(512), Quantize::Nf4All).unwrap();
             plan.within(budget).unwrap().predict(card).total_ms
         };
         let slowed = small(gib(0.9)) / small(u64::MAX);
-        assert!((1.0..1.10).contains(&slowed), "{slowed}, all of it in NF4");
-        assert!(streamed.ms("step") / resident.ms("step") < 1.02, "a step waits for its weights");
+        assert!((1.0..1.06).contains(&slowed), "{slowed}, all of it in NF4");
+        let slowed = |stage| streamed.ms(stage) / resident.ms(stage);
+        assert!(slowed("step 1") < 1.001 && slowed("step 0") < 1.08, "a step waits for its weights");
         // A slot of a quarter of the lanes is too narrow, and that shows.
         let narrow = plan.predict(card.in_slot(3, 4).unwrap());
         assert!(narrow.ms("step") > 1.5 * streamed.ms("step"));
@@ -296,10 +297,10 @@ mod tests {
         let (loading, generating) = plan.host_bytes();
         let from_disk = plan.clone().within_host(loading + generating).unwrap();
         assert_eq!((from_disk.traffic().pinned, from_disk.traffic().on_disk), (0, plan.traffic().pinned));
-        let read = |rate: f64| from_disk.predict(card.with_disk(rate)).ms("step") / 4.0;
+        let read = |rate: f64| from_disk.predict(card.with_disk(rate)).ms("step 1");
         let least = plan.traffic().step as f64 / 3e9 * 1e3;
         assert!((least..1.05 * least).contains(&read(3e9)), "{} ms, at least {least}", read(3e9));
-        assert_eq!(read(1e12) * 4.0, streamed.ms("step"));
+        assert_eq!(read(1e12), streamed.ms("step 1"));
         // In its timeline, a block's copy ends before the block begins to compute, and copies do not overlap.
         let uploads: Vec<&Interval> = streamed.intervals.iter().filter(|i| i.is_upload).collect();
         assert!(uploads.len() > 4 * 57 && uploads.windows(2).all(|pair| pair[0].end <= pair[1].start));

@@ -13,7 +13,7 @@ use crate::device::{Config, Device, Event, HostBuffer, Params, StreamId, View, W
 use crate::memory::arena::Arena;
 use crate::models::flux::{BRANCHES, Inputs, Outputs};
 use crate::program::op::{Kept, Op};
-use crate::program::{Kind, Origin, Placed, Program, Run, STREAM, What, When};
+use crate::program::{Kind, Origin, Placed, Program, Run, STREAM, What};
 use crate::{Error, Result};
 
 use super::disk::Disk;
@@ -70,13 +70,19 @@ enum Ready {
 struct BoundStage {
     name: &'static str,
     ops: Range<usize>,
-    repeats: usize,
-    when: When,
+    /// The turns that it takes in each kind of run.
+    turns: [(Run, Range<usize>); Run::ALL.len()],
     /// What no buffer holds when a turn begins: on the emulator it is overwritten, so that a read of it shows.
     dead: Vec<View<u8>>,
     kept: Vec<(Kept, View<u8>)>,
     /// Of every turn, for timings.
     labels: Vec<Arc<str>>,
+}
+
+impl BoundStage {
+    fn turns(&self, run: Run) -> Range<usize> {
+        self.turns.iter().find(|(kind, _)| *kind == run).map_or(0..0, |(_, turns)| turns.clone())
+    }
 }
 
 impl Bound {
@@ -128,8 +134,7 @@ impl Bound {
             Ok(BoundStage {
                 name: stage.name,
                 ops: stage.ops.clone(),
-                repeats: stage.repeats,
-                when: stage.when,
+                turns: Run::ALL.map(|run| (run, stage.turns(run))),
                 dead,
                 kept: kept?,
                 labels: (0..stage.repeats).map(|turn| stage.label(turn).into()).collect(),
@@ -138,7 +143,7 @@ impl Bound {
         let stages = placed.program.stages.iter().map(stage).collect::<Result<Vec<_>>>()?;
         let events = signals.iter().map(|_| device.create_event()).collect::<Result<_>>()?;
         let from_disk = Run::ALL.map(|run| (run, from_disk(&stages, &ops, run)));
-        let clock = Clock::new(device, stages.iter().map(|stage| stage.repeats).sum())?;
+        let clock = Clock::new(device, stages.iter().map(|stage| stage.labels.len()).sum())?;
         Ok(Bound { plan, ops, stages, events, clock, from_disk })
     }
 
@@ -196,9 +201,9 @@ impl Bound {
         progress: &mut OnProgress<'_>,
     ) -> Result<()> {
         let Pinned { weights, mut disk, host, dumps: mut dump_host } = pinned;
-        let Bound { ops, stages, events, clock, .. } = self;
+        let Bound { plan, ops, stages, events, clock, .. } = self;
         clock.start(device)?;
-        for stage in stages.iter().filter(|stage| stage.when.is_in(run)) {
+        for stage in stages.iter().filter(|stage| !stage.turns(run).is_empty()) {
             let announced = match stage.name {
                 "clip" => Some(Progress::TextEncoding),
                 "vae" => Some(Progress::Decoding),
@@ -207,7 +212,7 @@ impl Bound {
             if announced.is_some_and(|event| progress(event).is_break()) {
                 return Err(Error::Stopped);
             }
-            for turn in 0..stage.repeats {
+            for turn in stage.turns(run) {
                 if device.capability().is_emulator {
                     for view in &stage.dead {
                         device.fill(STREAM, view, 0xff)?;
@@ -220,7 +225,8 @@ impl Bound {
                 }
                 clock.stage(device, stage.labels[turn].clone())?;
                 if stage.name == "step" {
-                    if progress(Progress::Step { index: turn, total: stage.repeats }).is_break() {
+                    let total = plan.shape.steps;
+                    if progress(Progress::Step { index: turn, total }).is_break() {
                         return Err(Error::Stopped);
                     }
                     clock.keep_pace(device)?;
@@ -235,7 +241,7 @@ impl Bound {
         drain(ops, device)
     }
 
-    /// Enqueues one turn of the stage called `name` and nothing else: what the host pays for it.
+    /// Enqueues one turn of the last stage called `name` and nothing else: what the host pays for it.
     #[cfg(test)]
     pub fn enqueue_once(
         &self,
@@ -244,7 +250,7 @@ impl Bound {
         host: &mut HostBuffer,
         name: &str,
     ) -> Result<usize> {
-        let stage = self.stages.iter().find(|stage| stage.name == name);
+        let stage = self.stages.iter().rfind(|stage| stage.name == name);
         let ops = &self.ops[stage.map_or(0..0, |stage| stage.ops.clone())];
         enqueue(device, ops, &self.events, (weights, None), host)?;
         Ok(ops.len())
@@ -262,8 +268,7 @@ impl Drop for Drained<'_> {
 
 /// Units that a run copies from disk, in order.
 fn from_disk(stages: &[BoundStage], ops: &[BoundOp], run: Run) -> Arc<[usize]> {
-    let taken = stages.iter().filter(|stage| stage.when.is_in(run));
-    let turns = taken.flat_map(|stage| (0..stage.repeats).map(|_| &ops[stage.ops.clone()]));
+    let turns = stages.iter().flat_map(|stage| stage.turns(run).map(|_| &ops[stage.ops.clone()]));
     let unit = |op: &BoundOp| match op.what {
         Ready::Upload { from: Origin::Disk(unit), .. } => Some(unit),
         _ => None,

@@ -159,11 +159,21 @@ pub(crate) struct Stage {
     pub ops: Range<usize>,
     pub repeats: usize,
     pub when: When,
+    /// In runs that are such, the first turn is another stage's, which stands before this one.
+    pub begun: Option<When>,
     /// What can be looked at when it ends.
     pub kept: Vec<Kept>,
 }
 
 impl Stage {
+    /// The turns that it takes in such a run.
+    pub fn turns(&self, run: Run) -> Range<usize> {
+        match self.when.is_in(run) {
+            true => usize::from(self.begun.is_some_and(|when| when.is_in(run)))..self.repeats,
+            false => 0..0,
+        }
+    }
+
     /// What its turn is called in timings and predictions: `clip`, `step 3`.
     pub fn label(&self, turn: usize) -> String {
         match self.name {
@@ -213,11 +223,6 @@ impl When {
             When::Modulated => run == Run::Modulated,
         }
     }
-
-    /// Whether a stage of this kind takes place whenever one of the `other` does.
-    pub fn covers(self, other: When) -> bool {
-        Run::ALL.into_iter().all(|run| self.is_in(run) || !other.is_in(run))
-    }
 }
 
 /// A tensor that can be read back at the end of a stage.
@@ -233,25 +238,16 @@ pub(crate) struct Kept {
 impl Program {
     /// Operations in the order of a `run`, with a repeated stage's twice: what holds between two turns holds between all.
     pub fn unrolled(&self, run: Run) -> Vec<usize> {
-        let turns = |stage: &Stage| std::iter::repeat_n(stage.ops.clone(), stage.repeats.min(2));
-        self.stages.iter().filter(|stage| stage.when.is_in(run)).flat_map(turns).flatten().collect()
+        let turns = |stage: &Stage| std::iter::repeat_n(stage.ops.clone(), stage.turns(run).len().min(2));
+        self.stages.iter().flat_map(turns).flatten().collect()
     }
 
     /// Runs that differ in their stages.
     pub fn runs(&self) -> Vec<Run> {
-        let stages =
-            |run: Run| -> Vec<bool> { self.stages.iter().map(|stage| stage.when.is_in(run)).collect() };
+        let turns =
+            |run: Run| -> Vec<Range<usize>> { self.stages.iter().map(|stage| stage.turns(run)).collect() };
         let mut runs: Vec<Run> = Run::ALL.to_vec();
-        runs.dedup_by_key(|run| stages(*run));
+        runs.dedup_by_key(|run| turns(*run));
         runs
-    }
-
-    /// Multiply-adds times two of the stage called `name`, one turn of it.
-    pub fn flops(&self, name: &str) -> u64 {
-        let stages = self.stages.iter().filter(|stage| stage.name == name);
-        stages
-            .flat_map(|stage| &self.ops[stage.ops.clone()])
-            .map(|op| op.work.flops)
-            .fold(0, u64::saturating_add)
     }
 }

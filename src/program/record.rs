@@ -91,7 +91,16 @@ impl Recorder {
     pub fn stage_when(&mut self, when: When, name: &'static str, repeats: usize) -> Result<()> {
         self.end_stage()?;
         let start = self.program.ops.len();
-        self.stage = Some(Stage { name, ops: start..start, repeats, when, kept: Vec::new() });
+        self.stage = Some(Stage { name, ops: start..start, repeats, when, begun: None, kept: Vec::new() });
+        Ok(())
+    }
+
+    /// As [`Recorder::stage`], but that in runs that are `begun` the stage before was the first of the `repeats` turns.
+    pub fn stage_begun(&mut self, begun: When, name: &'static str, repeats: usize) -> Result<()> {
+        self.stage(name, repeats)?;
+        if let Some(stage) = &mut self.stage {
+            stage.begun = Some(begun);
+        }
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! What stays on the device. Weights that do not fit lie in pinned memory, and are copied a [`Unit`] at a time on the copy
 //! stream, ahead of the operations that read them: the copy of a unit may begin when the unit before the last has been read, so
-//! that it hides behind what is computed with the last one, and two units at a time are on the device.
+//! that it hides behind what is computed with the last one, and two units of a [`Tier`] at a time are on the device.
 //!
 //! In a repeated stage the first unit of the next turn is copied behind the last of this one. What the last turn copies so is
 //! for nothing, and costs nothing: nobody waits for it.
@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::op::{Buffer, Kind, Op, Origin, Program, Stage, Tier, Touch, What};
+use super::op::{Buffer, Kind, Op, Origin, Program, Run, Stage, Tier, Touch, What};
 use super::place::ALIGNMENT;
 use crate::device::{Mode, Rows, StreamId, Work};
 use crate::{Error, Result};
@@ -86,6 +86,8 @@ pub(crate) struct Streamed {
     names: BTreeSet<String>,
     /// Those of them for which pinned memory has no room.
     on_disk: BTreeSet<String>,
+    /// Whether modulations wait until a block is done.
+    is_tight: bool,
 }
 
 impl Streamed {
@@ -108,7 +110,12 @@ impl Streamed {
     }
 
     pub fn of<'a>(names: impl IntoIterator<Item = &'a String>) -> Streamed {
-        Streamed { names: names.into_iter().cloned().collect(), on_disk: BTreeSet::new() }
+        Streamed { names: names.into_iter().cloned().collect(), ..Streamed::default() }
+    }
+
+    /// The same in less memory, which may take longer.
+    pub fn tight(self) -> Streamed {
+        Streamed { is_tight: true, ..self }
     }
 
     /// The same with these of them on disk.
@@ -133,11 +140,11 @@ impl Streamed {
 /// What the buffer is called in which a streamed unit is put together.
 pub(crate) const UNIT_IN_THE_MAKING: &str = "load.unit";
 
-/// Operations `first..=last`, which read of all streamed units only this one.
+/// Operations that begin at `first`, which read of all streamed units of one tier only this one.
 struct Visit {
     unit: usize,
+    tier: Tier,
     first: usize,
-    last: usize,
 }
 
 /// `program` with the `streamed` units in buffers that operations fill, by copies that are inserted.
@@ -176,9 +183,9 @@ pub(crate) fn residency(mut program: Program, streamed: &Streamed) -> Result<Pro
     };
     program.ops.iter_mut().flat_map(|op| &mut op.touches).for_each(to_whole);
 
-    let visits = visits(&program, first_unit)?;
+    let visits = visits(&program, &units, first_unit)?;
     let mut copies: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-    for (before, unit) in places(&program.stages, &visits) {
+    for (before, unit) in places(&program.stages, &visits, streamed.is_tight) {
         copies.entry(before).or_default().push(unit);
     }
     let upload = |unit: usize| {
@@ -188,7 +195,7 @@ pub(crate) fn residency(mut program: Program, streamed: &Streamed) -> Result<Pro
         let what = What::Upload { from: origins[unit] };
         Op { what, stream: StreamId::Copy, touches: vec![touch], work: Work::default() }
     };
-    let mut ops = Vec::with_capacity(program.ops.len() + visits.len());
+    let mut ops = Vec::with_capacity(program.ops.len() + copies.len());
     let mut recorded = program.ops.into_iter().enumerate();
     for stage in &mut program.stages {
         let start = ops.len();
@@ -205,50 +212,76 @@ pub(crate) fn residency(mut program: Program, streamed: &Streamed) -> Result<Pro
     Ok(program)
 }
 
-/// Which units are read, in the order of the operations; `first_unit` is the buffer of the first.
-fn visits(program: &Program, first_unit: usize) -> Result<Vec<Visit>> {
-    let mut visits: Vec<Visit> = Vec::new();
-    for (stage, i) in program.stages.iter().flat_map(|stage| stage.ops.clone().map(move |i| (stage, i))) {
-        let touched: BTreeSet<usize> =
-            program.ops[i].touches.iter().filter_map(|touch| touch.buffer.checked_sub(first_unit)).collect();
-        if touched.len() > 1 {
-            return Err(Error::Internal(format!("operation {i} reads {} streamed units", touched.len())));
+/// Which units are read, in the order of the operations, stage by stage; `first_unit` is the buffer of the first.
+fn visits(program: &Program, units: &[Unit], first_unit: usize) -> Result<Vec<Vec<Visit>>> {
+    let of_stage = |stage: &Stage| {
+        let mut visits: Vec<Visit> = Vec::new();
+        for i in stage.ops.clone() {
+            let touches = program.ops[i].touches.iter();
+            let touched: BTreeSet<usize> =
+                touches.filter_map(|touch| touch.buffer.checked_sub(first_unit)).collect();
+            if touched.len() > 1 {
+                return Err(Error::Internal(format!("operation {i} reads {} streamed units", touched.len())));
+            }
+            let Some(&unit) = touched.first() else { continue };
+            let tier = units[unit].tier;
+            let last = visits.iter().rev().find(|visit| visit.tier == tier);
+            if last.is_none_or(|visit| visit.unit != unit) {
+                visits.push(Visit { unit, tier, first: i });
+            }
         }
-        let Some(&unit) = touched.first() else { continue };
-        match visits.last_mut().filter(|visit| visit.unit == unit && stage.ops.contains(&visit.first)) {
-            Some(visit) => visit.last = i,
-            None => visits.push(Visit { unit, first: i, last: i }),
-        }
-    }
-    Ok(visits)
+        Ok(visits)
+    };
+    program.stages.iter().map(of_stage).collect()
 }
 
-/// Which units are copied where: the operation before which it is, and the unit.
-fn places(stages: &[Stage], visits: &[Visit]) -> Vec<(usize, usize)> {
+/// Which units are copied where: the operation before which it is, and the unit. Where a stage reads modulations and blocks by
+/// turns, a block is copied while the one before computes, and before it the modulation of both: beside two blocks, or, where
+/// it is tight, when there is room for it again.
+fn places(stages: &[Stage], visits: &[Vec<Visit>], is_tight: bool) -> Vec<(usize, usize)> {
     let mut places = Vec::new();
-    // In the stage before, where what the next one reads first can be copied.
-    let mut ahead: Option<usize> = None;
-    let mut rest = visits;
-    for (i, stage) in stages.iter().enumerate() {
-        let num = rest.iter().take_while(|visit| stage.ops.contains(&visit.first)).count();
-        let (own, others) = rest.split_at(num);
-        rest = others;
-        if let Some(first) = own.first() {
-            places.push((ahead.unwrap_or(stage.ops.start), first.unit));
-            places.extend(own.windows(2).map(|pair| (pair[0].first, pair[1].unit)));
+    for (i, (stage, own)) in stages.iter().zip(visits).enumerate() {
+        let before = stages_before(stages, i);
+        for (at, visit) in own.iter().enumerate() {
+            let of_tier = |other: &&Visit| other.tier == visit.tier;
+            let is_beside = visit.tier == Tier::Modulation && own.iter().any(|other| !of_tier(&other));
+            if is_beside && is_tight {
+                places.push((visit.first, visit.unit));
+                continue;
+            }
+            if let Some(last) = own[..at].iter().rev().find(|other| is_beside || of_tier(other)) {
+                places.push((last.first, visit.unit));
+                continue;
+            }
+            if before.is_empty() {
+                places.push((stage.ops.start, visit.unit));
+                continue;
+            }
+            for &earlier in &before {
+                let last = visits[earlier].iter().rev().find(of_tier).or(visits[earlier].last());
+                let place = last.map_or(stages[earlier].ops.start, |last| last.first);
+                places.push((place, visit.unit));
+            }
             // For the next turn.
-            let last = own.last().filter(|_| stage.repeats > 1 && num > 1 && ahead.is_some());
-            places.extend(last.map(|last| (last.first, first.unit)));
+            let last = own.iter().rev().find(of_tier).filter(|last| last.first != visit.first);
+            places.extend(last.filter(|_| stage.repeats > 1).map(|last| (last.first, visit.unit)));
         }
-        let can = stages.get(i + 1).is_some_and(|next| can_prefetch(stage, next));
-        ahead = can.then(|| own.last().map_or(stage.ops.start, |visit| visit.first));
     }
     places
 }
 
-/// Whether what the next stage reads may be copied in this one: it takes place once whenever the next does.
-fn can_prefetch(stage: &Stage, next: &Stage) -> bool {
-    stage.repeats == 1 && !stage.ops.is_empty() && stage.when.covers(next.when)
+/// The stages that come right before stage `i`, in some run, where what that reads first can be copied in each of them: none is
+/// repeated.
+fn stages_before(stages: &[Stage], i: usize) -> BTreeSet<usize> {
+    let mut all = BTreeSet::new();
+    for run in Run::ALL.into_iter().filter(|run| !stages[i].turns(*run).is_empty()) {
+        let before = (0..i).rev().find(|&j| !stages[j].turns(run).is_empty());
+        match before.filter(|&j| stages[j].repeats == 1 && !stages[j].ops.is_empty()) {
+            Some(before) => drop(all.insert(before)),
+            None => return BTreeSet::new(),
+        }
+    }
+    all
 }
 
 #[cfg(test)]

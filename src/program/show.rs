@@ -86,7 +86,8 @@ pub(crate) fn launches(placed: &Placed) -> String {
             When::Modulating => ", of new steps",
             When::Modulated => ", of steps seen before",
         };
-        let _ = writeln!(text, "{} x {}{when}", stage.name, stage.repeats);
+        let begun = if stage.begun.is_some() { ", those that are left" } else { "" };
+        let _ = writeln!(text, "{} x {}{when}{begun}", stage.name, stage.repeats);
         for i in stage.ops.clone() {
             let op = &program.ops[i];
             let what = match &op.what {

@@ -105,6 +105,7 @@ fn random_program(seed: u64) -> Program {
             ops,
             repeats: 1 + rng.below(3),
             when: When::Always,
+            begun: None,
             kept: Vec::new(),
         });
     }
@@ -141,9 +142,10 @@ fn random_streaming_program(seed: u64) -> (Program, Streamed) {
     }
     let bytes = CELL * (1 + rng.below(30));
     let states: Vec<usize> = (0..2).map(|i| buffer(format!("x{i}"), bytes, Kind::Work)).collect();
-    // Each reads one unit and what the one before has left.
+    // Each reads one unit and what the one before has left; the second stage may be the third's first turn.
     let (mut state, mut is_first) = (0, true);
-    for name in ["one", "two", "three"].into_iter().take(1 + rng.below(3)) {
+    let (num_stages, begins) = (1 + rng.below(3), rng.below(2) == 0);
+    for (i, name) in ["one", "two", "three"].into_iter().take(num_stages).enumerate() {
         let start = program.ops.len();
         for _ in 0..1 + rng.below(7) {
             let unit = &weights[rng.below(num_units)];
@@ -163,16 +165,19 @@ fn random_streaming_program(seed: u64) -> (Program, Streamed) {
             program.ops.push(op(StreamId::Compute, touches));
             state = 1 - state;
         }
-        let repeats = if start == 0 { 1 } else { 1 + rng.below(3) };
+        let (is_begin, is_begun) = (begins && i == 1 && num_stages == 3, begins && i == 2);
+        let repeats = if start == 0 || is_begin { 1 } else { 1 + rng.below(3) };
         program.stages.push(Stage {
             name,
             ops: start..program.ops.len(),
             repeats,
-            when: When::Always,
+            when: if is_begin { When::Modulating } else { When::Always },
+            begun: is_begun.then_some(When::Modulating),
             kept: Vec::new(),
         });
     }
-    (program, Streamed::of(&gone))
+    let streamed = Streamed::of(&gone);
+    (program, if rng.below(2) == 0 { streamed.tight() } else { streamed })
 }
 
 #[test]
@@ -362,7 +367,8 @@ fn sample() -> Program {
         op(compute, vec![whole(t, Mode::Read), whole(z, Mode::Update)]),
         op(compute, to(out, &[sum, z])),
     ];
-    let stage = |name, ops, repeats| Stage { name, ops, repeats, when: When::Always, kept: Vec::new() };
+    let stage =
+        |name, ops, repeats| Stage { name, ops, repeats, when: When::Always, begun: None, kept: Vec::new() };
     program.stages = vec![stage("before", 0..6, 1), stage("turn", 6..9, 4), stage("after", 9..10, 1)];
     program.stages[2].kept = vec![super::op::Kept {
         name: "out".to_string(),
@@ -498,7 +504,14 @@ fn lifetimes_see_rows_and_columns() {
             }
         }
     }
-    program.stages.push(Stage { name: "all", ops: 0..8, repeats: 1, when: When::Always, kept: Vec::new() });
+    program.stages.push(Stage {
+        name: "all",
+        ops: 0..8,
+        repeats: 1,
+        when: When::Always,
+        begun: None,
+        kept: Vec::new(),
+    });
     assert_eq!(liveness::liveness(&program), [vec![(0, 7)]]);
     // Without the last look at them, the buffer is free for a moment.
     program.buffers.push(Buffer { name: "other".to_string(), bytes: 256, kind: Kind::Work });

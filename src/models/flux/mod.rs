@@ -25,7 +25,7 @@ use crate::program::{HostRange, Recorder, STREAM, When};
 use crate::weights::{Needed, Part};
 use crate::{Error, Result};
 
-use transformer::{Extent, SINUSOID_WIDTH, Transformer};
+use transformer::{Extent, Modulated, Modulations, SINUSOID_WIDTH, Transformer};
 
 /// How the stages of the prompt and of the negative prompt are called in dumps.
 pub(crate) const BRANCHES: [&str; 2] = ["", "neg_"];
@@ -124,16 +124,25 @@ pub(crate) fn record(
     let Encoded { pooled, context } = encoded;
     let mut net = Network::new(recorder, weights, Part::Transformer, quantize, &config.in_nf4);
     let steps = Steps::new(&mut net, config, shape)?;
-    net.recorder.stage_when(steps.modulating(), "modulation", 1)?;
-    steps.modulate(&mut net, &pooled, &mut inputs)?;
-    if let Some(range) = inputs.modulations {
-        net.recorder.stage_when(When::Modulated, "modulation", 1)?;
-        net.recorder.send_from(range, &steps.table)?;
-    }
     net.recorder.stage("prepare", 1)?;
     steps.send(&mut net, &mut inputs)?;
-    net.recorder.stage("step", shape.steps)?;
-    steps.step(&mut net, &context, &mut guards)?;
+    let texts = steps.embed_texts(&mut net, &context)?;
+    net.recorder.stage_when(steps.modulating(), "modulation", 1)?;
+    let modulations = steps.embed(&mut net, &pooled, &mut inputs)?;
+    if steps.can_remember() {
+        net.recorder.stage_when(When::Modulated, "modulation", 1)?;
+        inputs.modulations = Some(net.recorder.send(&steps.table)?);
+    }
+    let counted = guards.steps(shape.steps)?;
+    net.recorder.stage_when(steps.modulating(), "step", 1)?;
+    steps.step(&mut net, &texts, &counted, Some(&modulations))?;
+    if let Some(range) = inputs.modulations {
+        net.recorder.fetch_to(range, &steps.table)?;
+    }
+    if shape.steps > 1 || steps.can_remember() {
+        net.recorder.stage_begun(steps.modulating(), "step", shape.steps)?;
+        steps.step(&mut net, &texts, &counted, None)?;
+    }
 
     recorder.stage("vae", 1)?;
     let (height, width) = shape.token_grid(config);
@@ -168,12 +177,11 @@ impl Guards {
         CountNonfinite::all(x, counter).launch(recorder.device(), STREAM)
     }
 
-    /// Counts in `x`, the latents, at the place of the step whose number is in `step`.
-    fn steps(&mut self, recorder: &Recorder, x: &View<f32>, step: &View<i32>, steps: usize) -> Result<()> {
-        let counter = &self.counters.slice(self.places.len(), steps)?;
+    /// The counters of the latents of all steps: u32 `[steps]`.
+    fn steps(&mut self, steps: usize) -> Result<View<u32>> {
+        let counters = self.counters.slice(self.places.len(), steps);
         self.places.extend((0..steps).map(|step| format!("the latents of step {step}")));
-        CountNonfinite { index: Some(step), ..CountNonfinite::all(x, counter) }
-            .launch(recorder.device(), STREAM)
+        counters
     }
 }
 
@@ -313,22 +321,14 @@ impl<'c> Steps<'c> {
         if self.can_remember() { When::Modulating } else { When::Always }
     }
 
-    /// Records the modulation vectors of all steps, from `pooled` f32 `[branches, pooled_width]`, and that the host gets them if it
-    /// can remember them.
-    fn modulate(&self, net: &mut Network<'_>, pooled: &View<f32>, inputs: &mut Inputs) -> Result<()> {
-        let (flux, branches) = (&self.config.flux, self.shape.branches());
+    /// Records what modulation vectors are computed from, `pooled` f32 `[branches, pooled_width]` among it.
+    fn embed(&self, net: &mut Network<'_>, pooled: &View<f32>, inputs: &mut Inputs) -> Result<Modulations> {
+        let flux = &self.config.flux;
         let sinusoids = net.buffer::<f32>("sinusoids", self.shape.steps * SINUSOID_WIDTH)?;
         inputs.sinusoids = net.recorder.send(&sinusoids)?;
         let guidance = flux.guidance.then(|| net.buffer::<f32>("guidance", SINUSOID_WIDTH)).transpose()?;
         inputs.guidance = guidance.as_ref().map(|view| net.recorder.send(view)).transpose()?;
-        let rows_len = self.table.len() / branches;
-        for branch in 0..branches {
-            let of_branch = pooled.slice(branch * flux.pooled_width, flux.pooled_width)?;
-            let rows = self.table.slice(branch * rows_len, rows_len)?;
-            self.transformer.modulate(net, &of_branch, &sinusoids, guidance.as_ref(), &rows)?;
-        }
-        inputs.modulations = self.can_remember().then(|| net.recorder.fetch(&self.table)).transpose()?;
-        Ok(())
+        self.transformer.embed(net, pooled, &sinusoids, guidance.as_ref())
     }
 
     /// Records what else comes before the first step.
@@ -343,18 +343,39 @@ impl<'c> Steps<'c> {
         net.recorder.fill(&self.step, 0)
     }
 
-    /// Records one step, which is every step, from `context` bf16 `[branches, tokens, joint_width]`.
-    fn step(&self, net: &mut Network<'_>, context: &View<bf16>, guards: &mut Guards) -> Result<()> {
+    /// Records the embedded text of every branch, from `context` bf16 `[branches, tokens, joint_width]`.
+    fn embed_texts(&self, net: &mut Network<'_>, context: &View<bf16>) -> Result<Vec<View<f32>>> {
+        let len = context.len() / self.shape.branches();
+        (0..self.shape.branches())
+            .map(|branch| self.transformer.embed_text(net, &context.slice(branch * len, len)?))
+            .collect()
+    }
+
+    /// Records a step from the embedded `texts` of all branches, which is every step; or the first, which computes the `modulations`
+    /// of all. Counts what is not finite in the latents in its element of `counted` u32 `[steps]`.
+    fn step(
+        &self,
+        net: &mut Network<'_>,
+        texts: &[View<f32>],
+        counted: &View<u32>,
+        modulations: Option<&Modulations>,
+    ) -> Result<()> {
         let (flux, branches) = (&self.config.flux, self.shape.branches());
         let tokens = self.shape.image_tokens(self.config);
         let rows_len = self.table.len() / branches;
-        let context_len = context.len() / branches;
+        let table = |branch: usize| self.table.slice(branch * rows_len, rows_len);
+        let tables: Vec<View<f32>> = (0..branches).map(table).collect::<Result<_>>()?;
         let mut velocities = Vec::new();
-        for branch in 0..branches {
+        for (branch, (table, text)) in tables.iter().zip(texts).enumerate() {
             let velocity = net.buffer::<f32>("velocity", tokens * flux.out_channels)?;
-            let rows = self.table.slice(branch * rows_len, rows_len)?;
-            let context = context.slice(branch * context_len, context_len)?;
-            self.transformer.velocity(net, &self.latents_bf16, &context, &rows, &self.step, &velocity)?;
+            let first = table.slice(0, Transformer::modulation_width(flux))?;
+            let modulated = match modulations {
+                Some(modulations) => {
+                    Modulated { row: &first, ahead: (branch == 0).then_some((modulations, &tables[..])) }
+                }
+                None => Modulated { row: self.transformer.select(net, table, &self.step)?, ahead: None },
+            };
+            self.transformer.velocity(net, &self.latents_bf16, text, &modulated, &self.step, &velocity)?;
             velocities.push(velocity);
         }
         let negative = velocities.get(1).zip(self.true_cfg_scale.as_ref());
@@ -368,7 +389,8 @@ impl<'c> Steps<'c> {
             step: &self.step,
         }
         .launch(net.device(), STREAM)?;
-        guards.steps(net.recorder, &self.latents, &self.step, self.shape.steps)?;
+        CountNonfinite { index: Some(&self.step), ..CountNonfinite::all(&self.latents, counted) }
+            .launch(net.device(), STREAM)?;
         NextStep { step: &self.step }.launch(net.device(), STREAM)?;
         let packed = [1, tokens, flux.in_channels];
         for (velocity, prefix) in velocities.iter().zip(BRANCHES) {

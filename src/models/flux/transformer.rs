@@ -2,8 +2,9 @@
 //!
 //! Token order is text, then image, in every buffer, so that the joint attention of a double block and the stream of
 //! the single blocks are the same memory. Modulation vectors depend on time and prompt only: all steps' are computed
-//! once ([`Transformer::modulate`]), before the first step; each step takes its row of them, so that its operations are the
-//! same as any other's ([`Transformer::velocity`]).
+//! once, in the first step, each block's ahead of the block ([`Modulations`]), so that their weights are copied behind its kernels
+//! where they do not stay on the device. Every other step takes its row of them ([`Transformer::select`]), and its operations are
+//! the same as any other's ([`Transformer::velocity`]).
 //!
 //! Source: diffusers `FluxTransformer2DModel`. Residual streams are f32, which is more than the reference keeps.
 
@@ -15,7 +16,7 @@ use crate::kernels::FloatOut;
 use crate::kernels::attention::{Attention, Heads};
 use crate::kernels::gemm::{Activation, Epilogue, HEAD_WIDTH, Segment};
 use crate::kernels::head_norm_rope::HeadNormRope;
-use crate::kernels::layer_norm_mod::LayerNormMod;
+use crate::kernels::layer_norm_mod::{LayerNormMod, Rest};
 use crate::kernels::select_row::SelectRow;
 use crate::models::layers::{FewRows, Linear, Network, Product, Rope, Tokens};
 use crate::program::{STREAM, Tier};
@@ -44,7 +45,7 @@ pub(crate) struct Transformer<'c> {
     pub rope_cos: View<f32>,
     /// f32 `[L, head_dim / 2]`: sines.
     pub rope_sin: View<f32>,
-    /// f32 `[steps, modulation width]`: of the branch that runs.
+    /// f32 `[modulation width]`: of the branch that runs.
     modulation: View<f32>,
     x: View<f32>,
     h: View<bf16>,
@@ -94,9 +95,64 @@ impl HeadNames {
 }
 
 /// The vectors of width `D` that one Linear of a modulation yields, behind each other in a row of all modulations.
+#[derive(Clone, Copy)]
 struct Vectors {
     column: usize,
     width: usize,
+}
+
+/// How modulation vectors come about: what they are computed from, and by which Linears.
+pub(crate) struct Modulations {
+    /// Of each branch, f32 `[steps, D]`: the sum of what is embedded.
+    embedded: Vec<View<f32>>,
+    steps: usize,
+    /// Of each block, double ones first, and of the last norm.
+    linears: Vec<Vec<(Linear, Vectors)>>,
+}
+
+impl Modulations {
+    /// Records the vectors of all steps and branches for block number `block`, or for the last norm, which follows the
+    /// blocks, into the `tables` f32 `[steps, modulation width]`, one a branch.
+    fn record(&self, net: &mut Network<'_>, block: usize, tables: &[View<f32>]) -> Result<()> {
+        for (linear, at) in &self.linears[block] {
+            for (embedded, table) in self.embedded.iter().zip(tables) {
+                let out = table.slice(at.column, table.len() - at.column)?;
+                let few = FewRows {
+                    x: embedded,
+                    rows: self.steps,
+                    silu_in: true,
+                    silu_out: false,
+                    add: None,
+                    out: &out,
+                    out_pitch: table.len() / self.steps,
+                };
+                net.gemv(linear, &few)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where a pass takes its modulation vectors from.
+pub(crate) struct Modulated<'a> {
+    /// f32 `[modulation width]`.
+    pub row: &'a View<f32>,
+    /// Where they are computed on the way, and the tables of all branches, of which `row` is a row.
+    pub ahead: Option<(&'a Modulations, &'a [View<f32>])>,
+}
+
+impl Modulated<'_> {
+    /// Block number `block` comes next.
+    fn come_to(&self, net: &mut Network<'_>, block: usize) -> Result<()> {
+        self.ahead.map_or(Ok(()), |(modulations, tables)| modulations.record(net, block, tables))
+    }
+
+    /// The first `N` vectors of those at `at`.
+    fn vectors<const N: usize>(&self, at: Vectors) -> Result<[View<f32>; N]> {
+        let views: Vec<View<f32>> =
+            (0..N).map(|i| self.row.slice(at.column + i * at.width, at.width)).collect::<Result<_>>()?;
+        views.try_into().map_err(|_| Error::Internal("a modulation of another width".to_string()))
+    }
 }
 
 impl<'c> Transformer<'c> {
@@ -129,7 +185,7 @@ impl<'c> Transformer<'c> {
         })
     }
 
-    /// f32 values of one row of [`Transformer::modulate`]'s table.
+    /// f32 values of all vectors of one step.
     pub fn modulation_width(config: &FluxConfig) -> usize {
         (12 * config.layers + 3 * config.single_layers + 2) * config.width()
     }
@@ -151,128 +207,145 @@ impl<'c> Transformer<'c> {
         Vectors { column: self.of_single(self.config.single_layers).column, width: self.config.width() }
     }
 
-    /// Records the modulation vectors of all steps, from `pooled` f32 `[pooled_width]`, `sinusoids` f32 `[steps, 256]` and that
-    /// of the guidance scale, into `table` f32 `[steps, modulation width]`.
-    pub fn modulate(
+    /// Records what modulation vectors are computed from, of each branch: `pooled` f32 `[branches, pooled_width]`, `sinusoids` f32
+    /// `[steps, 256]` and that of the guidance scale, embedded and added.
+    pub fn embed(
         &self,
         net: &mut Network<'_>,
         pooled: &View<f32>,
         sinusoids: &View<f32>,
         guidance: Option<&View<f32>>,
-        table: &View<f32>,
-    ) -> Result<()> {
+    ) -> Result<Modulations> {
         let (config, d, steps) = (self.config, self.config.width(), self.extent.steps);
         net.unit("transformer.embedders".to_string(), Tier::Fixed);
-        let hidden = net.buffer::<f32>("hidden", steps * d)?;
-        let vec_pooled = net.buffer::<f32>("vec_pooled", d)?;
-        let vec = net.buffer::<f32>("vec", steps * d)?;
-        let mut embed = |name: &str, x: &View<f32>, k, rows, add: Option<&View<f32>>, out: &View<f32>| {
-            let base =
-                FewRows { x, rows, silu_in: false, silu_out: true, add: None, out: &hidden, out_pitch: d };
-            let linear_1 = net.linear_of_rows(&format!("{name}.linear_1"), d, k)?;
-            net.gemv(&linear_1, &base)?;
-            let linear_2 = net.linear_of_rows(&format!("{name}.linear_2"), d, d)?;
-            net.gemv(&linear_2, &FewRows { x: &hidden, silu_out: false, add, out, ..base })
-        };
-        embed("time_text_embed.text_embedder", pooled, config.pooled_width, 1, None, &vec_pooled)?;
-        let add = Some(&vec_pooled);
-        if let Some(guidance) = guidance {
-            // The sum may be written in place: each element is read by the thread that writes it.
-            embed("time_text_embed.guidance_embedder", guidance, SINUSOID_WIDTH, 1, add, &vec_pooled)?;
-        }
-        embed("time_text_embed.timestep_embedder", sinusoids, SINUSOID_WIDTH, steps, add, &vec)?;
-
-        // Modulation Linears run once per prompt, blocks once per step: units of their own, so that a smaller budget can
-        // stream the one kind and keep the other.
-        let out_pitch = Self::modulation_width(config);
-        let modulate = |net: &mut Network<'_>, name: &str, vectors: usize, at: Vectors| {
-            let linear = net.linear_of_rows(name, vectors * d, d)?;
-            let out = table.slice(at.column, table.len() - at.column)?;
-            let few = FewRows {
-                x: &vec,
-                rows: steps,
-                silu_in: true,
-                silu_out: false,
-                add: None,
-                out: &out,
-                out_pitch,
+        let mut embedded = Vec::new();
+        for branch in 0..pooled.len() / config.pooled_width {
+            let pooled = &pooled.slice(branch * config.pooled_width, config.pooled_width)?;
+            let hidden = net.buffer::<f32>("hidden", steps * d)?;
+            let vec_pooled = net.buffer::<f32>("vec_pooled", d)?;
+            let vec = net.buffer::<f32>("vec", steps * d)?;
+            let mut embed = |name: &str, x: &View<f32>, k, rows, add: Option<&View<f32>>, out: &View<f32>| {
+                let base = FewRows {
+                    x,
+                    rows,
+                    silu_in: false,
+                    silu_out: true,
+                    add: None,
+                    out: &hidden,
+                    out_pitch: d,
+                };
+                let linear_1 = net.linear_of_rows(&format!("{name}.linear_1"), d, k)?;
+                net.gemv(&linear_1, &base)?;
+                let linear_2 = net.linear_of_rows(&format!("{name}.linear_2"), d, d)?;
+                net.gemv(&linear_2, &FewRows { x: &hidden, silu_out: false, add, out, ..base })
             };
-            net.gemv(&linear, &few)
+            embed("time_text_embed.text_embedder", pooled, config.pooled_width, 1, None, &vec_pooled)?;
+            let add = Some(&vec_pooled);
+            if let Some(guidance) = guidance {
+                // The sum may be written in place: each element is read by the thread that writes it.
+                let name = "time_text_embed.guidance_embedder";
+                embed(name, guidance, SINUSOID_WIDTH, 1, add, &vec_pooled)?;
+            }
+            embed("time_text_embed.timestep_embedder", sinusoids, SINUSOID_WIDTH, steps, add, &vec)?;
+            embedded.push(vec);
+        }
+        Ok(Modulations { embedded, steps, linears: self.modulation_linears(net)? })
+    }
+
+    /// Modulation Linears run once per prompt, blocks once per step: units of their own, so that a smaller budget can stream the
+    /// one kind and keep the other.
+    fn modulation_linears(&self, net: &mut Network<'_>) -> Result<Vec<Vec<(Linear, Vectors)>>> {
+        let (config, d) = (self.config, self.config.width());
+        let linear = |net: &mut Network<'_>, name: &str, vectors: usize, at: Vectors| -> Result<_> {
+            Ok((net.linear_of_rows(name, vectors * d, d)?, at))
         };
+        let mut linears = Vec::new();
         for i in 0..config.layers {
             let block = double_block(i);
             net.unit(format!("transformer.modulation.double.{i}"), Tier::Modulation);
-            modulate(net, &format!("{block}.norm1_context.linear"), 6, self.of_double(i, false))?;
-            modulate(net, &format!("{block}.norm1.linear"), 6, self.of_double(i, true))?;
+            linears.push(vec![
+                linear(net, &format!("{block}.norm1_context.linear"), 6, self.of_double(i, false))?,
+                linear(net, &format!("{block}.norm1.linear"), 6, self.of_double(i, true))?,
+            ]);
         }
         for i in 0..config.single_layers {
             let block = single_block(i);
             net.unit(format!("transformer.modulation.single.{i}"), Tier::Modulation);
-            modulate(net, &format!("{block}.norm.linear"), 3, self.of_single(i))?;
+            linears.push(vec![linear(net, &format!("{block}.norm.linear"), 3, self.of_single(i))?]);
         }
         net.unit("transformer.modulation.final".to_string(), Tier::Modulation);
-        modulate(net, "norm_out.linear", 2, self.of_norm_out())
+        linears.push(vec![linear(net, "norm_out.linear", 2, self.of_norm_out())?]);
+        Ok(linears)
     }
 
-    /// Records the velocity f32 `[image tokens, out_channels]` of `latents` bf16 `[image tokens, in_channels]` and the text
-    /// `context` bf16 `[text tokens, joint_width]`, at the step whose number is in `step`.
+    /// Records that the row of `table` f32 `[steps, modulation width]` whose number is in `step` is taken, which it returns.
+    pub fn select(&self, net: &Network<'_>, table: &View<f32>, step: &View<i32>) -> Result<&View<f32>> {
+        let width = Self::modulation_width(self.config);
+        let (rows, out) = (self.extent.steps, &self.modulation);
+        SelectRow { table, pitch: width, rows, width, index: step, out }.launch(net.device(), STREAM)?;
+        Ok(out)
+    }
+
+    /// Records the text as all steps begin with it, f32 `[text tokens, D]`, from `context` bf16 `[text tokens, joint_width]`.
+    pub fn embed_text(&self, net: &mut Network<'_>, context: &View<bf16>) -> Result<View<f32>> {
+        let (d, rows) = (self.config.width(), self.extent.text_tokens);
+        let text = net.buffer("text", rows * d)?;
+        net.unit("transformer.embedders".to_string(), Tier::Fixed);
+        let linear = net.linear(&[("context_embedder", d)], self.config.joint_width, true)?;
+        let context = Tokens { view: context, pitch: self.config.joint_width, rows };
+        net.gemm(&[Product::new(context, &linear, d, Activation::None, Epilogue::StoreF32(&text))])?;
+        Ok(text)
+    }
+
+    /// Records the velocity f32 `[image tokens, out_channels]` of `latents` bf16 `[image tokens, in_channels]` and the embedded
+    /// `text`, `modulated` for a step, whose number is in `step`.
     pub fn velocity(
         &self,
         net: &mut Network<'_>,
         latents: &View<bf16>,
-        context: &View<bf16>,
-        table: &View<f32>,
+        text: &View<f32>,
+        modulated: &Modulated<'_>,
         step: &View<i32>,
         velocity: &View<f32>,
     ) -> Result<()> {
         let (config, d) = (self.config, self.config.width());
         let (lt, li) = (self.extent.text_tokens, self.extent.image_tokens);
-        let width = Self::modulation_width(config);
-        let (rows, out) = (self.extent.steps, &self.modulation);
-        SelectRow { table, pitch: width, rows, width, index: step, out }.launch(net.device(), STREAM)?;
-
         let (x_text, x_image) = (self.x.slice(0, lt * d)?, self.x.slice(lt * d, li * d)?);
+        // Of one row, whatever the step.
+        SelectRow { table: text, pitch: lt * d, rows: 1, width: lt * d, index: step, out: &x_text }
+            .launch(net.device(), STREAM)?;
         net.unit("transformer.embedders".to_string(), Tier::Fixed);
         let none = Activation::None;
-        let text = Tokens { view: context, pitch: config.joint_width, rows: lt };
-        let linear = net.linear(&[("context_embedder", d)], config.joint_width, true)?;
-        net.gemm(&[Product::new(text, &linear, d, none, Epilogue::StoreF32(&x_text))])?;
         let image = Tokens { view: latents, pitch: config.in_channels, rows: li };
         let linear = net.linear(&[("x_embedder", d)], config.in_channels, true)?;
         net.gemm(&[Product::new(image, &linear, d, none, Epilogue::StoreF32(&x_image))])?;
         for i in 0..config.layers {
+            modulated.come_to(net, i)?;
             net.unit(format!("transformer.double.{i}"), Tier::Block);
-            self.double(net, i, &x_text, &x_image)?;
+            self.double(net, i, &x_text, &x_image, modulated)?;
         }
         for i in 0..config.single_layers {
+            modulated.come_to(net, config.layers + i)?;
             net.unit(format!("transformer.single.{i}"), Tier::Block);
-            self.single(net, i)?;
+            self.single(net, i, modulated)?;
         }
+        modulated.come_to(net, config.layers + config.single_layers)?;
         net.unit("transformer.final".to_string(), Tier::Fixed);
-        let [scale, shift] = self.vectors(self.of_norm_out())?;
-        self.norm(net, &x_image, li, &scale, &shift, &self.h)?;
+        let [scale, shift] = modulated.vectors(self.of_norm_out())?;
+        self.norm(net, &x_image, li, [&scale, &shift], None)?;
         let h = Tokens { view: &self.h, pitch: d, rows: li };
         let linear = net.linear(&[("proj_out", config.out_channels)], d, true)?;
         net.gemm(&[Product::new(h, &linear, config.out_channels, none, Epilogue::StoreF32(velocity))])
     }
 
-    /// The first `N` vectors of this step's row.
-    fn vectors<const N: usize>(&self, at: Vectors) -> Result<[View<f32>; N]> {
-        let views: Vec<View<f32>> = (0..N)
-            .map(|i| self.modulation.slice(at.column + i * at.width, at.width))
-            .collect::<Result<_>>()?;
-        views.try_into().map_err(|_| Error::Internal("a modulation of another width".to_string()))
-    }
-
-    /// `out = (1 + scale) * LayerNorm(x) + shift`
+    /// `h = (1 + scale) * LayerNorm(x) + shift`
     fn norm(
         &self,
-        net: &mut Network<'_>,
+        net: &Network<'_>,
         x: &View<f32>,
         rows: usize,
-        scale: &View<f32>,
-        shift: &View<f32>,
-        out: &View<bf16>,
+        [scale, shift]: [&View<f32>; 2],
+        rest: Option<Rest<'_>>,
     ) -> Result<()> {
         let d = self.config.width();
         LayerNormMod {
@@ -282,10 +355,10 @@ impl<'c> Transformer<'c> {
             width: d,
             scale,
             shift,
-            rest: None,
+            rest,
             scale_offset: 1.0,
             eps: NORM_EPS,
-            out: FloatOut::Bf16(out),
+            out: FloatOut::Bf16(&self.h),
             out_pitch: d,
         }
         .launch(net.device(), STREAM)
@@ -297,17 +370,21 @@ impl<'c> Transformer<'c> {
         block: usize,
         x_text: &View<f32>,
         x_image: &View<f32>,
+        modulated: &Modulated<'_>,
     ) -> Result<()> {
         let (d, ff) = (self.config.width(), self.config.ff());
         let (lt, li) = (self.extent.text_tokens, self.extent.image_tokens);
         let name = double_block(block);
         let [t_shift1, t_scale1, t_gate1, t_shift2, t_scale2, t_gate2] =
-            self.vectors(self.of_double(block, false))?;
+            modulated.vectors(self.of_double(block, false))?;
         let [i_shift1, i_scale1, i_gate1, i_shift2, i_scale2, i_gate2] =
-            self.vectors(self.of_double(block, true))?;
+            modulated.vectors(self.of_double(block, true))?;
         let (h_text, h_image) = (self.h.slice(0, lt * d)?, self.h.slice(lt * d, li * d)?);
-        self.norm(net, x_text, lt, &t_scale1, &t_shift1, &h_text)?;
-        self.norm(net, x_image, li, &i_scale1, &i_shift1, &h_image)?;
+        let norm = |net: &Network<'_>, text: [&View<f32>; 2], [scale, shift]: [&View<f32>; 2]| {
+            let rest = Some(Rest { first_row: lt, scale, shift });
+            self.norm(net, &self.x, lt + li, text, rest)
+        };
+        norm(net, [&t_scale1, &t_shift1], [&i_scale1, &i_shift1])?;
 
         let tokens = |view, rows| Tokens { view, pitch: d, rows };
         let (of_text, of_image) = (HeadNames::of_text(&name), HeadNames::of_image(&name));
@@ -341,8 +418,7 @@ impl<'c> Transformer<'c> {
             Product::new(wide(&attended_text, lt), &text_out, d, none, to_text),
             Product::new(wide(&attended_image, li), &image_out, d, none, to_image),
         ])?;
-        self.norm(net, x_text, lt, &t_scale2, &t_shift2, &h_text)?;
-        self.norm(net, x_image, li, &i_scale2, &i_shift2, &h_image)?;
+        norm(net, [&t_scale2, &t_shift2], [&i_scale2, &i_shift2])?;
         let text_in = net.linear(&[(&format!("{name}.ff_context.net.0.proj"), ff)], d, true)?;
         let image_in = net.linear(&[(&format!("{name}.ff.net.0.proj"), ff)], d, true)?;
         net.gemm(&[
@@ -359,12 +435,12 @@ impl<'c> Transformer<'c> {
         ])
     }
 
-    fn single(&self, net: &mut Network<'_>, block: usize) -> Result<()> {
+    fn single(&self, net: &mut Network<'_>, block: usize, modulated: &Modulated<'_>) -> Result<()> {
         let (d, ff) = (self.config.width(), self.config.ff());
         let rows = self.extent.text_tokens + self.extent.image_tokens;
         let name = single_block(block);
-        let [shift, scale, gate] = self.vectors(self.of_single(block))?;
-        self.norm(net, &self.x, rows, &scale, &shift, &self.h)?;
+        let [shift, scale, gate] = modulated.vectors(self.of_single(block))?;
+        self.norm(net, &self.x, rows, [&scale, &shift], None)?;
         let mlp = self.wide.slice(d, self.wide.len() - d)?;
         let HeadNames { qkv: [q, k, v], norms } = HeadNames::of_image(&name);
         let parts = [(&q[..], d), (&k, d), (&v, d), (&format!("{name}.proj_mlp"), ff)];
