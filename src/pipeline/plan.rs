@@ -323,8 +323,9 @@ impl Plan {
 
     /// The same within `budget_bytes` of device memory: as many weights as fit stay there, the others lie in pinned memory and are
     /// copied when they are needed. First to leave are layers of the text encoders, which run once a prompt, then the modulations,
-    /// then blocks. Where blocks must leave, all of them do if that is faster, by [`Plan::predict`] on the slowest [`Card`]: their copies
-    /// hide behind a step's kernels, and what would have left before them may stay. Pictures are the same, bit for bit.
+    /// then blocks. Where blocks must leave, all of them do if that is faster, by [`Plan::predict`] on the [`Card`] that the plan is for,
+    /// or the slowest where that is none of them: their copies hide behind a step's kernels, and what would have left before them may
+    /// stay. Pictures are the same, bit for bit.
     ///
     /// ```
     /// # use schnell::{Model, Plan, Quantize, Shape};
@@ -375,7 +376,7 @@ impl Plan {
             return plan.fit_host();
         }
         let other = self.with_streamed(fewest(Tier::BLOCKS_FIRST)?)?;
-        let ms = |plan: &Plan| plan.predict(Card::ALL[0]).total_ms;
+        let ms = |plan: &Plan| plan.predict(Card::like(&plan.capability)).total_ms;
         if ms(&other) < ms(&plan) { other.fit_host() } else { plan.fit_host() }
     }
 

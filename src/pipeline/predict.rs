@@ -124,6 +124,12 @@ impl Card {
         Card::ALL.into_iter().find(|card| card.name == name)
     }
 
+    /// The one that is most like this machine: of its architecture and as many SMs; the first where there is none.
+    pub(super) fn like(machine: &Capability) -> Card {
+        let is_like = |card: &Card| (card.arch, card.num_sms) == (machine.arch, machine.num_sms);
+        Card::ALL.into_iter().find(is_like).unwrap_or(Card::ALL[0])
+    }
+
     /// What a plan for it depends on.
     pub fn capability(&self) -> Capability {
         Capability {

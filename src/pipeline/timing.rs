@@ -12,7 +12,7 @@ use crate::device::{Device, Event, StreamId};
 #[non_exhaustive]
 pub struct StageTime {
     /// `tokenize`, `inputs`, `clip`, `t5`, `modulation`, `step 0`, ..., `vae`, `copy`; for a prompt seen before `recall` in place of
-    /// `clip` and `t5`.
+    /// `clip` and `t5`. Modulation vectors are computed in `step 0`, or sent in `modulation` where they are known.
     pub stage: String,
     /// Milliseconds: of the host for `tokenize` and `inputs` (noise, tables, embeddings from their files), between two events of the device for all others.
     pub ms: f64,

@@ -524,6 +524,7 @@ fn lifetimes_see_rows_and_columns() {
 
 /// The published models at every size, without weights: `Plan::new` ends with the check.
 mod full_size {
+    use super::What;
     use crate::config::PipelineConfig;
     use crate::pipeline::{Plan, Quantize, Shape};
 
@@ -545,6 +546,18 @@ mod full_size {
         }
         let shape = Shape { t5_length: 512, ..Shape::default() };
         Plan::new(&PipelineConfig::schnell(), shape, Quantize::None).unwrap();
+    }
+
+    /// Beside its blocks a step embeds, ends and counts; nothing is launched that could be a part of something else.
+    #[test]
+    fn a_step_is_few_launches() {
+        let (config, shape) = (PipelineConfig::schnell(), Shape::square(1024));
+        let plan = Plan::new(&config, shape, Quantize::Nf4).unwrap();
+        let program = &plan.shapes[0].placed.program;
+        let step = program.stages.iter().rfind(|stage| stage.name == "step").unwrap();
+        let ops = &program.ops[step.ops.clone()];
+        let launches = ops.iter().filter(|op| matches!(op.what, What::Launch { .. })).count();
+        assert_eq!(launches, 7 * config.flux.layers + 4 * config.flux.single_layers + 8);
     }
 
     /// Budgets from the least to the most, at six sizes: each plan keeps within its own, and uses it.
