@@ -133,8 +133,10 @@ class Picture:
         self.text_tokens = int(re.search(r"(\d+) T5 tokens", text)[1])
         self.stages, current = [], None
         for line in text.splitlines():
-            if match := re.fullmatch(r"(\w+) x (\d+)(, of .*)?", line):
-                current = (match[1], int(match[2]), [])
+            if match := re.fullmatch(r"(\w+) x (\d+)(, .*)?", line):
+                # The first of the turns is a stage of its own.
+                repeats = int(match[2]) - ("those that are left" in (match[3] or ""))
+                current = (match[1], repeats, [])
                 if "seen before" not in (match[3] or ""):
                     self.stages.append(current)
             elif current and (match := re.match(r" *\d+  (.+?) +([\d.]+) GFLOP(?: +([\d.]+) MB)?  (.*)", line)):
