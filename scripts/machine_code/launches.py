@@ -161,8 +161,8 @@ class Picture:
         return [(*key[:3], times, spent, launch) for key, (times, spent, launch) in found.items()], unknown
 
 
-def picture(program, model, side):
-    command = [program, "plan", "--launches", "--width", str(side), "--height", str(side), "--model", model]
+def picture(program, model, side, card):
+    command = [program, "plan", "--launches", "--card", card, "--width", str(side), "--height", str(side), "--model", model]
     try:
         return Picture(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -189,10 +189,9 @@ def loops_table():
 def print_all(program, model, sides, cards):
     """Launches that take at least a thousandth of a picture, then the stages."""
     for side in sides:
-        planned = picture(program, model, side)
         for name in cards:
             card = sm.constants()["card"][name]
-            lines, unknown = planned.lines(card)
+            lines, unknown = picture(program, model, side, name).lines(card)
             stages = {}
             for stage, repeats, _, _, spent, _ in lines:
                 stages[stage] = stages.get(stage, 0) + repeats * spent

@@ -93,11 +93,13 @@ impl Loop {
 
 impl Card {
     /// All that are known. PCIe: 12.3 and 25 GB/s are what nvbandwidth finds in 3.0 x16 and 4.0 x16, 55 was measured on the H200.
-    pub const ALL: [Card; 4] = [
+    pub const ALL: [Card; 5] = [
         Card::new("rtx3060", [86, 28], [25.5e12, 0.86], 360e9, 12.3e9),
         Card::new("rtx4090", [89, 128], [165.2e12, 0.86], 1008e9, 25e9),
         Card::new("h100", [90, 132], [989e12, 0.27], 3350e9, 55e9),
         Card::new("h200", [90, 132], [989e12, 0.27], 4800e9, 55e9),
+        // Of 40 GB.
+        Card::new("a100", [80, 108], [312e12, 0.65], 1555e9, 25e9),
     ];
 
     const fn new(
@@ -136,7 +138,11 @@ impl Card {
             name: self.name.to_string(),
             arch: self.arch,
             num_sms: self.num_sms,
-            smem_per_cta_bytes: if self.arch / 10 == 9 { 227 << 10 } else { 99 << 10 },
+            smem_per_cta_bytes: match self.arch {
+                80 => 163 << 10,
+                90 => 227 << 10,
+                _ => 99 << 10,
+            },
             ..Capability::unknown()
         }
     }

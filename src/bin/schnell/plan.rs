@@ -20,7 +20,7 @@ pub struct Args {
     /// Print every operation, too: kernel, grid, multiply-adds, what it reads (<) and writes (>)
     #[arg(long)]
     launches: bool,
-    /// Plan for a card, and predict times on it: rtx3060, rtx4090, h100 or h200
+    /// Plan for a card, and predict times on it: rtx3060, rtx4090, a100, h100 or h200
     #[arg(long, value_parser = parse_card)]
     card: Option<Card>,
     /// The card's slot, generation and lanes, such as 3x16 or 4x8
