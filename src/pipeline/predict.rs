@@ -334,6 +334,26 @@ mod tests {
         );
     }
 
+    /// Every product and attention of a step, and of T5, against the tensor cores of an RTX 3060. What is below 0.92 is 512x512's attention,
+    /// whose 480 tiles are 8.6 waves, and its smallest product (`benches/WORKLOG.md`).
+    #[test]
+    fn launches_reach_their_share() {
+        let card = Card::named("rtx3060").unwrap();
+        let loops = Loop::on(card.name);
+        for (side, stage, least) in [(512, "step", 0.91), (1024, "step", 0.92), (512, "t5", 0.80)] {
+            let plan = schnell(side);
+            let program = &plan.shapes[0].placed.program;
+            let stage = program.stages.iter().rfind(|other| other.name == stage).unwrap();
+            let mut seen = 0;
+            for op in program.ops[stage.ops.clone()].iter().filter(|op| op.work.flops > 5_000_000_000) {
+                let share = op.work.flops as f64 / compute_seconds(op, &loops, card) / card.flops_per_s;
+                assert!((least..1.0).contains(&share), "{side}, {}: {:?} {share:.3}", stage.name, op.what);
+                seen += 1;
+            }
+            assert!(seen >= 4 * 24, "{seen}");
+        }
+    }
+
     /// `scripts/sass` sees to it that the lines are those of the kernels; here, that they are read, and as what they are.
     #[test]
     fn kernels_with_products_have_lines_for_every_card() {
