@@ -1,4 +1,4 @@
-//! A model folder, opened and checked; nothing is loaded yet.
+//! A model's files, opened and checked; nothing is loaded yet.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::text::tokenizer::{ClipTokenizer, T5Tokenizer};
 use crate::weights::Source;
 use crate::{Error, Result};
 
-/// A model folder in the diffusers layout: configs read, tokenizers loaded, every tensor found and checked.
+/// A model: configs read, tokenizers loaded, every tensor found and checked.
 #[derive(Debug)]
 pub struct Model {
     config: PipelineConfig,
@@ -20,7 +20,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens a folder that holds `model_index.json`, by its path or as [`ModelFolder::find`] finds it.
+    /// Opens a folder that holds `model_index.json`, by its path or as [`ModelFolder::find`] finds it, or a file that holds a
+    /// transformer.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Weights`] or [`Error::Unsupported`], naming the file and tensor; nothing is loaded yet.
@@ -41,7 +42,7 @@ impl Model {
     /// # Errors
     /// As for [`Model::open`].
     pub fn open_folder(folder: &ModelFolder) -> Result<Model> {
-        let opened = Model::with(folder.config()?, folder, |config| Source::open(folder.path(), config));
+        let opened = Model::with(folder.config()?, folder, |config| Source::of(folder.files(), config));
         opened.map_err(|error| folder.advised(error))
     }
 

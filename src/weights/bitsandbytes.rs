@@ -19,6 +19,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::nf4::{BLOCK, CODE_BOOK};
+use super::tensor::Encoding;
 use super::{Component, Dtype, TensorInfo};
 use crate::{Error, Result};
 
@@ -135,7 +136,7 @@ pub fn open(component: &Component, info: &TensorInfo) -> Result<Option<TensorInf
         dtype: Dtype::F32,
         bytes: 4 * elements as u64,
         shape: state.shape,
-        quantized: Some(Arc::new(quantized)),
+        encoding: Encoding::Nf4(Arc::new(quantized)),
         ..info.clone()
     }))
 }
