@@ -71,12 +71,27 @@ impl Model {
         Model::with(config, &ModelFolder::find(dir)?, |config| Source::open(dir, config))
     }
 
+    /// Whether a folder has configs and tokenizers that fit together, whatever weights there are.
+    ///
+    /// # Errors
+    /// Those of [`Model::open`] that concern them.
+    #[cfg(feature = "fetch")]
+    pub(crate) fn check_tokenizers(folder: &ModelFolder) -> Result<()> {
+        Model::tokenizers(&PipelineConfig::open(folder.path())?, folder.path()).map(drop)
+    }
+
     fn with(
         config: PipelineConfig,
         folder: &ModelFolder,
         source: impl FnOnce(&PipelineConfig) -> Result<Source>,
     ) -> Result<Model> {
-        let dir = folder.path();
+        let (clip_tokenizer, t5_tokenizer) = Model::tokenizers(&config, folder.path())?;
+        let source = source(&config)?;
+        Ok(Model { config, folder: folder.clone(), source, clip_tokenizer, t5_tokenizer })
+    }
+
+    /// CLIP's and T5's.
+    fn tokenizers(config: &PipelineConfig, dir: &Path) -> Result<(Arc<ClipTokenizer>, Arc<T5Tokenizer>)> {
         let clip_tokenizer = Arc::new(ClipTokenizer::open(&dir.join("tokenizer"))?);
         let t5_tokenizer = Arc::new(T5Tokenizer::open(&dir.join("tokenizer_2"))?);
         for (what, ids, rows) in [
@@ -97,8 +112,7 @@ impl Model {
             );
             return Err(Error::weights(dir.join("tokenizer"), text));
         }
-        let source = source(&config)?;
-        Ok(Model { config, folder: folder.clone(), source, clip_tokenizer, t5_tokenizer })
+        Ok((clip_tokenizer, t5_tokenizer))
     }
 
     /// What the config files say.
