@@ -179,13 +179,16 @@ fn to_e4m3(value: f32) -> u8 {
     all.min_by(|a, b| (mean(*a) - value).abs().total_cmp(&(mean(*b) - value).abs())).unwrap()
 }
 
+/// The stored bytes of a number of a tensor, and what they mean.
+type Convert<'a> = dyn Fn(&str, f32) -> (Vec<u8>, f32) + 'a;
+
 /// T5 and CLIP in files of their own: f16, bf16 and fp8 with and without a scale draw what their values draw in f32.
 #[test]
 fn text_encoders_of_every_type_are_what_they_mean() {
     let dir = demo(false);
     let (file, meant) = (dir.path().join("t5xxl.safetensors"), dir.path().join("meant.safetensors"));
     let t5 = stored(dir.path(), Part::T5);
-    let save_pair = |convert: &dyn Fn(&str, f32) -> (Vec<u8>, f32), dtype: Dtype, more: &Tensors| {
+    let save_pair = |convert: &Convert, dtype: Dtype, more: &Tensors| {
         let pair = |which: bool| {
             converted(&t5, |name, values| {
                 let pairs: Vec<_> = values.iter().map(|value| convert(name, *value)).collect();

@@ -22,9 +22,22 @@ impl PipelineConfig {
     /// # Errors
     /// [`Error::Weights`] for a file that lacks a tensor, and for parts that do not fit together; [`Error::Unsupported`] for a
     /// model with no code here.
-    pub(crate) fn with_files(mut self, files: &ModelFiles) -> Result<Self> {
+    pub(crate) fn with_files(self, files: &ModelFiles) -> Result<Self> {
+        let config = self.sized(files)?;
+        config.check_agreement_in(files)?;
+        Ok(config)
+    }
+
+    /// That the parts in `files` fit together.
+    pub(crate) fn check_agreement_in(&self, files: &ModelFiles) -> Result<()> {
+        let in_folder = || files.dir().join("transformer/config.json");
+        let path = files.instead(Part::Transformer).map_or_else(in_folder, |file| file.path().to_path_buf());
+        self.check_agreement(&path)
+    }
+
+    /// The same, whether or not they fit together.
+    pub(crate) fn sized(mut self, files: &ModelFiles) -> Result<Self> {
         let dir = files.dir();
-        let mut flux_path = dir.join("transformer/config.json");
         if let Some(file) = files.instead(Part::Transformer) {
             let flux = Shapes(file).flux(&self.flux)?;
             tracing::info!("{}: {}", file.path().display(), flux.in_words());
@@ -36,7 +49,6 @@ impl PipelineConfig {
             self.steps = steps;
             self.t5_length = super::t5_length(&dir.join("tokenizer_2/tokenizer_config.json"), tokens)?;
             self.flux = flux;
-            flux_path = file.path().to_path_buf();
         }
         if let Some(file) = files.instead(Part::T5) {
             self.t5 = Shapes(file).t5(&self.t5)?;
@@ -47,7 +59,6 @@ impl PipelineConfig {
         if let Some(file) = files.instead(Part::Vae) {
             self.vae = Shapes(file).vae(&self.vae)?;
         }
-        self.check_agreement(&flux_path)?;
         Ok(self)
     }
 }

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use super::fields::read_json;
 use crate::error::shown;
 use crate::files;
-use crate::weights::layouts::lora::Lora;
+use crate::weights::layouts::lora::LoraFile;
 use crate::weights::{Component, PartFiles};
 use crate::{Error, Result};
 
 /// The end of every refusal here.
-const EXPECTED: &str = "a model is a folder with model_index.json (diffusers layout)";
+const EXPECTED: &str =
+    "a model is a folder with model_index.json (diffusers layout), or a file that holds a transformer";
 
 /// The refusal of `dir`, which has no `model_index.json`.
 pub(super) fn no_model(dir: &Path) -> Error {
@@ -49,14 +50,19 @@ pub(crate) fn file_parts(path: &Path) -> Result<Vec<PartFiles>> {
     let component = Arc::new(component);
     let parts = PartFiles::all(&component);
     match parts.is_empty() {
-        true => Err(Error::weights(path, format!("this is {}; {EXPECTED}", no_part(&component)))),
+        true => Err(refusal(&component)),
         false => Ok(parts),
     }
 }
 
+/// The refusal of a file that holds no part of a model.
+pub(crate) fn refusal(file: &Component) -> Error {
+    Error::weights(file.path(), format!("this is {}; {EXPECTED}", no_part(file)))
+}
+
 /// What a file is that holds no part of a model, or not the beginning of one.
 fn no_part(file: &Component) -> String {
-    if let Some(lora) = Lora::of(file) {
+    if let Some(lora) = LoraFile::of(file) {
         return format!("{lora}, which cannot be used yet");
     }
     let has = |start: &str| file.iter().any(|tensor| tensor.name.starts_with(start));
@@ -73,9 +79,10 @@ fn no_part(file: &Component) -> String {
     let architecture = file.metadata().get("general.architecture").filter(|_| file.gguf_version().is_some());
     let names: Vec<&str> = file.iter().map(|tensor| tensor.name.as_str()).take(2).collect();
     match (architecture, &names[..]) {
-        (Some(architecture), _) => {
-            format!("a GGUF file of the architecture {}, not flux or t5encoder", shown(architecture))
-        }
+        (Some(architecture), _) => format!(
+            "a GGUF file of the architecture {} without the tensors of a FLUX transformer or a T5 encoder",
+            shown(architecture)
+        ),
         (_, [name]) => format!("a file of one tensor, {}, as noise and dumps are", shown(name)),
         _ => "a file of no model that is known here".to_string(),
     }

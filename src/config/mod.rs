@@ -33,7 +33,7 @@ use std::path::Path;
 
 pub use clip::{ClipActivation, ClipConfig, ClipPooling};
 pub use flux::FluxConfig;
-pub(crate) use layout::file_parts;
+pub(crate) use layout::{file_parts, refusal};
 pub use scheduler::SchedulerConfig;
 pub use t5::T5Config;
 pub use vae::VaeConfig;

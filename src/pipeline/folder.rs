@@ -15,7 +15,7 @@ use crate::{Error, Result};
 
 /// Where tokenizers and configs are looked for that a file does not hold.
 #[cfg(feature = "hub")]
-const PUBLISHED: [&str; 2] = ["black-forest-labs/FLUX.1-schnell", "black-forest-labs/FLUX.1-dev"];
+pub(super) const PUBLISHED: [&str; 2] = ["black-forest-labs/FLUX.1-schnell", "black-forest-labs/FLUX.1-dev"];
 
 /// A model's folder in the diffusers layout, and files in place of some of its parts. Its config files and the headers of these
 /// files suffice for a [`Plan`](super::Plan).

@@ -24,10 +24,10 @@ use super::{Component, Dtype, TensorInfo};
 use crate::{Error, Result};
 
 /// What the names of the other parts end in, behind the name of the codes.
-pub(super) const SUFFIXES: [&str; 5] =
+pub(crate) const SUFFIXES: [&str; 5] =
     [".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", STATE];
 /// Of the one that every tensor in NF4 has.
-pub(super) const STATE: &str = ".quant_state.bitsandbytes__nf4";
+pub(crate) const STATE: &str = ".quant_state.bitsandbytes__nf4";
 
 /// Of its JSON, which has five fields.
 const LARGEST_STATE: u64 = 1 << 14;

@@ -18,7 +18,8 @@ const DOWN: [&str; 5] =
 
 /// What a LoRA is, told by its names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lora {
+#[non_exhaustive]
+pub struct LoraFile {
     /// Whose names.
     pub family: &'static str,
     /// How many matrices it changes.
@@ -27,9 +28,9 @@ pub struct Lora {
     pub ranks: Vec<usize>,
 }
 
-impl Lora {
+impl LoraFile {
     /// The LoRA in a file; nothing for a file of none.
-    pub fn of(file: &Component) -> Option<Lora> {
+    pub fn of(file: &Component) -> Option<LoraFile> {
         let target = |name: &str| DOWN.iter().any(|end| name.ends_with(end)) && name.contains("lora");
         let down: Vec<_> = file.iter().filter(|tensor| target(&tensor.name)).collect();
         if down.is_empty() {
@@ -51,11 +52,11 @@ impl Lora {
             "names that are not known here"
         };
         let ranks: BTreeSet<usize> = down.iter().filter_map(|tensor| tensor.shape.first().copied()).collect();
-        Some(Lora { family, targets: down.len(), ranks: ranks.into_iter().collect() })
+        Some(LoraFile { family, targets: down.len(), ranks: ranks.into_iter().collect() })
     }
 }
 
-impl std::fmt::Display for Lora {
+impl std::fmt::Display for LoraFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let rank = match (self.ranks.first(), self.ranks.last()) {
             (Some(least), Some(most)) if least == most => least.to_string(),
