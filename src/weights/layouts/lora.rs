@@ -30,7 +30,7 @@ pub struct LoraFile {
 
 impl LoraFile {
     /// The LoRA in a file; nothing for a file of none.
-    pub fn of(file: &Component) -> Option<LoraFile> {
+    pub(crate) fn of(file: &Component) -> Option<LoraFile> {
         let target = |name: &str| DOWN.iter().any(|end| name.ends_with(end)) && name.contains("lora");
         let down: Vec<_> = file.iter().filter(|tensor| target(&tensor.name)).collect();
         if down.is_empty() {
