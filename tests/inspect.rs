@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use checkpoint::{bfl_names, bfl_vae, prefixed, save, stored};
-use command::{Ran, Sandbox, pixels, quick};
+use command::{Sandbox, pixels, quick};
 use schnell::config::PipelineConfig;
 use schnell::weights::{Dtype, Part};
 use serde_json::{Value, json};
@@ -64,26 +64,12 @@ fn behind(prefix: &str, tensors: Listed) -> Listed {
     tensors.into_iter().map(|(name, dtype, shape)| (format!("{prefix}{name}"), dtype, shape)).collect()
 }
 
-/// A sandbox whose cache of the Hugging Face tools is its own.
-fn run(sandbox: &Sandbox, args: &[&str]) -> Ran {
-    let mut command = sandbox.command(args);
-    for name in ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"] {
-        command.env_remove(name);
-    }
-    let output = command.env("HF_HOME", sandbox.path("home")).output().unwrap();
-    Ran {
-        code: output.status.code().expect("no exit code"),
-        stdout: String::from_utf8(output.stdout).unwrap(),
-        stderr: String::from_utf8(output.stderr).unwrap(),
-    }
-}
-
 fn inspect(sandbox: &Sandbox, path: &Path) -> (String, Value) {
     let path = path.to_str().unwrap();
-    let text = run(sandbox, &["inspect", path]);
+    let text = sandbox.run(["inspect", path]);
     assert_eq!(text.code, 0, "{}", text.stderr);
     assert!(text.stdout.lines().count() <= 24, "more than a screen: {}", text.stdout);
-    let json = run(sandbox, &["inspect", path, "--json"]);
+    let json = sandbox.run(["inspect", path, "--json"]);
     assert_eq!(json.code, 0, "{}", json.stderr);
     (text.stdout, serde_json::from_str(&json.stdout).unwrap())
 }
@@ -247,9 +233,9 @@ fn folders_and_what_is_no_model_are_known() {
     says(&inspect(&sandbox, &noise).0, &["a file of one tensor, noise"]);
     let page = sandbox.path("page.gguf");
     std::fs::write(&page, "<!doctype html><title>Sign in</title>").unwrap();
-    let ran = run(&sandbox, &["inspect", page.to_str().unwrap()]);
+    let ran = sandbox.run(["inspect", page.to_str().unwrap()]);
     assert!(ran.code == 3 && ran.stderr.contains("web page"), "{}", ran.stderr);
-    let ran = run(&sandbox, &["inspect", "nowhere.safetensors"]);
+    let ran = sandbox.run(["inspect", "nowhere.safetensors"]);
     assert!(ran.code == 7 && ran.stderr.contains("nowhere.safetensors"), "{} {}", ran.code, ran.stderr);
 }
 
@@ -266,7 +252,7 @@ fn one_file_is_a_model_with_tokenizers_from_the_cache() {
     all.extend(prefixed("text_encoders.clip_l.transformer.text_model.", stored(dir.path(), Part::Clip)));
     all.extend(prefixed("text_encoders.t5xxl.transformer.", stored(dir.path(), Part::T5)));
     save(&file, &all);
-    let draw = |output: &str, flag: &str| run(&sandbox, &quick(&[flag, &name(&file), "--output", output]));
+    let draw = |output: &str, flag: &str| sandbox.run(quick(&[flag, &name(&file), "--output", output]));
     let refused = draw("a.png", "--model");
     assert_eq!(refused.code, 2, "{}", refused.stderr);
     says(&refused.stderr, &["--only tokenizers", "--model", "--transformer"]);
@@ -287,7 +273,7 @@ fn one_file_is_a_model_with_tokenizers_from_the_cache() {
         let drawn = draw(output, flag);
         assert_eq!(drawn.code, 0, "{}", drawn.stderr);
     }
-    assert_eq!(run(&sandbox, &quick(&["--output", "demo.png"])).code, 0);
+    assert_eq!(sandbox.run(quick(&["--output", "demo.png"])).code, 0);
     let want = pixels(&sandbox.path("demo.png")).1;
     assert!(
         pixels(&sandbox.path("model.png")).1 == want && pixels(&sandbox.path("transformer.png")).1 == want
@@ -297,7 +283,7 @@ fn one_file_is_a_model_with_tokenizers_from_the_cache() {
     // A VAE is no model.
     let vae = sandbox.path("ae.safetensors");
     save(&vae, &bfl_vae(&stored(dir.path(), Part::Vae), 4));
-    let refused = run(&sandbox, &quick(&["--model", &name(&vae), "--output", "b.png"]));
+    let refused = sandbox.run(quick(&["--model", &name(&vae), "--output", "b.png"]));
     assert!(
         refused.code == 3 && refused.stderr.contains("no transformer; name it beside a model, with --vae"),
         "{}",
