@@ -306,6 +306,14 @@ fn sizes_are_told_by_tensors() {
     let config = find(dir.path()).transformer(&file).unwrap().config().unwrap();
     assert_eq!((config.flux.layers, config.flux.single_layers), (1, 3));
     assert_eq!(config.scheduler, base.scheduler);
+    // A tensor less: no smaller model.
+    for gone in ["single_blocks.3.norm.query_norm.scale", "single_blocks.3.linear1.weight"] {
+        let mut holes = bfl(&wide, BLOCKS.0, BLOCKS.1);
+        holes.remove(gone).unwrap();
+        save(&file, &holes);
+        let folder = find(dir.path()).transformer(&file).unwrap();
+        refusal(Model::open_folder(&folder), &[gone, "is missing"]);
+    }
     // Fused rows that do not add up.
     let mut uneven = bfl(&wide, BLOCKS.0, BLOCKS.1);
     let (_, shape, bytes) = uneven.get_mut("double_blocks.0.img_attn.qkv.weight").unwrap();

@@ -125,19 +125,16 @@ impl Shapes<'_> {
         }
     }
 
-    fn has(&self, name: &str) -> Result<bool> {
-        Ok(self.0.shape(name)?.is_some())
-    }
-
-    /// How many there are of a name with a number in it.
-    fn count(&self, name: impl Fn(usize) -> String) -> Result<usize> {
-        for i in 0..=MOST_LAYERS {
-            if !self.has(&name(i))? {
-                return Ok(i);
+    /// How many layers there are, by tensors of which each has all: one that is missing makes the model no smaller.
+    fn count<const N: usize>(&self, names: impl Fn(usize) -> [String; N]) -> Result<usize> {
+        let is_there = |i: &usize| names(*i).iter().any(|name| self.0.has(name));
+        match (0..=MOST_LAYERS).rev().find(is_there) {
+            None => Ok(0),
+            Some(last) if last < MOST_LAYERS => Ok(last + 1),
+            Some(last) => {
+                Err(self.wrong(format!("a layer of the number {last}: expected at most {MOST_LAYERS}")))
             }
         }
-        let what = format!("more than {MOST_LAYERS} tensors like {}", name(0));
-        Err(Error::weights(self.path(), what))
     }
 
     fn wrong(&self, what: String) -> Error {
@@ -157,8 +154,13 @@ impl Shapes<'_> {
         let [_, joint_width] = self.of("context_embedder.weight")?;
         let [_, pooled_width] = self.of("time_text_embed.text_embedder.linear_1.weight")?;
         let [out_channels, _] = self.of("proj_out.weight")?;
-        let layers = self.count(|i| format!("transformer_blocks.{i}.attn.norm_q.weight"))?;
-        let single_layers = self.count(|i| format!("single_transformer_blocks.{i}.attn.norm_q.weight"))?;
+        let count = |blocks: &str, out: &str| {
+            let names =
+                |i| ["attn.norm_q", "attn.to_q", out].map(|name| format!("{blocks}.{i}.{name}.weight"));
+            self.count(names)
+        };
+        let layers = count("transformer_blocks", "attn.to_out.0")?;
+        let single_layers = count("single_transformer_blocks", "proj_out")?;
         if layers == 0 || single_layers == 0 {
             let what = format!("{layers} double and {single_layers} single blocks: a part of a transformer");
             return Err(self.wrong(what));
@@ -185,7 +187,7 @@ impl Shapes<'_> {
             pooled_width,
             axes,
             theta: published.theta,
-            guidance: self.has("time_text_embed.guidance_embedder.linear_1.weight")?,
+            guidance: self.0.has("time_text_embed.guidance_embedder.linear_1.weight"),
         })
     }
 
@@ -195,7 +197,8 @@ impl Shapes<'_> {
         let [inner, _] = self.of(&first("0.SelfAttention.q"))?;
         let [buckets, heads] = self.of(&first("0.SelfAttention.relative_attention_bias"))?;
         let [ff, _] = self.of(&first("1.DenseReluDense.wi_0"))?;
-        let layers = self.count(|i| format!("encoder.block.{i}.layer.0.layer_norm.weight"))?;
+        let names = ["0.layer_norm", "0.SelfAttention.q", "1.layer_norm", "1.DenseReluDense.wo"];
+        let layers = self.count(|i| names.map(|name| format!("encoder.block.{i}.layer.{name}.weight")))?;
         if buckets != base.buckets {
             return Err(self.wrong(format!("{buckets} buckets of positions: expected {}", base.buckets)));
         }
@@ -208,7 +211,9 @@ impl Shapes<'_> {
         let [vocab_rows, width] = self.of("text_model.embeddings.token_embedding.weight")?;
         let [positions, _] = self.of("text_model.embeddings.position_embedding.weight")?;
         let [ff, _] = self.of(&first("mlp.fc1"))?;
-        let layers = self.count(|i| format!("text_model.encoder.layers.{i}.layer_norm1.weight"))?;
+        let names = ["layer_norm1", "self_attn.q_proj", "mlp.fc2"];
+        let layers =
+            self.count(|i| names.map(|name| format!("text_model.encoder.layers.{i}.{name}.weight")))?;
         let heads = match base.width == width {
             true => base.heads,
             false => self.quotient(width, CLIP_HEAD, "the width of CLIP's heads")?,
@@ -219,7 +224,7 @@ impl Shapes<'_> {
     fn vae(&self, base: &VaeConfig) -> Result<VaeConfig> {
         let resnet = |level: usize, i: usize| format!("decoder.up_blocks.{level}.resnets.{i}.conv1.weight");
         let [_, latent_channels, _, _] = self.of("decoder.conv_in.weight")?;
-        let levels = self.count(|level| resnet(level, 0))?;
+        let levels = self.count(|level| [resnet(level, 0), resnet(level, 1)])?;
         let channels = |level: usize| self.of::<4>(&resnet(level, 0)).map(|[out, ..]| out);
         let block_channels = (0..levels).rev().map(channels).collect::<Result<Vec<_>>>()?;
         if let Some(channels) = block_channels.iter().find(|channels| *channels % base.groups != 0) {
@@ -228,13 +233,13 @@ impl Shapes<'_> {
                 self.wrong(format!("{channels} channels are no multiple of the {groups} groups of norms"))
             );
         }
-        let resnets = self.count(|i| resnet(0, i))?;
+        let resnets = self.count(|i| [resnet(0, i), resnet(levels.saturating_sub(1), i)])?;
         Ok(VaeConfig {
             latent_channels,
             block_channels,
             layers_per_block: resnets.saturating_sub(1),
-            mid_attention: self.has("decoder.mid_block.attentions.0.to_q.weight")?,
-            use_post_quant_conv: self.has("post_quant_conv.weight")?,
+            mid_attention: self.0.has("decoder.mid_block.attentions.0.to_q.weight"),
+            use_post_quant_conv: self.0.has("post_quant_conv.weight"),
             ..base.clone()
         })
     }

@@ -82,7 +82,7 @@ impl ModelFolder {
     /// The published model in the cache that is most like this transformer.
     #[cfg(feature = "hub")]
     fn published(path: &Path, transformer: &PartFiles) -> Result<ModelFolder> {
-        let guidance = transformer.shape("time_text_embed.guidance_embedder.linear_1.weight")?.is_some();
+        let guidance = transformer.has("time_text_embed.guidance_embedder.linear_1.weight");
         let mut names = PUBLISHED;
         if guidance {
             names.reverse();

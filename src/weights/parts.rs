@@ -156,6 +156,12 @@ impl PartFiles {
         Ok(Some((info, stored)))
     }
 
+    /// Whether the tensor `name`, as the networks call it, is there.
+    pub fn has(&self, name: &str) -> bool {
+        let needed = Needed::new(self.part, name.to_string(), &[]);
+        self.stored(&needed).iter().any(|stored| self.component.get(&stored.name).is_some())
+    }
+
     /// The shape of the tensor `name`, as the networks call it, if it is there whole.
     ///
     /// # Errors
