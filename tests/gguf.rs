@@ -181,6 +181,7 @@ fn malformed_files_are_refused() {
         (vec![tensor(&"n".repeat(5000), &[4], F32, 16)], "a tensor's name of 5000 bytes"),
         (vec![tensor("a", &[256], 23, 136)], "IQ4_XS"),
         (vec![tensor("a", &[32], 20, 18)], "IQ4_NL"),
+        (vec![tensor("a", &[32], 29, 18)], "IQ1_M"),
         (vec![tensor("a", &[32], 4000, 18)], "4000, which is not known"),
     ] {
         check(&sound(&usual, &tensors), word);

@@ -99,7 +99,7 @@ fn a_picture_from_single_files_has_the_same_bytes() {
     for quantize in [Quantize::None, Quantize::Nf4] {
         let (want, digest) = draw(&find(dir.path()), quantize);
         let (got, same) = draw(&files, quantize);
-        assert!(want == got, "{quantize}");
+        assert!(want == got, "another picture from single files, {quantize}");
         assert_eq!(digest, same);
     }
     // With the prefix of checkpoints, and without the halves swapped: another picture.
@@ -124,6 +124,18 @@ fn fused_codes_stay_what_they_are() {
     assert_eq!(files.config().unwrap(), find(dir.path()).config().unwrap(), "what is in NF4, too");
     assert!(draw(&files, Quantize::Nf4).0 == draw(&find(dir.path()), Quantize::Nf4).0);
     assert!(draw(&files, Quantize::None).0 == draw(&find(dir.path()), Quantize::None).0);
+}
+
+/// Each part from a folder of its own, as diffusers saves it.
+#[test]
+fn folders_of_parts_stand_in_for_parts() {
+    let (dir, other) = (demo(true), demo(false));
+    let from = |part: &str| other.path().join(part);
+    let folder =
+        find(dir.path()).transformer(from("transformer")).unwrap().t5(from("text_encoder_2")).unwrap();
+    let folder = folder.clip(from("text_encoder")).unwrap().vae(from("vae")).unwrap();
+    assert!(draw(&folder, Quantize::Nf4) == draw(&find(other.path()), Quantize::Nf4));
+    refusal(find(dir.path()).vae(from("tokenizer")), &["tokenizer: no weights"]);
 }
 
 /// One file with all four parts.

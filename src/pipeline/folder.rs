@@ -118,7 +118,8 @@ impl ModelFolder {
         }
     }
 
-    /// With the transformer that `file` holds, safetensors or GGUF, in place of the folder's. Its sizes are told by its tensors;
+    /// With the transformer that `file` holds, safetensors or GGUF, or that lies in the folder `file` as diffusers saves it, in
+    /// place of this folder's. Its sizes are told by its tensors;
     /// the sampler is that of FLUX.1-dev where it has a guidance embedder and the folder's has none, and the other way round.
     ///
     /// # Errors
@@ -152,6 +153,10 @@ impl ModelFolder {
     }
 
     fn with(mut self, part: Part, file: &Path) -> Result<ModelFolder> {
+        if file.is_dir() {
+            self.files.set(PartFiles::own_folder(file, part)?);
+            return Ok(self);
+        }
         let parts = file_parts(file)?;
         let held: Vec<String> = parts.iter().map(|files| files.part().to_string()).collect();
         let Some(files) = parts.into_iter().find(|files| files.part() == part) else {

@@ -89,7 +89,15 @@ impl PartFiles {
     /// # Errors
     /// Those of [`Component::open`].
     pub fn folder(dir: &Path, part: Part) -> Result<PartFiles> {
-        let component = Arc::new(diffusers::open(dir, part)?);
+        PartFiles::own_folder(&dir.join(diffusers::folder(part)), part)
+    }
+
+    /// The folder `dir` that is a part's own, wherever it is.
+    ///
+    /// # Errors
+    /// Those of [`Component::open`].
+    pub fn own_folder(dir: &Path, part: Part) -> Result<PartFiles> {
+        let component = Arc::new(Component::open(dir, diffusers::stem(part), diffusers::first(part))?);
         Ok(PartFiles { part, component, layout: Layout::Diffusers, prefix: String::new() })
     }
 

@@ -13,18 +13,18 @@ pub struct PlanOptions {
     /// GGUF), or `demo` for the bundled one [default: demo, or what --transformer names]
     #[arg(long, value_name = "DIR|HF-ID|FILE|demo")]
     pub model: Option<String>,
-    /// A file with the transformer, in place of --model's; without --model, tokenizers and configs come from FLUX.1-schnell or -dev
+    /// A file with the transformer, or a folder of its own as in the diffusers layout, in place of --model's; without --model, tokenizers and configs come from FLUX.1-schnell or -dev
     /// in the Hugging Face cache
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE|DIR")]
     pub transformer: Option<PathBuf>,
-    /// A file with the VAE, in place of --model's
-    #[arg(long, value_name = "FILE")]
+    /// A file with the VAE, or its folder, in place of --model's
+    #[arg(long, value_name = "FILE|DIR")]
     pub vae: Option<PathBuf>,
-    /// A file with the CLIP text encoder, in place of --model's
-    #[arg(long, value_name = "FILE")]
+    /// A file with the CLIP text encoder, or its folder, in place of --model's
+    #[arg(long, value_name = "FILE|DIR")]
     pub clip: Option<PathBuf>,
-    /// A file with the T5 encoder, in place of --model's
-    #[arg(long, value_name = "FILE")]
+    /// A file with the T5 encoder, or its folder, in place of --model's
+    #[arg(long, value_name = "FILE|DIR")]
     pub t5: Option<PathBuf>,
     /// How Linear layers of the transformer and T5 are kept
     #[arg(long, value_enum, default_value_t = QuantizeOption::Nf4)]
@@ -63,7 +63,7 @@ impl PlanOptions {
     pub fn is_demo(&self) -> bool {
         match &self.model {
             Some(model) => model == "demo",
-            None => self.transformer.is_none(),
+            None => !self.transformer.as_ref().is_some_and(|file| file.is_file()),
         }
     }
 
@@ -107,7 +107,7 @@ impl PlanOptions {
         let PlanOptions { vae, clip, t5, .. } = self;
         let (model, transformer) = match (&self.model, &self.transformer) {
             // It is the model.
-            (None, Some(file)) => (file.as_path(), None),
+            (None, Some(file)) if !self.is_demo() => (file.as_path(), None),
             (model, file) => (Path::new(model.as_deref().unwrap_or("demo")), file.as_ref()),
         };
         let mut folder = if self.is_demo() { ModelFolder::demo() } else { ModelFolder::find(model) }?;

@@ -167,7 +167,12 @@ impl Kind {
                 let names = ["IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS"];
                 return Err(names.get(number as usize - 16).unwrap_or(&"IQ1_M").to_string());
             }
-            24..=28 => return Err(["I8", "I16", "I32", "I64", "F64"][number as usize - 24].to_string()),
+            // Ids of positions and the like; no weights.
+            24 => Kind::Plain(Dtype::I8),
+            25 => Kind::Plain(Dtype::I16),
+            26 => Kind::Plain(Dtype::I32),
+            27 => Kind::Plain(Dtype::I64),
+            28 => Kind::Plain(Dtype::F64),
             34 | 35 => return Err(["TQ1_0", "TQ2_0"][number as usize - 34].to_string()),
             39 => return Err("MXFP4".to_string()),
             other => return Err(format!("{other}, which is not known here")),

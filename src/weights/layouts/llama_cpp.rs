@@ -30,3 +30,8 @@ pub fn stored(name: &str) -> Option<Stored> {
         None => Some(Stored::whole(of(&GLOBAL, name)?)),
     }
 }
+
+/// Whether real files have a tensor of this name beside the encoder's.
+pub fn is_harmless(name: &str) -> bool {
+    ["dec.", "output."].iter().any(|prefix| name.starts_with(prefix))
+}

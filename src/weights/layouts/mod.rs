@@ -88,7 +88,8 @@ impl Layout {
         match self {
             Layout::Diffusers => diffusers::is_harmless(part, name),
             Layout::BflVae { .. } => bfl_vae::is_harmless(name),
-            Layout::Bfl | Layout::LlamaCpp => false,
+            Layout::LlamaCpp => llama_cpp::is_harmless(name),
+            Layout::Bfl => false,
         }
     }
 }
