@@ -239,6 +239,33 @@ fn folders_and_what_is_no_model_are_known() {
     assert!(ran.code == 7 && ran.stderr.contains("nowhere.safetensors"), "{} {}", ran.code, ran.stderr);
 }
 
+/// A plan needs the headers of files and the configs of a model: dev's transformer on what schnell's folder has.
+#[test]
+fn plans_are_of_the_files_that_are_named() {
+    let sandbox = Sandbox::new();
+    let file = sandbox.path("flux1-dev.safetensors");
+    sparse(&file, &transformer(true, &|_| Dtype::BF16));
+    let configs = command::schnell_configs();
+    let plan = |flag: &str| {
+        let name = file.to_str().unwrap();
+        let base = configs.path().to_str().unwrap();
+        let more = if flag == "--model" { vec![] } else { vec!["--model", base] };
+        let ran = sandbox.run([&["plan", flag, name, "--json"][..], &more].concat());
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        ran.stdout
+    };
+    let beside = plan("--transformer");
+    let schnell = sandbox.run(["plan", "--model", configs.path().to_str().unwrap(), "--json"]).stdout;
+    let shape = |text: &str| serde_json::from_str::<Value>(text).unwrap()["shape"].clone();
+    assert_eq!((&shape(&beside)["steps"], &shape(&schnell)["steps"]), (&json!(28), &json!(4)));
+    assert_eq!(shape(&beside)["t5_length"], 512);
+    let model = sandbox.path("home/hub/models--black-forest-labs--FLUX.1-schnell");
+    std::fs::create_dir_all(model.join("refs")).unwrap();
+    std::fs::write(model.join("refs/main"), "abc").unwrap();
+    golden::copy_tree(configs.path(), &model.join("snapshots/abc"));
+    assert_eq!(plan("--model"), beside);
+}
+
 /// The bundled model's parts in one file, and its tokenizers where those of FLUX.1-schnell would be.
 #[test]
 fn one_file_is_a_model_with_tokenizers_from_the_cache() {

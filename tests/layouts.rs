@@ -13,7 +13,8 @@ use common::emulator;
 use half::{bf16, f16};
 use schnell::config::PipelineConfig;
 use schnell::weights::layouts::{Cut, Layout};
-use schnell::weights::{Dtype, Part};
+use schnell::weights::quantize::nested;
+use schnell::weights::{Dtype, Part, nf4};
 use schnell::{Error, Model, ModelFolder, Pipeline, Quantize, Request, Shape};
 
 /// Of the bundled model.
@@ -124,6 +125,49 @@ fn fused_codes_stay_what_they_are() {
     assert_eq!(files.config().unwrap(), find(dir.path()).config().unwrap(), "what is in NF4, too");
     assert!(draw(&files, Quantize::Nf4).0 == draw(&find(dir.path()), Quantize::Nf4).0);
     assert!(draw(&files, Quantize::None).0 == draw(&find(dir.path()), Quantize::None).0);
+}
+
+/// As Forge's first checkpoints have it: fused matrices in NF4, whose absmax is in 8 bits with groups that cross what is cut.
+#[test]
+fn fused_codes_with_quantized_absmax_are_what_they_mean() {
+    let dir = demo(true);
+    let (file, meant) = (dir.path().join("flux-nf4.safetensors"), dir.path().join("meant.safetensors"));
+    let wide = bfl(&stored(dir.path(), Part::Transformer), BLOCKS.0, BLOCKS.1);
+    let (mut held, mut means) = (wide.clone(), wide.clone());
+    for (name, (_, shape, bytes)) in wide.iter().filter(|(_, (_, shape, _))| shape.len() == 2) {
+        let mut values = vec![0.0; shape.iter().product()];
+        schnell::weights::convert::to_f32(Dtype::BF16, bytes, &mut values).unwrap();
+        let mut nf4 = nf4::quantize(&values);
+        let absmax = nested::quantize(&nf4.absmax);
+        nf4.absmax = absmax.dequantize();
+        let codes = nf4.packed.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        let mean = |(i, code): (usize, u8)| nf4::CODE_BOOK[code as usize] * nf4.absmax[i / nf4::BLOCK];
+        let mean: Vec<f32> = codes.enumerate().map(mean).collect();
+        means.insert(name.clone(), (Dtype::F32, shape.clone(), le(&mean)));
+        let state = serde_json::json!({
+            "quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": shape,
+            "nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": absmax.offset,
+        });
+        let state = state.to_string().into_bytes();
+        for (suffix, dtype, shape, bytes) in [
+            ("", Dtype::U8, vec![nf4.packed.len(), 1], nf4.packed.clone()),
+            (".absmax", Dtype::U8, vec![absmax.codes.len()], absmax.codes.clone()),
+            (".quant_map", Dtype::F32, vec![16], le(&nf4::CODE_BOOK)),
+            (".nested_absmax", Dtype::F32, vec![absmax.scales.len()], le(&absmax.scales)),
+            (".nested_quant_map", Dtype::F32, vec![256], le(nested::map())),
+            (".quant_state.bitsandbytes__nf4", Dtype::U8, vec![state.len()], state),
+        ] {
+            held.insert(format!("{name}{suffix}"), (dtype, shape, bytes));
+        }
+    }
+    save(&file, &held);
+    save(&meant, &means);
+    let [held, means] = [&file, &meant].map(|file| find(dir.path()).transformer(file).unwrap());
+    assert!(draw(&held, Quantize::None).0 == draw(&means, Quantize::None).0);
+    // Codes as they are: the same numbers, in products of another kind.
+    let [kept, wide] = [draw(&held, Quantize::Nf4).0, draw(&means, Quantize::None).0];
+    let far = kept.iter().zip(&wide).filter(|(a, b)| a.abs_diff(**b) > 8).count();
+    assert!(far * 100 < kept.len(), "{far} of {} values are far from what the codes mean", kept.len());
 }
 
 /// Each part from a folder of its own, as diffusers saves it.
