@@ -43,19 +43,20 @@ pub(crate) fn q4_1(block: &[u8], out: &mut [f32]) {
     nibbles(&block[4..20], |i, q| out[i] = d * f32::from(q) + m);
 }
 
-/// The fifth bit of value `i`, in its place.
-fn fifth(bits: &[u8], i: usize) -> u8 {
-    (bits[i / 8] >> (i % 8) & 1) << 4
+/// Fifth bits, one of each value, and a function that puts that of a value in its place.
+fn fifths(bytes: &[u8]) -> impl Fn(usize) -> u8 {
+    let bits = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    move |i| ((bits >> i & 1) as u8) << 4
 }
 
 pub(crate) fn q5_0(block: &[u8], out: &mut [f32]) {
-    let d = f16_at(block, 0);
-    nibbles(&block[6..22], |i, q| out[i] = d * (f32::from(q | fifth(&block[2..6], i)) - 16.0));
+    let (d, fifth) = (f16_at(block, 0), fifths(&block[2..6]));
+    nibbles(&block[6..22], |i, q| out[i] = d * (f32::from(q | fifth(i)) - 16.0));
 }
 
 pub(crate) fn q5_1(block: &[u8], out: &mut [f32]) {
-    let (d, m) = (f16_at(block, 0), f16_at(block, 2));
-    nibbles(&block[8..24], |i, q| out[i] = d * f32::from(q | fifth(&block[4..8], i)) + m);
+    let (d, m, fifth) = (f16_at(block, 0), f16_at(block, 2), fifths(&block[4..8]));
+    nibbles(&block[8..24], |i, q| out[i] = d * f32::from(q | fifth(i)) + m);
 }
 
 pub(crate) fn q8_0(block: &[u8], out: &mut [f32]) {
@@ -65,9 +66,9 @@ pub(crate) fn q8_0(block: &[u8], out: &mut [f32]) {
     }
 }
 
-/// The 2-bit code of value `i`: 32 values share 32 bytes, four such runs 2 bits each.
-fn two_bits(qs: &[u8], i: usize) -> u8 {
-    qs[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3
+/// 2-bit codes of the 16 values of run `t`: 32 bytes have 128 values, each byte four that are 32 apart.
+fn two_bits(qs: &[u8], t: usize) -> impl Iterator<Item = u8> {
+    qs[t / 8 * 32 + t % 2 * 16..][..16].iter().map(move |byte| byte >> (t / 2 % 4 * 2) & 3)
 }
 
 pub(crate) fn q2_k(block: &[u8], out: &mut [f32]) {
@@ -75,8 +76,8 @@ pub(crate) fn q2_k(block: &[u8], out: &mut [f32]) {
     let (d, dmin) = (f16_at(block, 80), f16_at(block, 82));
     for (t, out) in out.chunks_exact_mut(16).enumerate() {
         let (scale, min) = (d * f32::from(scales[t] & 15), dmin * f32::from(scales[t] >> 4));
-        for (l, out) in out.iter_mut().enumerate() {
-            *out = scale * f32::from(two_bits(qs, 16 * t + l)) - min;
+        for (out, q) in out.iter_mut().zip(two_bits(qs, t)) {
+            *out = scale * f32::from(q) - min;
         }
     }
 }
@@ -87,10 +88,9 @@ pub(crate) fn q3_k(block: &[u8], out: &mut [f32]) {
         let low = if t < 8 { scales[t] & 15 } else { scales[t - 8] >> 4 };
         let high = scales[8 + t % 4] >> (2 * (t / 4)) & 3;
         let scale = d * (f32::from(low | high << 4) - 32.0);
-        for (l, out) in out.iter_mut().enumerate() {
-            let i = 16 * t + l;
-            let third = mask[i % 32] >> (i / 32) & 1;
-            *out = scale * (f32::from(two_bits(qs, i)) - if third == 1 { 0.0 } else { 4.0 });
+        let thirds = mask[t % 2 * 16..][..16].iter().map(|byte| byte >> (t / 2) & 1);
+        for ((out, q), third) in out.iter_mut().zip(two_bits(qs, t)).zip(thirds) {
+            *out = scale * (f32::from(q | third << 2) - 4.0);
         }
     }
 }
@@ -107,37 +107,43 @@ fn scale_and_min(packed: &[u8], j: usize) -> (f32, f32) {
     (f32::from(scale), f32::from(min))
 }
 
-/// Of `Q4_K` and `Q5_K`: `upper` gives the fifth bit of value `l` of run `j`, in its place.
-fn runs_of_nibbles(block: &[u8], qs: &[u8], upper: impl Fn(usize, usize) -> u8, out: &mut [f32]) {
+/// Of `Q4_K` and `Q5_K`: 32 bytes have the nibbles of two runs of 32 values; `upper` gives the fifth bits of a run, in their
+/// places.
+fn runs_of_nibbles<U: Iterator<Item = u8>>(
+    block: &[u8],
+    qs: &[u8],
+    upper: impl Fn(usize) -> U,
+    out: &mut [f32],
+) {
     let (d, dmin) = (f16_at(block, 0), f16_at(block, 2));
     for (j, out) in out.chunks_exact_mut(32).enumerate() {
         let (scale, min) = scale_and_min(&block[4..16], j);
         let (scale, min) = (d * scale, dmin * min);
-        for (l, out) in out.iter_mut().enumerate() {
-            let q = qs[j / 2 * 32 + l] >> (j % 2 * 4) & 15 | upper(j, l);
-            *out = scale * f32::from(q) - min;
+        let run = qs[j / 2 * 32..][..32].iter().map(|byte| byte >> (j % 2 * 4) & 15);
+        for ((out, q), upper) in out.iter_mut().zip(run).zip(upper(j)) {
+            *out = scale * f32::from(q | upper) - min;
         }
     }
 }
 
 pub(crate) fn q4_k(block: &[u8], out: &mut [f32]) {
-    runs_of_nibbles(block, &block[16..144], |_, _| 0, out);
+    runs_of_nibbles(block, &block[16..144], |_| std::iter::repeat(0), out);
 }
 
 pub(crate) fn q5_k(block: &[u8], out: &mut [f32]) {
-    let bits = &block[16..48];
-    runs_of_nibbles(block, &block[48..176], |j, l| (bits[l] >> j & 1) << 4, out);
+    let fifths = |j: usize| block[16..48].iter().map(move |byte| (byte >> j & 1) << 4);
+    runs_of_nibbles(block, &block[48..176], fifths, out);
 }
 
 pub(crate) fn q6_k(block: &[u8], out: &mut [f32]) {
     let (low, high, scales, d) = (&block[..128], &block[128..192], &block[192..208], f16_at(block, 208));
     for (t, out) in out.chunks_exact_mut(16).enumerate() {
         let scale = d * f32::from(scales[t].cast_signed());
-        for (l, out) in out.iter_mut().enumerate() {
-            let i = 16 * t + l;
-            let (half, run, at) = (i / 128, i / 32 % 4, i % 32);
-            let nibble = low[64 * half + run % 2 * 32 + at] >> (run / 2 * 4) & 15;
-            let two = high[32 * half + at] >> (2 * run) & 3;
+        // Of 128 values four runs of 32 share 64 bytes of nibbles, and 32 of upper bits.
+        let (half, run, at) = (t / 8, t / 2 % 4, t % 2 * 16);
+        let low = low[64 * half + run % 2 * 32 + at..][..16].iter().map(|byte| byte >> (run / 2 * 4) & 15);
+        let high = high[32 * half + at..][..16].iter().map(|byte| byte >> (2 * run) & 3);
+        for ((out, nibble), two) in out.iter_mut().zip(low).zip(high) {
             *out = scale * (f32::from(nibble | two << 4) - 32.0);
         }
     }
