@@ -13,7 +13,7 @@ use std::time::Instant;
 use schnell::config::{FluxConfig, PipelineConfig, T5Config};
 use schnell::device::{Device, EmulatorOptions};
 use schnell::pipeline::{Model, Pipeline, Plan, Quantize, Shape};
-use schnell::weights::{InNf4, Needed, Part, nf4};
+use schnell::weights::{InNf4, ModelFiles, Needed, Part, nf4};
 use serde_json::{Map, Value, json};
 
 const ROUNDS: usize = 7;
@@ -102,7 +102,8 @@ fn model(dir: &Path, config: &PipelineConfig) -> Model {
                 && !stays.iter().any(|name| tensor.name.contains(name))
         });
     }
-    let config = PipelineConfig { in_nf4: InNf4::find(dir, config).unwrap(), ..config.clone() };
+    let config =
+        PipelineConfig { in_nf4: InNf4::find(&ModelFiles::folder(dir), config).unwrap(), ..config.clone() };
     Model::open_as(config, dir).unwrap()
 }
 

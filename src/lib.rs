@@ -113,11 +113,12 @@ pub use image::ImageFormat;
 pub use models::layers::Quantize;
 pub use pipeline::timing::{StageTime, Timings};
 pub use pipeline::{
-    Card, Dump, DumpValues, Interval, Model, ModelFolder, Noise, NoiseFile, OnProgress, Output, Pipeline,
-    PipelineBuilder, Plan, Prediction, Progress, Quantizer, Region, Request, Shape, Traffic, Work, gib,
-    human_bytes,
+    Card, Dump, DumpValues, InspectedPart, Inspection, Interval, Model, ModelFolder, Noise, NoiseFile,
+    OnProgress, Output, Pipeline, PipelineBuilder, Plan, Prediction, Progress, Quantizer, Region, Request,
+    Shape, StoredType, Traffic, Use, Work, gib, human_bytes,
 };
 pub use sampling::{NoiseKind, TimeRounding};
+pub use weights::layouts::lora::LoraFile;
 pub use weights::quantize::QuantizedLinear;
 
 /// The examples of README.md.

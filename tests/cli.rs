@@ -237,7 +237,7 @@ fn broken_models_are_refused_by_file_and_tensor() {
         header[name]["dtype"] = json!("I64");
         header[name]["shape"] = json!([64]);
     });
-    refused(dtype.path(), 3, &[file, name, "I64", "expected F32, BF16 or F16"]);
+    refused(dtype.path(), 3, &[file, name, "I64", "expected F32, BF16, F16 or fp8"]);
 
     let cut = copy_of_demo();
     let stored = bytes(&cut.path().join(file));

@@ -104,6 +104,47 @@ fn output_of(mut command: Command) -> Ran {
     }
 }
 
+/// Files from elsewhere, and what they lack: configs and tokenizers alone are fetched.
+#[test]
+fn tokenizers_alone_make_a_model_of_files() {
+    let room = Room::new();
+    let ran = room.run(&["fetch", ID, "--only", "tokenizers"]);
+    assert!(ran.code == 0 && ran.stderr.contains("--transformer FILE"), "{}", ran.stderr);
+    let asked = room.hub.asked();
+    assert!(
+        asked.iter().all(|asked| !asked.path.contains(".safetensors") || asked.path.contains(".index.json")),
+        "{asked:?}"
+    );
+    room.hub.forget();
+    let mut again = room.command(&["fetch", ID, "--only", "tokenizers"]);
+    again.env("HF_HUB_OFFLINE", "1");
+    let again = output_of(again);
+    assert!(again.code == 0 && room.hub.asked().is_empty(), "{}", again.stderr);
+    // Without the weights it is no model yet, and says so; with files for all parts it is one.
+    let refused = room.run(&quick(&["--model", ID, "--output", "a.png"]));
+    assert!(refused.code == 3 && refused.stderr.contains("`schnell fetch org/tiny`"), "{}", refused.stderr);
+    let demo = command::copy_of_demo();
+    let file = |part: &str| demo.path().join(part).to_str().unwrap().to_string();
+    let transformer = file("transformer/diffusion_pytorch_model.safetensors");
+    let parts = [
+        ("--transformer", transformer.as_str()),
+        ("--t5", &file("text_encoder_2/model.safetensors")),
+        ("--clip", &file("text_encoder/model.safetensors")),
+        ("--vae", &file("vae/diffusion_pytorch_model.safetensors")),
+    ];
+    let mut args = vec!["--model", ID, "--output", "files.png"];
+    args.extend(parts.iter().flat_map(|(flag, file)| [*flag, *file]));
+    let drawn = room.run(&quick(&args));
+    assert_eq!(drawn.code, 0, "{}", drawn.stderr);
+    assert_eq!(room.sandbox.run(quick(&["--output", "demo.png"])).code, 0);
+    assert!(pixels(&room.sandbox.path("files.png")).1 == pixels(&room.sandbox.path("demo.png")).1);
+    // One that is missing is named, with the flag.
+    let refused = room.run(&quick(&[&args[..args.len() - 2], &["--steps", "1"]].concat()));
+    assert!(refused.code == 3 && refused.stderr.contains("--vae FILE"), "{}", refused.stderr);
+    // A whole one is fetched from there.
+    room.completes();
+}
+
 #[test]
 fn a_model_is_fetched_and_then_needs_no_network() {
     let room = Room::new();

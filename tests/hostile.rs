@@ -5,8 +5,14 @@
 //! `SCHNELL_HOSTILE_SEED=N` makes up others (the default is always the same), `SCHNELL_HOSTILE_CASES=N` as many,
 //! `SCHNELL_HOSTILE_ONLY=I` the one of that number; a failure says which to set.
 
+#[path = "common/checkpoint.rs"]
+mod checkpoint;
 #[path = "common/command.rs"]
 mod command;
+#[path = "hostile/files.rs"]
+mod files;
+#[path = "common/gguf.rs"]
+mod gguf;
 #[path = "common/golden.rs"]
 mod golden;
 #[path = "hostile/json.rs"]
@@ -38,7 +44,7 @@ const CASES: usize = 1040;
 type Kind = fn(&mut Dice, &World) -> Case;
 
 /// What there is, how often in a round, and on which base alone it can be.
-const KINDS: [(&str, Kind, usize, Option<usize>); 20] = [
+const KINDS: [(&str, Kind, usize, Option<usize>); 24] = [
     ("config", models::config, 12, None),
     ("contradiction", models::contradiction, 3, None),
     ("container", models::container, 5, None),
@@ -49,6 +55,10 @@ const KINDS: [(&str, Kind, usize, Option<usize>); 20] = [
     ("quant state", models::quant_state, 4, Some(0)),
     ("index", models::index, 4, Some(2)),
     ("in place of a file", models::in_place_of_a_file, 8, None),
+    ("GGUF header", files::gguf_header, 5, Some(0)),
+    ("GGUF bytes", files::gguf_bytes, 3, Some(0)),
+    ("fp8", files::fp8, 3, Some(0)),
+    ("checkpoint", files::checkpoint, 3, Some(0)),
     ("settings", tokenizers::settings, 3, None),
     ("vocabulary", tokenizers::vocabulary, 4, None),
     ("spiece", tokenizers::spiece, 5, Some(2)),

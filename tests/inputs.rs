@@ -150,8 +150,12 @@ fn what_is_no_model_is_said() {
         let tensors: Vec<_> = names.iter().map(|name| (*name, Dtype::F32, vec![1], vec![0; 4])).collect();
         save_tensors(&here(name), &tensors);
     };
-    tensors("whole.safetensors", &["model.diffusion_model.x", "text_encoders.t5xxl.y", "vae.z"]);
-    tensors("flux1-schnell.safetensors", &["double_blocks.0.x", "img_in.weight"]);
+    let sign = "double_blocks.0.img_attn.norm.query_norm.scale";
+    let behind = format!("model.diffusion_model.{sign}");
+    tensors("whole.safetensors", &[behind.as_str(), "vae.decoder.up.0.block.0.conv1.weight"]);
+    tensors("flux1-schnell.safetensors", &[sign, "img_in.weight"]);
+    tensors("shard.safetensors", &["transformer_blocks.7.x", "transformer_blocks.8.x"]);
+    tensors("lora.safetensors", &["transformer.a.lora_A.weight", "transformer.a.lora_B.weight"]);
     tensors("noise.safetensors", &["noise"]);
     tensors("other.safetensors", &["a", "b"]);
     std::fs::write(here("pointer"), "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
@@ -165,16 +169,22 @@ fn what_is_no_model_is_said() {
     symlink("gone", here("dangling")).unwrap();
     std::fs::copy(here("whole.safetensors"), here("single/a.safetensors")).unwrap();
     let part = |name: &str| text(&model.path().join(name)).to_string();
-    let whole = ["one checkpoint with transformer, text encoders and VAE", "not read yet"];
+    let no_tokenizers = ["holds no tokenizers and configs", "`schnell fetch ", " --only tokenizers`"];
     for (given, code, words) in [
-        ("whole.safetensors", 5, &whole[..]),
-        ("single", 5, &whole),
-        ("flux1-schnell.safetensors", 5, &["the transformer alone"]),
+        ("whole.safetensors", 2, &no_tokenizers[..]),
+        ("flux1-schnell.safetensors", 2, &no_tokenizers),
+        (
+            "single",
+            3,
+            &["holds transformer (Black Forest Labs' names), vae", "--transformer FILE --vae FILE"],
+        ),
+        ("shard.safetensors", 3, &["a shard of a transformer"]),
+        ("lora.safetensors", 3, &["a LoRA under diffusers' names", "cannot be used yet"]),
         ("noise.safetensors", 3, &["one tensor, noise"]),
         ("other.safetensors", 3, &["no model that is known"]),
         ("pointer", 3, &["Git LFS pointer", "git lfs pull"]),
         ("page", 3, &["web page"]),
-        ("flux.gguf", 3, &["GGUF", "only safetensors"]),
+        ("flux.gguf", 3, &["GGUF", "truncated"]),
         ("empty", 3, &["an empty folder"]),
         ("above", 3, &["above/FLUX"]),
         ("cache", 3, &["Hugging Face cache", "snapshots/abc"]),
@@ -184,11 +194,14 @@ fn what_is_no_model_is_said() {
         (&part("text_encoder_2"), 3, &["T5EncoderModel", "a part of the model"]),
         (&part("tokenizer"), 3, &["the folder of a tokenizer"]),
         (&part("model_index.json"), 3, &["name it:"]),
-        (&part(WEIGHTS), 3, &["a VAE"]),
-        (&part("transformer/diffusion_pytorch_model.safetensors"), 3, &["a transformer"]),
+        (&part(WEIGHTS), 3, &["this holds vae and no transformer", "with --vae"]),
+        (&part("transformer/diffusion_pytorch_model.safetensors"), 2, &no_tokenizers),
     ] {
-        let expected =
-            if given == "dangling" { "missing" } else { "a model is a folder with model_index.json" };
+        let expected = match given {
+            "dangling" => "missing",
+            _ if words.iter().any(|word| word.contains("holds")) => "name",
+            _ => "a model is a folder with model_index.json",
+        };
         for args in [vec!["plan", "--model", given], quick(&["--model", given])] {
             sandbox.refuses(args, code, &[words, &[expected]].concat());
         }

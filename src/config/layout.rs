@@ -1,15 +1,18 @@
 //! What is found where a model's folder should be: a file, a part of a model, or a folder without its index.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::fields::read_json;
 use crate::error::shown;
 use crate::files;
-use crate::weights::SafeTensors;
+use crate::weights::layouts::lora::LoraFile;
+use crate::weights::{Component, PartFiles};
 use crate::{Error, Result};
 
 /// The end of every refusal here.
-const EXPECTED: &str = "a model is a folder with model_index.json (diffusers layout)";
+const EXPECTED: &str =
+    "a model is a folder with model_index.json (diffusers layout), or a file that holds a transformer";
 
 /// The refusal of `dir`, which has no `model_index.json`.
 pub(super) fn no_model(dir: &Path) -> Error {
@@ -21,61 +24,77 @@ pub(super) fn no_model(dir: &Path) -> Error {
     };
     match metadata.is_dir() {
         true => folder(dir).unwrap_or_else(|error| error),
-        false => file(dir),
+        false => match file_parts(dir) {
+            Ok(parts) => files_of_parts(dir, &parts),
+            Err(error) => error,
+        },
     }
 }
 
-/// What a file is, by what it begins with or by the names of its tensors.
-fn file(path: &Path) -> Error {
+/// The parts that a file holds, of which there is one at least.
+///
+/// # Errors
+/// Those of opening it; [`Error::Weights`] for what holds none, saying what it is.
+pub(crate) fn file_parts(path: &Path) -> Result<Vec<PartFiles>> {
     if path.file_name().is_some_and(|name| name == "model_index.json") {
         let parent = path.parent().unwrap_or(Path::new("."));
-        return Error::weights(path, format!("{EXPECTED}; name it: {}", parent.display()));
+        return Err(Error::weights(path, format!("{EXPECTED}; name it: {}", parent.display())));
     }
     // Names what it is when it is none.
-    let file = match SafeTensors::open(path) {
-        Ok(file) => file,
-        Err(Error::Weights { path, what, source }) => {
-            return Error::Weights { path, what: format!("{what}; {EXPECTED}"), source };
+    let component = Component::file(path).map_err(|error| match error {
+        Error::Weights { path, what, source } => {
+            Error::Weights { path, what: format!("{what}; {EXPECTED}"), source }
         }
-        Err(other) => return other,
-    };
-    let has = |start: &str| file.iter().any(|tensor| tensor.name.starts_with(start));
-    // A sound model, for which there is no code yet.
-    let whole = if has("model.diffusion_model.") && (has("text_encoders.") || has("vae.")) {
-        Some(
-            "one checkpoint with transformer, text encoders and VAE (model.diffusion_model.*, text_encoders.*, vae.*)",
-        )
-    } else if has("model.diffusion_model.") || has("double_blocks.") {
-        Some("a checkpoint of the transformer alone (double_blocks.*), without text encoders and VAE")
-    } else {
-        None
-    };
-    if let Some(what) = whole {
-        return Error::Unsupported(format!(
-            "{}: this is {what}; checkpoints in one file are not read yet: {EXPECTED}",
-            path.display()
-        ));
+        other => other,
+    })?;
+    let component = Arc::new(component);
+    let parts = PartFiles::all(&component);
+    match parts.is_empty() {
+        true => Err(refusal(&component)),
+        false => Ok(parts),
     }
+}
+
+/// The refusal of a file that holds no part of a model.
+pub(crate) fn refusal(file: &Component) -> Error {
+    Error::weights(file.path(), format!("this is {}; {EXPECTED}", no_part(file)))
+}
+
+/// What a file is that holds no part of a model, or not the beginning of one.
+fn no_part(file: &Component) -> String {
+    if let Some(lora) = LoraFile::of(file) {
+        return format!("{lora}, which cannot be used yet");
+    }
+    let has = |start: &str| file.iter().any(|tensor| tensor.name.starts_with(start));
     let part = [
-        ("transformer_blocks.", "the weights of a transformer, which belong into transformer/"),
+        ("transformer_blocks.", "a shard of a transformer, which belongs into transformer/"),
         ("single_transformer_blocks.", "a shard of a transformer, which belongs into transformer/"),
-        ("encoder.block.", "the weights of a T5 encoder, which belong into text_encoder_2/"),
-        ("text_model.", "the weights of a CLIP text encoder, which belong into text_encoder/"),
-        ("decoder.", "the weights of a VAE, which belong into vae/"),
-        ("lora_", "a LoRA, which cannot be used yet"),
-        ("transformer.", "a LoRA or a part of a model"),
+        ("encoder.block.", "a shard of a T5 encoder, which belongs into text_encoder_2/"),
+        ("text_model.", "a shard of a CLIP text encoder, which belongs into text_encoder/"),
+        ("decoder.", "a shard of a VAE, which belongs into vae/"),
     ];
-    let what = match part.iter().find(|(start, _)| has(start)) {
-        Some((_, what)) => what.to_string(),
-        None => {
-            let names: Vec<&str> = file.iter().map(|tensor| tensor.name.as_str()).take(2).collect();
-            match names[..] {
-                [name] => format!("a file of one tensor, {}, as noise and dumps are", shown(name)),
-                _ => "a safetensors file of no model that is known here".to_string(),
-            }
-        }
-    };
-    Error::weights(path, format!("this is {what}; {EXPECTED}"))
+    if let Some((_, what)) = part.iter().find(|(start, _)| has(start)) {
+        return what.to_string();
+    }
+    let architecture = file.metadata().get("general.architecture").filter(|_| file.gguf_version().is_some());
+    let names: Vec<&str> = file.iter().map(|tensor| tensor.name.as_str()).take(2).collect();
+    match (architecture, &names[..]) {
+        (Some(architecture), _) => format!(
+            "a GGUF file of the architecture {} without the tensors of a FLUX transformer or a T5 encoder",
+            shown(architecture)
+        ),
+        (_, [name]) => format!("a file of one tensor, {}, as noise and dumps are", shown(name)),
+        _ => "a file of no model that is known here".to_string(),
+    }
+}
+
+/// The refusal of what holds parts where a folder should be.
+fn files_of_parts(path: &Path, parts: &[PartFiles]) -> Error {
+    let held: Vec<String> =
+        parts.iter().map(|files| format!("{} ({})", files.part(), files.layout())).collect();
+    let flags: Vec<String> = parts.iter().map(|files| format!("--{} FILE", files.part())).collect();
+    let what = format!("this holds {}: name the file itself, by {}", held.join(", "), flags.join(" "));
+    Error::weights(path, what)
 }
 
 fn folder(dir: &Path) -> Result<Error> {
@@ -123,7 +142,10 @@ fn folder(dir: &Path) -> Result<Error> {
         path.extension().is_some_and(|e| ["safetensors", "gguf", "ckpt", "pt", "bin"].iter().any(|w| e == *w))
     };
     if let Some(found) = entries.iter().find(is_weights) {
-        return Ok(file(found));
+        return Ok(match file_parts(found) {
+            Ok(parts) => files_of_parts(found, &parts),
+            Err(error) => error,
+        });
     }
     let names: Vec<String> = entries
         .iter()

@@ -23,6 +23,7 @@ mod clip;
 mod fields;
 mod flux;
 mod index;
+mod infer;
 mod layout;
 mod scheduler;
 mod t5;
@@ -32,6 +33,7 @@ use std::path::Path;
 
 pub use clip::{ClipActivation, ClipConfig, ClipPooling};
 pub use flux::FluxConfig;
+pub(crate) use layout::{file_parts, refusal};
 pub use scheduler::SchedulerConfig;
 pub use t5::T5Config;
 pub use vae::VaeConfig;
@@ -92,7 +94,7 @@ impl PipelineConfig {
             t5_length: t5_length(&dir.join("tokenizer_2/tokenizer_config.json"), t5_tokens)?,
             in_nf4: InNf4::default(),
         };
-        config.check_agreement(dir)?;
+        config.check_agreement(&dir.join("transformer/config.json"))?;
         Ok(config)
     }
 
@@ -160,9 +162,8 @@ impl PipelineConfig {
         }
     }
 
-    /// What one file alone cannot show: that the parts fit together.
-    fn check_agreement(&self, dir: &Path) -> Result<()> {
-        let flux_path = dir.join("transformer/config.json");
+    /// What one file alone cannot show: that the parts fit together. `flux_path` is what says how the transformer is.
+    fn check_agreement(&self, flux_path: &Path) -> Result<()> {
         let latent_token = 4 * self.vae.latent_channels;
         // Fill, Canny and Depth feed a second image beside the latents: a whole number of tokens more. Where their file leaves
         // `out_channels` out, it counts as `in_channels`, and FLUX's own latents tell them from another VAE.

@@ -52,6 +52,7 @@ pub struct Fetch {
     id: String,
     revision: String,
     verify: bool,
+    weights: bool,
     token: Option<Secret>,
     cache: Option<PathBuf>,
     endpoint: Option<String>,
@@ -100,6 +101,7 @@ impl Fetch {
             id: id.into(),
             revision: hub::MAIN.to_string(),
             verify: false,
+            weights: true,
             token: None,
             cache: None,
             endpoint: None,
@@ -116,6 +118,13 @@ impl Fetch {
     /// Checks the digests of files that are here already, too. Those that are damaged are fetched again.
     pub fn verify(mut self) -> Fetch {
         self.verify = true;
+        self
+    }
+
+    /// Tokenizers, configs and indices alone, some MB: what a file of weights from elsewhere lacks to be a model
+    /// (`ModelFolder::find`). Fetching all of it later goes on from there.
+    pub fn without_weights(mut self) -> Fetch {
+        self.weights = false;
         self
     }
 
@@ -201,7 +210,8 @@ impl Fetch {
         }
         // Before gigabytes are fetched in vain.
         self.check_config(store, &all)?;
-        for path in self.weights(store, listing, &all)? {
+        let weights = if self.weights { self.weights(store, listing, &all)? } else { Vec::new() };
+        for path in weights {
             all.push(transfer.patiently(&path, told, || listing.wanted(client, asked, &path, None))?);
         }
         self.announce(store, listing, &all, told)?;
@@ -253,7 +263,10 @@ impl Fetch {
             other => other,
         });
         let folder = ModelFolder::of_hub(found?, &self.name());
-        Model::open_folder(&folder)?;
+        match self.weights {
+            true => Model::open_folder(&folder).map(drop)?,
+            false => Model::check_tokenizers(&folder)?,
+        }
         if self.verify {
             self.verify_links(settings, &folder, told)?;
         }

@@ -16,9 +16,9 @@ pub(crate) fn foreign(bytes: &[u8]) -> Option<&'static str> {
     } else if is_page {
         Some("this is a web page, as a server sends in place of a file that needs a login; download it again")
     } else if starts(b"GGUF") {
-        Some("this is a GGUF file; only safetensors are read")
+        Some("this is a GGUF file, which can be a transformer or T5 in a file of its own, and nothing else")
     } else if starts(b"PK\x03\x04") || starts(b"\x80\x02") {
-        Some("this is PyTorch's own format (.ckpt, .pt, .bin); only safetensors are read")
+        Some("this is PyTorch's own format (.ckpt, .pt, .bin); only safetensors and GGUF are read")
     } else {
         None
     }

@@ -3,7 +3,7 @@
 //!
 //! Reading order: `folder.rs`, `model.rs`, `plan.rs`, `predict.rs`, `machine.rs`, `builder.rs`, `request.rs` (`noise_file.rs` beside it),
 //! `load.rs` (binding), `disk.rs` (weights that stay there), `cache.rs` (prompts seen before), `run.rs` (the one loop that enqueues),
-//! `output.rs`, `timing.rs`. Beside them `quantize.rs`: a folder from another.
+//! `output.rs`, `timing.rs`. Beside them `quantize.rs`: a folder from another; `inspect.rs`: what files are.
 //!
 //! ```
 //! use schnell::{Model, Pipeline, Request, Shape, gib};
@@ -20,6 +20,7 @@ mod builder;
 mod cache;
 mod disk;
 mod folder;
+mod inspect;
 mod load;
 mod machine;
 mod model;
@@ -50,6 +51,7 @@ pub use builder::PipelineBuilder;
 use cache::{Encoding, Modulated, PromptCache};
 use disk::Disk;
 pub use folder::ModelFolder;
+pub use inspect::{InspectedPart, Inspection, StoredType, Use};
 use load::{Prompt, TextInput};
 pub use model::Model;
 pub use noise_file::NoiseFile;

@@ -1,4 +1,4 @@
-//! A model folder, opened and checked; nothing is loaded yet.
+//! A model's files, opened and checked; nothing is loaded yet.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::text::tokenizer::{ClipTokenizer, T5Tokenizer};
 use crate::weights::Source;
 use crate::{Error, Result};
 
-/// A model folder in the diffusers layout: configs read, tokenizers loaded, every tensor found and checked.
+/// A model: configs read, tokenizers loaded, every tensor found and checked.
 #[derive(Debug)]
 pub struct Model {
     config: PipelineConfig,
@@ -20,7 +20,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens a folder that holds `model_index.json`, by its path or as [`ModelFolder::find`] finds it.
+    /// Opens a folder that holds `model_index.json`, by its path or as [`ModelFolder::find`] finds it, or a file that holds a
+    /// transformer.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Weights`] or [`Error::Unsupported`], naming the file and tensor; nothing is loaded yet.
@@ -41,7 +42,7 @@ impl Model {
     /// # Errors
     /// As for [`Model::open`].
     pub fn open_folder(folder: &ModelFolder) -> Result<Model> {
-        let opened = Model::with(folder.config()?, folder, |config| Source::open(folder.path(), config));
+        let opened = Model::with(folder.config()?, folder, |config| Source::of(folder.files(), config));
         opened.map_err(|error| folder.advised(error))
     }
 
@@ -70,12 +71,27 @@ impl Model {
         Model::with(config, &ModelFolder::find(dir)?, |config| Source::open(dir, config))
     }
 
+    /// Whether a folder has configs and tokenizers that fit together, whatever weights there are.
+    ///
+    /// # Errors
+    /// Those of [`Model::open`] that concern them.
+    #[cfg(feature = "fetch")]
+    pub(crate) fn check_tokenizers(folder: &ModelFolder) -> Result<()> {
+        Model::tokenizers(&PipelineConfig::open(folder.path())?, folder.path()).map(drop)
+    }
+
     fn with(
         config: PipelineConfig,
         folder: &ModelFolder,
         source: impl FnOnce(&PipelineConfig) -> Result<Source>,
     ) -> Result<Model> {
-        let dir = folder.path();
+        let (clip_tokenizer, t5_tokenizer) = Model::tokenizers(&config, folder.path())?;
+        let source = source(&config)?;
+        Ok(Model { config, folder: folder.clone(), source, clip_tokenizer, t5_tokenizer })
+    }
+
+    /// CLIP's and T5's.
+    fn tokenizers(config: &PipelineConfig, dir: &Path) -> Result<(Arc<ClipTokenizer>, Arc<T5Tokenizer>)> {
         let clip_tokenizer = Arc::new(ClipTokenizer::open(&dir.join("tokenizer"))?);
         let t5_tokenizer = Arc::new(T5Tokenizer::open(&dir.join("tokenizer_2"))?);
         for (what, ids, rows) in [
@@ -96,8 +112,7 @@ impl Model {
             );
             return Err(Error::weights(dir.join("tokenizer"), text));
         }
-        let source = source(&config)?;
-        Ok(Model { config, folder: folder.clone(), source, clip_tokenizer, t5_tokenizer })
+        Ok((clip_tokenizer, t5_tokenizer))
     }
 
     /// What the config files say.

@@ -83,7 +83,7 @@ impl<'a> Quantizer<'a> {
     /// that was killed has left there the next one removes.
     ///
     /// # Errors
-    /// Before any work: [`Error::Input`] for a model that is quantized already, and for a folder that exists, is being written
+    /// Before any work: [`Error::Input`] for a model that is quantized already, or has parts in files of their own, and for a folder that exists, is being written
     /// or would lie in the model's; [`Error::Unsupported`] for rows that are no whole number of quant blocks;
     /// [`Error::Capacity`] when the disk has not enough room. Later [`Error::Weights`] for a tensor that is not finite or all
     /// zero, and [`Error::Io`]: then nothing is left.
@@ -103,6 +103,13 @@ impl<'a> Quantizer<'a> {
     ) -> Result<Vec<QuantizedLinear>> {
         let to = to.as_ref();
         let from = self.model.folder.path();
+        if let Some(files) = Part::ALL.into_iter().find_map(|part| self.model.folder.files().instead(part)) {
+            let what = format!(
+                "{} is no folder in the diffusers layout, of which one in NF4 is made",
+                files.path().display()
+            );
+            return Err(Error::Input(what));
+        }
         let configs = QUANTIZED.map(|part| read_config(from, part));
         let [transformer, t5] = configs;
         let configs = [transformer?, t5?].map(|config| config_file(config, self.double_quant));
@@ -151,7 +158,7 @@ impl<'a> Quantizer<'a> {
             let Some(of_part) = QUANTIZED.iter().position(|part| *part == weight.part) else { continue };
             let name = weight.needed.name;
             let tensor = self.model.source.tensor(weight.part, &name)?.clone();
-            if tensor.quantized.is_some() {
+            if tensor.is_nf4() {
                 return Err(already_quantized(self.model.folder.path(), weight.part));
             }
             let in_nf4 = matches!(weight.target, Target::Nf4 { .. });

@@ -19,14 +19,15 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::nf4::{BLOCK, CODE_BOOK};
+use super::tensor::Encoding;
 use super::{Component, Dtype, TensorInfo};
 use crate::{Error, Result};
 
 /// What the names of the other parts end in, behind the name of the codes.
-pub(super) const SUFFIXES: [&str; 5] =
+pub(crate) const SUFFIXES: [&str; 5] =
     [".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", STATE];
 /// Of the one that every tensor in NF4 has.
-pub(super) const STATE: &str = ".quant_state.bitsandbytes__nf4";
+pub(crate) const STATE: &str = ".quant_state.bitsandbytes__nf4";
 
 /// Of its JSON, which has five fields.
 const LARGEST_STATE: u64 = 1 << 14;
@@ -135,7 +136,7 @@ pub fn open(component: &Component, info: &TensorInfo) -> Result<Option<TensorInf
         dtype: Dtype::F32,
         bytes: 4 * elements as u64,
         shape: state.shape,
-        quantized: Some(Arc::new(quantized)),
+        encoding: Encoding::Nf4(Arc::new(quantized)),
         ..info.clone()
     }))
 }

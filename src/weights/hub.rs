@@ -96,6 +96,14 @@ fn how_to_fetch(id: &str, revision: &str) -> String {
     }
 }
 
+/// What gets of `id` all but its weights, in words.
+pub(crate) fn how_to_fetch_tokenizers(id: &str) -> String {
+    match cfg!(feature = "fetch") {
+        true => format!("`schnell fetch {id} --only tokenizers`"),
+        false => format!("`hf download {id} --include \"*.json\" \"*.txt\"`"),
+    }
+}
+
 /// What a model that cannot be loaded may lack.
 pub(crate) fn advice(name: &str) -> String {
     let (id, revision) = split(name);

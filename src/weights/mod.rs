@@ -1,8 +1,8 @@
-//! Where tensors come from: the safetensors files of a diffusers-layout folder, opened, and checked against the
-//! list of what the networks need before a byte of theirs is read.
+//! Where tensors come from: the files of a model, opened, and checked against the list of what the networks need before a
+//! byte of theirs is read.
 //!
-//! Reading order: [`Needed`] is a tensor that there must be, as the networks ask for it, [`safetensors`] finds and reads them,
-//! [`Source`] here joins the two, [`convert`] turns stored numbers into f32 and bf16, and [`nf4`] is the 4-bit
+//! Reading order: [`Needed`] is a tensor that there must be, as the networks ask for it, [`safetensors`] and [`gguf`] find and
+//! read them, [`Source`] here joins the two, [`convert`] turns stored numbers into f32 and bf16, and [`nf4`] is the 4-bit
 //! format as the host computes it: the reference for the kernels.
 //!
 //! ```no_run
@@ -18,22 +18,29 @@
 //!
 //! Files are read by `pread`, never mapped: a mapped file that shrinks kills the process, and pages of a mapping
 //! count as ours. Checkpoints that come already quantized by [`bitsandbytes`] keep their codes, and read as what they mean
-//! where these are not wanted; [`quantize`] writes such. Left out so far: single-file layouts.
+//! where these are not wanted; [`quantize`] writes such. Other [`formats`] of few bits read as f32.
+//!
+//! A part may lie in a folder of diffusers or in a file of its own, alone or with others, under one of several sets of names
+//! ([`layouts`]); [`parts`] finds what the networks need in any of them.
 
 mod ahead;
 pub mod bitsandbytes;
 pub mod convert;
+pub mod formats;
+mod fp8;
 pub mod generated;
+pub mod gguf;
 pub mod hub;
 pub mod layouts;
 pub mod nf4;
 pub(crate) mod packed;
+pub mod parts;
 pub mod quantize;
 pub mod safetensors;
 pub mod tensor;
 pub mod upload;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -43,8 +50,9 @@ use self::layouts::diffusers;
 use crate::config::PipelineConfig;
 use crate::{Error, Result};
 
+pub use self::parts::{ModelFiles, PartFiles};
 pub use self::safetensors::{Component, Dtype, First, SafeTensors};
-pub use self::tensor::TensorInfo;
+pub use self::tensor::{Encoding, TensorInfo};
 
 /// A network with weights of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -107,21 +115,18 @@ pub struct InNf4 {
 }
 
 impl InNf4 {
-    /// Of the transformer and T5 in the diffusers-layout folder `dir`. Looks at headers only; what is missing or damaged holds
+    /// Of the transformer and T5 in `files`. Looks at headers only; what is missing or damaged holds
     /// nothing: it is refused when it is opened as a whole.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for a model that the kernels cannot run.
-    pub fn find(dir: &Path, config: &PipelineConfig) -> Result<InNf4> {
+    pub fn find(files: &ModelFiles, config: &PipelineConfig) -> Result<InNf4> {
         let needed = crate::models::flux::needed(config)?;
         let mut names = BTreeSet::new();
         for part in [Part::Transformer, Part::T5] {
-            let Ok(component) = diffusers::open(dir, part) else { continue };
+            let Ok(opened) = files.open(part) else { continue };
             let of_part = needed.iter().filter(|(of, _)| *of == part).map(|(_, needed)| needed);
-            let quantized = of_part.filter(|needed| {
-                let mut stored = std::iter::once(&needed.name).chain(&needed.aliases);
-                stored.any(|name| component.get(&format!("{name}{}", bitsandbytes::STATE)).is_some())
-            });
+            let quantized = of_part.filter(|needed| opened.is_nf4(needed));
             names.extend(quantized.map(|needed| (part, needed.name.clone())));
         }
         Ok(InNf4 { names })
@@ -166,37 +171,44 @@ pub struct Source {
 }
 
 impl Source {
-    /// Opens the four components of the diffusers-layout folder `dir` and checks that every needed tensor is
-    /// there with the shape that `config` asks for, in F32, BF16, F16 or NF4. Reads headers, and of NF4 tensors what
-    /// describes them.
+    /// Opens the four components of the diffusers-layout folder `dir`: [`Source::of`] with no other files.
+    ///
+    /// # Errors
+    /// Those of [`Source::of`].
+    pub fn open(dir: &Path, config: &PipelineConfig) -> Result<Self> {
+        Source::of(&ModelFiles::folder(dir), config)
+    }
+
+    /// Opens the four parts in `files` and checks that every needed tensor is there with the shape that `config` asks for, in
+    /// a type that can be read. Reads headers, and of quantized tensors what describes them.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Weights`] or [`Error::Unsupported`]: the first error found, with a count of
     /// further ones.
-    pub fn open(dir: &Path, config: &PipelineConfig) -> Result<Self> {
+    pub fn of(files: &ModelFiles, config: &PipelineConfig) -> Result<Self> {
         let needed = crate::models::flux::needed(config)?;
         let (mut errors, mut warnings) = (Vec::new(), Vec::new());
         let mut tensors = [const { BTreeMap::new() }; 4];
         for part in Part::ALL {
-            let component = match diffusers::open(dir, part) {
-                Ok(component) => component,
+            let opened = match files.open(part) {
+                Ok(opened) => opened,
                 Err(error) => {
                     errors.push(error);
                     continue;
                 }
             };
             for needed in needed.iter().filter(|(of, _)| *of == part).map(|(_, needed)| needed) {
-                match find(&component, needed) {
+                match opened.tensor(needed) {
                     Ok(info) => drop(tensors[part as usize].insert(needed.name.clone(), info)),
                     Err(error) => errors.push(error),
                 }
             }
-            warnings.extend_from_slice(component.warnings());
-            warnings.extend(left_over(part, &component, &tensors[part as usize]));
+            warnings.extend_from_slice(opened.component().warnings());
+            warnings.extend(opened.left_over(&tensors[part as usize]));
         }
         match first_of(errors) {
             Some(error) => Err(error),
-            None => Ok(Source { dir: dir.to_path_buf(), warnings, tensors }),
+            None => Ok(Source { dir: files.dir().to_path_buf(), warnings, tensors }),
         }
     }
 
@@ -216,7 +228,8 @@ impl Source {
                 shape: needed.shape,
                 file: Arc::new(self::tensor::TensorFile::generated(values)),
                 offset: 0,
-                quantized: None,
+                encoding: Encoding::Plain,
+                rows: None,
             };
             tensors[part as usize].insert(needed.name, info);
         }
@@ -265,7 +278,7 @@ impl Source {
         let mut stamps = BTreeSet::new();
         for part in Part::ALL {
             for (name, info) in self.tensors(part) {
-                stamps.insert(format!("{part} {name} {} {}\n", info.dtype, info.offset));
+                stamps.insert(format!("{part} {name} {}\n", info.place()));
                 stamps.extend(info.file.stamp()?);
             }
         }
@@ -290,65 +303,6 @@ impl Source {
     pub fn dir(&self) -> &Path {
         &self.dir
     }
-}
-
-/// A warning that names tensors of `component` that nobody asked for: its config describes a smaller network, which draws
-/// another picture.
-fn left_over(part: Part, component: &Component, used: &BTreeMap<String, TensorInfo>) -> Option<String> {
-    let used: HashSet<&str> = used.values().map(|info| info.name.as_str()).collect();
-    let belongs_to_used = |name: &str| {
-        bitsandbytes::SUFFIXES
-            .iter()
-            .any(|suffix| name.strip_suffix(suffix).is_some_and(|owner| used.contains(owner)))
-    };
-    let mut names: Vec<&str> = component
-        .iter()
-        .filter(|info| info.elements() > 0)
-        .map(|info| info.name.as_str())
-        .filter(|name| !used.contains(name) && !belongs_to_used(name) && !diffusers::is_harmless(part, name))
-        .collect();
-    names.sort_unstable();
-    let (first, last) = (names.first()?, names.last()?);
-    let path = crate::error::shown(&component.path().to_string_lossy());
-    let names = match names.len() {
-        1 => format!("1 tensor, {}, is", crate::error::shown(first)),
-        n => format!("{n} tensors, {} to {}, are", crate::error::shown(first), crate::error::shown(last)),
-    };
-    Some(format!("{path}: {names} not used: the config describes a smaller {part}"))
-}
-
-/// The stored tensor that serves as `needed`.
-fn find(component: &Component, needed: &Needed) -> Result<TensorInfo> {
-    let names = std::iter::once(&needed.name).chain(&needed.aliases);
-    let Some(info) = names.clone().find_map(|name| component.get(name)) else {
-        let names: Vec<&str> = names.map(String::as_str).collect();
-        return Err(Error::weights(
-            component.path(),
-            format!("tensor {} is missing: expected {:?}", names.join(" or "), needed.shape),
-        ));
-    };
-    let dequantized = bitsandbytes::open(component, info)?;
-    let info = dequantized.as_ref().unwrap_or(info);
-    if !matches!(info.dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16) {
-        return Err(Error::weights(
-            info.file.path(),
-            format!("tensor {} has dtype {}: expected F32, BF16 or F16", info.name, info.dtype),
-        ));
-    }
-    if !same_shape(&info.shape, &needed.shape) {
-        return Err(Error::weights(
-            info.file.path(),
-            format!("tensor {} has shape {:?}: expected {:?}", info.name, info.shape, needed.shape),
-        ));
-    }
-    Ok(info.clone())
-}
-
-/// Equal but for trailing ones: a 1x1 convolution and a matrix are the same numbers, and both ways of storing
-/// them are about.
-fn same_shape(a: &[usize], b: &[usize]) -> bool {
-    let core = |shape: &[usize]| shape.iter().rposition(|&n| n != 1).map_or(0, |last| last + 1);
-    a[..core(a)] == b[..core(b)]
 }
 
 /// One error for many: the first, saying how many more there are.

@@ -1,4 +1,5 @@
-//! The safetensors container, one file ([`SafeTensors`]) or several behind an index ([`Component`]).
+//! The safetensors container, one file ([`SafeTensors`]) or several behind an index ([`Component`], which a GGUF file may be,
+//! too: see [`super::gguf`]).
 //!
 //! The format, as bytes: a little-endian `u64` header length n; n bytes of JSON
 //! `{name: {"dtype", "shape", "data_offsets": [begin, end)}}`, offsets counted from the end of the header, plus
@@ -17,7 +18,8 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::tensor::{TensorFile, TensorInfo};
+use super::gguf::{self, Gguf};
+use super::tensor::{Encoding, TensorFile, TensorInfo};
 use crate::{Error, Result, files, json};
 
 pub use ::safetensors::Dtype;
@@ -92,7 +94,8 @@ impl SafeTensors {
                     file: file.clone(),
                     offset: 8 + header_bytes + begin as u64,
                     bytes: (end - begin) as u64,
-                    quantized: None,
+                    encoding: Encoding::Plain,
+                    rows: None,
                 };
                 (name, tensor)
             })
@@ -132,6 +135,9 @@ pub struct Component {
     path: PathBuf,
     tensors: HashMap<String, TensorInfo>,
     warnings: Vec<String>,
+    /// Version, where it is a GGUF file.
+    gguf: Option<u32>,
+    metadata: HashMap<String, String>,
 }
 
 /// Which of two sets of weights in one folder counts.
@@ -180,9 +186,25 @@ impl Component {
         }
     }
 
+    /// Opens one file, safetensors or GGUF by what it begins with.
+    ///
+    /// # Errors
+    /// Those of [`SafeTensors::open`] and [`Gguf::open`].
+    pub fn file(path: &Path) -> Result<Self> {
+        let (file, _) = files::open(path)?;
+        let mut magic = [0; gguf::MAGIC.len()];
+        let is_gguf = file.read_exact_at(&mut magic, 0).is_ok() && magic == *gguf::MAGIC;
+        if !is_gguf {
+            return Component::single(path.to_path_buf());
+        }
+        let Gguf { version, metadata, tensors } = Gguf::open(path)?;
+        let path = path.to_path_buf();
+        Ok(Component { path, tensors, warnings: Vec::new(), gguf: Some(version), metadata })
+    }
+
     fn single(path: PathBuf) -> Result<Self> {
-        let file = SafeTensors::open(&path)?;
-        Ok(Component { path, tensors: file.tensors, warnings: Vec::new() })
+        let SafeTensors { tensors, metadata, .. } = SafeTensors::open(&path)?;
+        Ok(Component { path, tensors, warnings: Vec::new(), gguf: None, metadata })
     }
 
     /// `<stem>.<variant>.safetensors`, or `<stem>.safetensors.index.<variant>.json`, of which there must be one.
@@ -235,7 +257,17 @@ impl Component {
             })?;
             tensors.insert(name.clone(), info.clone());
         }
-        Ok(Component { path, tensors, warnings: Vec::new() })
+        Ok(Component { path, tensors, warnings: Vec::new(), gguf: None, metadata: HashMap::new() })
+    }
+
+    /// The version of the format, where it is a GGUF file.
+    pub fn gguf_version(&self) -> Option<u32> {
+        self.gguf
+    }
+
+    /// What a file says beside its tensors, by name.
+    pub fn metadata(&self) -> &HashMap<String, String> {
+        &self.metadata
     }
 
     /// What a person should know of how the files were chosen.

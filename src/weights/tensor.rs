@@ -1,6 +1,7 @@
 //! A tensor of a file: what it is, where its bytes are, and how they are read. Every source of weights is made of these.
 
 use std::fs::{File, Metadata};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,7 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Dtype;
 use super::bitsandbytes::Quantized;
+use super::formats::Format;
 use super::generated::Values;
+use super::nf4::BLOCK;
 use crate::{Error, Result};
 
 /// An open file that tensors live in, or what computes one.
@@ -71,23 +74,50 @@ impl TensorFile {
     }
 }
 
-/// One stored tensor: what it is and where its bytes are. Cheap to clone; keeps its file open.
+/// How a file holds the numbers of a tensor.
+#[derive(Debug, Clone)]
+pub enum Encoding {
+    /// One by one, in the tensor's `dtype`.
+    Plain,
+    /// In NF4 as bitsandbytes stores it; reads as f32. `offset` is where its codes are.
+    Nf4(Arc<Quantized>),
+    /// In another format of few bits; reads as f32, each number times `scale`.
+    Packed {
+        /// Which.
+        format: Format,
+        /// 1 where there is none.
+        scale: f32,
+    },
+}
+
+/// Which rows of the stored tensor a tensor is, where it is not all of them: fused matrices are cut this way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rows {
+    /// Runs of rows, in the order in which they follow each other here.
+    runs: Vec<Range<u64>>,
+    /// Rows of the stored tensor.
+    of: u64,
+}
+
+/// One tensor: what it is and where its bytes are. Cheap to clone; keeps its file open.
 #[derive(Debug, Clone)]
 pub struct TensorInfo {
     /// The name in the file.
     pub name: String,
-    /// The type of one element.
+    /// The type of one element as it reads.
     pub dtype: Dtype,
     /// Sizes, slowest-varying first.
     pub shape: Vec<usize>,
     /// The file.
     pub file: Arc<TensorFile>,
-    /// Where in the file its first byte is.
+    /// Where in the file the first byte of the stored tensor is.
     pub offset: u64,
-    /// How many bytes it has.
+    /// How many bytes it reads as.
     pub bytes: u64,
-    /// Set for a tensor that the file holds in 4 bits: it reads as f32, and `offset` is where its codes are.
-    pub quantized: Option<Arc<Quantized>>,
+    /// How the file holds it.
+    pub encoding: Encoding,
+    /// Set for a part of the stored tensor, and for one whose rows lie in another order.
+    pub rows: Option<Arc<Rows>>,
 }
 
 impl TensorInfo {
@@ -96,9 +126,34 @@ impl TensorInfo {
         self.shape.iter().product()
     }
 
-    /// How many bytes of the file it takes: less than `bytes` where the file holds it in 4 bits.
+    /// How many bytes of the file it takes: less than `bytes` where the file holds it in few bits.
     pub fn stored_bytes(&self) -> u64 {
-        self.quantized.as_ref().map_or(self.bytes, |quantized| quantized.stored_bytes())
+        let packed = |format: Format| self.elements() as u64 / format.values() as u64 * format.bytes() as u64;
+        match &self.encoding {
+            Encoding::Plain => self.bytes,
+            Encoding::Packed { format, .. } => packed(*format),
+            Encoding::Nf4(quantized) => {
+                let (of, rows) = match &self.rows {
+                    Some(rows) => (rows.of.max(1), self.shape.first().map_or(1, |&rows| rows as u64)),
+                    None => (1, 1),
+                };
+                quantized.stored_bytes() / of * rows
+            }
+        }
+    }
+
+    /// What the file holds it as, in a word: `BF16`, `NF4`, `F8_E4M3`, `Q4_K`.
+    pub fn stored_as(&self) -> String {
+        match &self.encoding {
+            Encoding::Plain => self.dtype.to_string(),
+            Encoding::Nf4(_) => "NF4".to_string(),
+            Encoding::Packed { format, .. } => format.to_string(),
+        }
+    }
+
+    /// Whether the file holds it in NF4.
+    pub fn is_nf4(&self) -> bool {
+        matches!(self.encoding, Encoding::Nf4(_))
     }
 
     /// Bytes of one index of the first axis: a row of a matrix, an element of a vector.
@@ -109,11 +164,39 @@ impl TensorInfo {
         }
     }
 
-    /// Fills `buf` with the tensor's bytes from `start` on, little-endian as stored. Any thread may call it.
+    /// These runs of rows of a whole tensor, one behind the other, as a tensor. Nothing is read.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] for rows that it does not have, and for a part of a part.
+    pub fn cut(&self, runs: Vec<Range<u64>>) -> Result<TensorInfo> {
+        let of = self.shape.first().map_or(0, |&rows| rows as u64);
+        if self.rows.is_some() || runs.iter().any(|run| run.start > run.end || run.end > of) {
+            return Err(Error::Internal(format!("rows {runs:?} of the {of} of tensor {}", self.name)));
+        }
+        let rows: u64 = runs.iter().map(|run| run.end - run.start).sum();
+        let mut shape = self.shape.clone();
+        let bytes = rows * self.row_bytes() as u64;
+        if let Some(first) = shape.first_mut() {
+            *first = rows as usize;
+        }
+        Ok(TensorInfo { shape, bytes, rows: Some(Arc::new(Rows { runs, of })), ..self.clone() })
+    }
+
+    /// A line that is another where the numbers lie elsewhere in the file, or are to be read otherwise.
+    pub(super) fn place(&self) -> String {
+        let scale = match &self.encoding {
+            Encoding::Packed { scale, .. } => scale.to_bits(),
+            _ => 0,
+        };
+        let runs = self.rows.as_ref().map(|rows| &rows.runs);
+        format!("{} {scale:08x} {} {} {runs:?}", self.stored_as(), self.dtype, self.offset)
+    }
+
+    /// Fills `buf` with the tensor's bytes from `start` on, little-endian. Any thread may call it.
     ///
     /// # Errors
     /// [`Error::Weights`] when the tensor ends before `buf` is full, [`Error::Io`] when reading fails,
-    /// [`Error::Input`] for part of a value of a quantized tensor.
+    /// [`Error::Input`] for part of a value of a tensor that the file holds in few bits.
     pub fn read_at(&self, start: u64, buf: &mut [u8]) -> Result<()> {
         if start.checked_add(buf.len() as u64).is_none_or(|end| end > self.bytes) {
             return Err(Error::weights(
@@ -126,12 +209,48 @@ impl TensorInfo {
                 ),
             ));
         }
-        if let Some(quantized) = &self.quantized {
-            if !start.is_multiple_of(4) || !buf.len().is_multiple_of(4) {
-                return Err(Error::Input(format!("tensor {}: f32 values are read whole", self.name)));
+        self.runs(start, buf.len(), self.row_bytes(), |from, to| self.read_stored(from, &mut buf[to]))
+    }
+
+    /// Calls `read` for each run of the `len` units from `start` on, `row` of which are a row: with its place in the stored
+    /// tensor, and with that among those asked for.
+    fn runs(
+        &self,
+        start: u64,
+        len: usize,
+        row: usize,
+        mut read: impl FnMut(u64, Range<usize>) -> Result<()>,
+    ) -> Result<()> {
+        let Some(rows) = &self.rows else { return read(start, 0..len) };
+        let (mut before, mut at) = (0, 0);
+        for run in &rows.runs {
+            let units = (run.end - run.start) * row as u64;
+            let next = start + at as u64;
+            if at < len && next < before + units {
+                let count = (len - at).min((before + units - next) as usize);
+                read(run.start * row as u64 + (next - before), at..at + count)?;
+                at += count;
             }
-            return quantized.read((start / 4) as usize, buf);
+            before += units;
         }
+        Ok(())
+    }
+
+    /// The same of the stored tensor.
+    fn read_stored(&self, start: u64, buf: &mut [u8]) -> Result<()> {
+        let is_whole = start.is_multiple_of(4) && buf.len().is_multiple_of(4);
+        match &self.encoding {
+            Encoding::Plain => self.read_file(start, buf),
+            _ if !is_whole => Err(Error::Input(format!("tensor {}: f32 values are read whole", self.name))),
+            Encoding::Nf4(quantized) => quantized.read((start / 4) as usize, buf),
+            Encoding::Packed { format, scale } => {
+                format.read((start / 4) as usize, *scale, buf, |at, bytes| self.read_file(at, bytes))
+            }
+        }
+    }
+
+    /// Bytes as they are in the file, from byte `start` of the stored tensor on.
+    fn read_file(&self, start: u64, buf: &mut [u8]) -> Result<()> {
         self.file.bytes_read.fetch_add(buf.len() as u64, Ordering::Relaxed);
         match &self.file.contents {
             Contents::File(file) => {
@@ -139,6 +258,29 @@ impl TensorInfo {
             }
             Contents::Generated(values) => values.read_bf16(start, buf),
         }
+    }
+
+    /// Of a tensor in NF4 whose rows are whole quant blocks, rows from `first` on: absmax as little-endian f32, and codes.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] for absmax that is negative or not finite, [`Error::Io`].
+    pub(super) fn read_nf4(
+        &self,
+        first: usize,
+        row_len: usize,
+        absmax: &mut [u8],
+        codes: &mut [u8],
+    ) -> Result<()> {
+        let Encoding::Nf4(quantized) = &self.encoding else {
+            return Err(Error::Internal(format!("{} is not in NF4", self.name)));
+        };
+        let count = codes.len() * 2 / row_len.max(1);
+        self.runs(first as u64, count, 1, |row, to| {
+            let of = |bytes: usize| to.start * bytes..to.end * bytes;
+            let blocks = row_len / BLOCK;
+            quantized.read_absmax(row as usize * blocks, &mut absmax[of(4 * blocks)])?;
+            quantized.read_codes(row * (row_len / 2) as u64, &mut codes[of(row_len / 2)])
+        })
     }
 
     /// All of it, as f32. For small tensors and tests; big ones are better read in pieces.

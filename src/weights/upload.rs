@@ -167,8 +167,8 @@ enum Stored {
 
 impl Stored {
     fn of(tensor: &TensorInfo, target: &Target) -> Stored {
-        match (&tensor.quantized, target) {
-            (Some(_), Target::Nf4 { .. }) => Stored::Nf4,
+        match target {
+            Target::Nf4 { .. } if tensor.is_nf4() => Stored::Nf4,
             _ => Stored::As(tensor.dtype),
         }
     }
@@ -601,13 +601,8 @@ impl<'a> Uploader<'a> {
 
 /// absmax of rows from `row` on, and behind it their codes.
 fn read_nf4(tensor: &TensorInfo, host: &mut [u8], row: usize, shape: RowsOf) -> Result<()> {
-    let Some(quantized) = &tensor.quantized else {
-        return Err(Error::Internal(format!("{} is not in NF4", tensor.name)));
-    };
-    let (first, count) = (row * shape.row_len, shape.rows * shape.row_len);
-    let (absmax, codes) = host.split_at_mut(count / BLOCK * 4);
-    quantized.read_absmax(first / BLOCK, absmax)?;
-    quantized.read_codes(first as u64 / 2, codes)
+    let (absmax, codes) = host.split_at_mut(shape.rows * shape.row_len / BLOCK * 4);
+    tensor.read_nf4(row, shape.row_len, absmax, codes)
 }
 
 /// Rows that lie at the end of `host` as the file holds them, into the form in which they leave it, at its beginning.

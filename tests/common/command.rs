@@ -38,6 +38,11 @@ impl Sandbox {
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_schnell"));
         command.args(args).current_dir(self.dir.path()).env_remove("SCHNELL_LOG");
+        // No cache of the Hugging Face tools but its own.
+        for name in ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"] {
+            command.env_remove(name);
+        }
+        command.env("HF_HOME", self.path("home"));
         if let Some(dir) = &self.libraries {
             command.env("LD_LIBRARY_PATH", dir.path());
         }

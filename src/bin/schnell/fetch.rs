@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
 
+use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use schnell::{Error, Fetch, FetchProgress, Result, human_bytes};
 
@@ -23,9 +24,18 @@ pub struct Args {
     /// Compare files that are here already with their digests, too
     #[arg(long)]
     verify: bool,
+    /// Fetch no weights: what a checkpoint in one file lacks to be a model
+    #[arg(long, value_enum)]
+    only: Option<Only>,
     /// Print what would be fetched, and fetch nothing but small files
     #[arg(long)]
     dry_run: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Only {
+    /// Tokenizers, configs, the scheduler and indices: some MB
+    Tokenizers,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -33,11 +43,15 @@ pub fn run(args: &Args) -> Result<()> {
     if args.verify {
         fetch = fetch.verify();
     }
+    if let Some(Only::Tokenizers) = args.only {
+        fetch = fetch.without_weights();
+    }
     // Below the line of progress, which stays.
     let line = if std::io::stderr().is_terminal() { "\n" } else { "" };
     signals::say_before_the_end(format!(
-        "{line}interrupted; what has arrived is kept: `schnell fetch {}` goes on from there",
-        args.model
+        "{line}interrupted; what has arrived is kept: `schnell fetch {}{}` goes on from there",
+        args.model,
+        if args.only.is_some() { " --only tokenizers" } else { "" }
     ));
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
     let (mut table, mut is_listed) = (String::new(), false);
@@ -90,7 +104,13 @@ pub fn run(args: &Args) -> Result<()> {
         Err(error) => Err(error),
         Ok(folder) => {
             let at = if args.revision == "main" { String::new() } else { format!("@{}", args.revision) };
-            say(format_args!("all there; use it with --model {}{at}", args.model));
+            match args.only {
+                None => say(format_args!("all there; use it with --model {}{at}", args.model)),
+                Some(Only::Tokenizers) => say(format_args!(
+                    "all there; use it with --model {}{at} --transformer FILE, and --t5, --clip and --vae",
+                    args.model
+                )),
+            }
             print(&format!("{}\n", folder.path().display()))
         }
     }

@@ -5,6 +5,7 @@
 mod fetch;
 mod generate;
 mod inputs;
+mod inspect;
 mod options;
 mod outputs;
 mod plan;
@@ -36,6 +37,8 @@ enum Command {
     Generate(Box<generate::Args>),
     /// Print every region of memory that a generation would use, without loading anything.
     Plan(Box<plan::Args>),
+    /// Say what a file or a folder is, what it would take, and whether it loads.
+    Inspect(inspect::Args),
     /// Write a model's folder anew in 4 bits (NF4), as bitsandbytes does it; diffusers loads it, too.
     Quantize(Box<quantize::Args>),
     /// Fetch a model from the Hugging Face hub: the files needed, checked, going on where it was interrupted.
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Generate(args) => generate::run(args),
         Command::Plan(args) => plan::run(args),
+        Command::Inspect(args) => inspect::run(args),
         Command::Quantize(args) => quantize::run(args),
         #[cfg(feature = "fetch")]
         Command::Fetch(args) => fetch::run(args),

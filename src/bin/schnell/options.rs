@@ -1,6 +1,7 @@
 //! Flags that several subcommands share, and what they mean in the library's terms.
 
 use std::hash::BuildHasher;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use schnell::{Device, Error, ModelFolder, PipelineConfig, Plan, Quantize, Result, Shape};
@@ -8,9 +9,23 @@ use schnell::{Device, Error, ModelFolder, PipelineConfig, Plan, Quantize, Result
 /// What decides the plan.
 #[derive(Args)]
 pub struct PlanOptions {
-    /// Model folder in the diffusers layout, org/name of one in the Hugging Face cache, or `demo` for the bundled one
-    #[arg(long, value_name = "DIR|HF-ID|demo", default_value = "demo")]
-    pub model: String,
+    /// Model folder in the diffusers layout, org/name of one in the Hugging Face cache, a checkpoint in one file (safetensors or
+    /// GGUF), or `demo` for the bundled one [default: demo, or what --transformer names]
+    #[arg(long, value_name = "DIR|HF-ID|FILE|demo")]
+    pub model: Option<String>,
+    /// A file with the transformer, or a folder of its own as in the diffusers layout, in place of --model's; without --model, tokenizers and configs come from FLUX.1-schnell or -dev
+    /// in the Hugging Face cache
+    #[arg(long, value_name = "FILE|DIR")]
+    pub transformer: Option<PathBuf>,
+    /// A file with the VAE, or its folder, in place of --model's
+    #[arg(long, value_name = "FILE|DIR")]
+    pub vae: Option<PathBuf>,
+    /// A file with the CLIP text encoder, or its folder, in place of --model's
+    #[arg(long, value_name = "FILE|DIR")]
+    pub clip: Option<PathBuf>,
+    /// A file with the T5 encoder, or its folder, in place of --model's
+    #[arg(long, value_name = "FILE|DIR")]
+    pub t5: Option<PathBuf>,
     /// How Linear layers of the transformer and T5 are kept
     #[arg(long, value_enum, default_value_t = QuantizeOption::Nf4)]
     pub quantize: QuantizeOption,
@@ -46,7 +61,10 @@ pub enum QuantizeOption {
 
 impl PlanOptions {
     pub fn is_demo(&self) -> bool {
-        self.model == "demo"
+        match &self.model {
+            Some(model) => model == "demo",
+            None => !self.transformer.as_ref().is_some_and(|file| file.is_file()),
+        }
     }
 
     pub fn shape(&self, config: &PipelineConfig, true_cfg: bool) -> Shape {
@@ -84,9 +102,28 @@ impl PlanOptions {
         Ok(plan)
     }
 
-    /// The model's folder.
+    /// The model's folder, and the files in place of its parts.
     pub fn folder(&self) -> Result<ModelFolder> {
-        if self.is_demo() { ModelFolder::demo() } else { ModelFolder::find(&self.model) }
+        let PlanOptions { vae, clip, t5, .. } = self;
+        let (model, transformer) = match (&self.model, &self.transformer) {
+            // It is the model.
+            (None, Some(file)) if !self.is_demo() => (file.as_path(), None),
+            (model, file) => (Path::new(model.as_deref().unwrap_or("demo")), file.as_ref()),
+        };
+        let mut folder = if self.is_demo() { ModelFolder::demo() } else { ModelFolder::find(model) }?;
+        if let Some(file) = transformer {
+            folder = folder.transformer(file)?;
+        }
+        if let Some(file) = vae {
+            folder = folder.vae(file)?;
+        }
+        if let Some(file) = clip {
+            folder = folder.clip(file)?;
+        }
+        if let Some(file) = t5 {
+            folder = folder.t5(file)?;
+        }
+        Ok(folder)
     }
 }
 

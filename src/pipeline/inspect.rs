@@ -1,0 +1,299 @@
+//! What a file or a folder is, and whether it can be used: told by headers and configs, nothing is loaded.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{Model, ModelFolder, Plan, Quantize, Shape, human_bytes};
+use crate::config::{PipelineConfig, refusal};
+use crate::weights::layouts::lora::LoraFile;
+use crate::weights::{Component, ModelFiles, Part, PartFiles, bitsandbytes};
+use crate::{Error, Result};
+
+/// Pixels of a side of the picture that is planned.
+const SIDE: usize = 1024;
+
+/// What a file or a folder holds:
+///
+/// ```no_run
+/// # fn main() -> schnell::Result<()> {
+/// println!("{}", schnell::Inspection::of("flux1-dev-Q4_K_S.gguf")?);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Inspection {
+    /// As it was named.
+    pub path: PathBuf,
+    /// `safetensors`, `GGUF 3`, or what a folder is.
+    pub container: String,
+    /// What it holds of a model, biggest first.
+    pub parts: Vec<InspectedPart>,
+    /// Types of all tensors, those with most bytes first.
+    pub stored: Vec<StoredType>,
+    /// Set for a LoRA.
+    pub lora: Option<LoraFile>,
+    /// What planning a picture of 1024 x 1024 says that it would take on the device, by how Linears are kept. Where a file holds
+    /// parts only, the others are those of FLUX.1.
+    pub device_bytes: Vec<(Quantize, u64)>,
+    /// Whether it loads, and how.
+    pub usage: Use,
+}
+
+/// A part of a model.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct InspectedPart {
+    /// `transformer`, `t5`, `clip` or `vae`: also the flag that names a file of it.
+    pub name: String,
+    /// Its family and size.
+    pub what: String,
+    /// Whose names its tensors have, and what precedes them.
+    pub names: String,
+    /// Types of its tensors, those with most bytes first.
+    pub stored: Vec<StoredType>,
+}
+
+/// How much is stored in a type.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StoredType {
+    /// `BF16`, `F8_E4M3`, `Q4_K`, `NF4`, ...
+    pub name: String,
+    /// Tensors, of which those that only describe others are none.
+    pub tensors: usize,
+    /// In the file, what describes them included.
+    pub bytes: u64,
+}
+
+/// Whether something can be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Use {
+    /// It loads: the flags of `schnell generate` that name it.
+    Loads(String),
+    /// It would, with something that is not there: what, and what to do about it.
+    Lacks(String),
+    /// It does not: why, and what to do about it.
+    No(String),
+}
+
+impl Inspection {
+    /// Looks at a file, a folder, or (feature `hub`) `org/name` in the cache of the Hugging Face tools.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for what is not there, and [`Error::Weights`] and [`Error::Unsupported`] for files that are malformed or of
+    /// another kind. What is sound but cannot be used is no error.
+    pub fn of(path: impl AsRef<Path>) -> Result<Inspection> {
+        let path = path.as_ref();
+        if path.is_file() { Inspection::of_file(path) } else { Inspection::of_folder(path) }
+    }
+
+    fn of_file(path: &Path) -> Result<Inspection> {
+        let component = Arc::new(Component::file(path)?);
+        let parts = PartFiles::all(&component);
+        let container = match component.gguf_version() {
+            Some(version) => format!("GGUF {version}"),
+            None => "safetensors".to_string(),
+        };
+        let lora = if parts.is_empty() { LoraFile::of(&component) } else { None };
+        let mut inspection = Inspection {
+            path: path.to_path_buf(),
+            container,
+            parts: Vec::new(),
+            stored: stored(&component, ""),
+            lora,
+            device_bytes: Vec::new(),
+            usage: Use::No(String::new()),
+        };
+        if parts.is_empty() {
+            let why = match refusal(&component) {
+                Error::Weights { what, .. } => what,
+                other => other.to_string(),
+            };
+            inspection.usage = Use::No(why);
+            return Ok(inspection);
+        }
+        let files = in_place_of(Path::new("FLUX.1-schnell"), &parts);
+        let sized = PipelineConfig::schnell().sized(&files);
+        inspection.parts = parts.iter().map(|part| inspected(part, sized.as_ref().ok())).collect();
+        inspection.usage = match sized {
+            Err(error) => Use::No(error.to_string()),
+            Ok(config) => match config.check_agreement_in(&files) {
+                Ok(()) => match parts.iter().try_for_each(|part| is_whole(part, &config)) {
+                    Ok(()) => {
+                        inspection.device_bytes = planned(&config);
+                        usage(path, &parts)
+                    }
+                    Err(error) => Use::No(error.to_string()),
+                },
+                Err(error) => Use::Lacks(format!(
+                    "it belongs to a model of another size than FLUX.1: name that with --model, and this file with {} \
+                     ({error})",
+                    parts.iter().map(|part| format!("--{}", part.part())).collect::<Vec<_>>().join(" ")
+                )),
+            },
+        };
+        Ok(inspection)
+    }
+
+    fn of_folder(path: &Path) -> Result<Inspection> {
+        let folder = ModelFolder::find(path)?;
+        let config = folder.config()?;
+        let opened = Part::ALL.map(|part| folder.files().open(part));
+        let parts = opened.iter().filter_map(|part| part.as_ref().ok());
+        let mut all: Vec<StoredType> = Vec::new();
+        let mut inspected_parts = Vec::new();
+        for part in parts {
+            let part = inspected(part, Some(&config));
+            add(&mut all, &part.stored);
+            inspected_parts.push(part);
+        }
+        let usage = match Model::open_folder(&folder) {
+            Ok(_) => Use::Loads(format!("--model {}", path.display())),
+            Err(error) => Use::Lacks(error.to_string()),
+        };
+        Ok(Inspection {
+            path: path.to_path_buf(),
+            container: "a folder in the diffusers layout".to_string(),
+            parts: inspected_parts,
+            stored: all,
+            lora: None,
+            device_bytes: planned(&config),
+            usage,
+        })
+    }
+}
+
+/// These in place of a folder's.
+fn in_place_of(dir: &Path, parts: &[PartFiles]) -> ModelFiles {
+    let mut files = ModelFiles::folder(dir);
+    parts.iter().for_each(|part| files.set(part.clone()));
+    files
+}
+
+/// Whether all that a network needs is there.
+fn is_whole(part: &PartFiles, config: &PipelineConfig) -> Result<()> {
+    part.part().needed(config)?.iter().try_for_each(|needed| part.tensor(needed).map(drop))
+}
+
+fn planned(config: &PipelineConfig) -> Vec<(Quantize, u64)> {
+    let shape = Shape::square(SIDE).steps(config.steps).t5_length(config.t5_length);
+    let plan = |how| Some((how, Plan::new(config, shape, how).ok()?.arena_bytes()));
+    [Quantize::Nf4, Quantize::None].into_iter().filter_map(plan).collect()
+}
+
+/// How a file of sound parts is used.
+fn usage(path: &Path, parts: &[PartFiles]) -> Use {
+    let shown = path.display();
+    if parts.iter().any(|part| part.part() == Part::Transformer) {
+        return match ModelFolder::find(path).and_then(|folder| Model::open_folder(&folder)) {
+            Ok(_) => Use::Loads(format!("--model {shown}")),
+            Err(error) => Use::Lacks(error.to_string()),
+        };
+    }
+    let flags: Vec<String> = parts.iter().map(|part| format!("--{} {shown}", part.part())).collect();
+    Use::Loads(format!("{}, beside a --model or --transformer", flags.join(" ")))
+}
+
+fn inspected(part: &PartFiles, config: Option<&PipelineConfig>) -> InspectedPart {
+    let what = config.map_or_else(
+        || "of sizes that do not fit together".to_string(),
+        |PipelineConfig { flux, t5, clip, vae, .. }| match part.part() {
+            Part::Transformer => flux.in_words(),
+            Part::T5 => format!("T5 encoder: {} layers of width {}", t5.layers, t5.width),
+            Part::Clip => format!("CLIP text encoder: {} layers of width {}", clip.layers, clip.width),
+            Part::Vae => {
+                format!("VAE: {} levels, {} latent channels", vae.block_channels.len(), vae.latent_channels)
+            }
+        },
+    );
+    let names = match part.prefix() {
+        "" => part.layout().to_string(),
+        prefix => format!("{} behind {prefix}", part.layout()),
+    };
+    InspectedPart {
+        name: part.part().to_string(),
+        what,
+        names,
+        stored: stored(part.component(), part.prefix()),
+    }
+}
+
+/// Types of the tensors whose names begin with `prefix`.
+fn stored(component: &Component, prefix: &str) -> Vec<StoredType> {
+    let is_nf4 = |name: &str| component.get(&format!("{name}{}", bitsandbytes::STATE)).is_some();
+    let mut types: BTreeMap<String, (usize, u64)> = BTreeMap::new();
+    for tensor in component.iter().filter(|tensor| tensor.name.starts_with(prefix) && tensor.bytes > 0) {
+        let owner = bitsandbytes::SUFFIXES.iter().find_map(|suffix| tensor.name.strip_suffix(suffix));
+        let (name, count) = match owner {
+            Some(owner) if is_nf4(owner) => ("NF4".to_string(), 0),
+            _ if is_nf4(&tensor.name) => ("NF4".to_string(), 1),
+            _ => (tensor.stored_as(), 1),
+        };
+        let (tensors, bytes) = types.entry(name).or_default();
+        (*tensors, *bytes) = (*tensors + count, *bytes + tensor.stored_bytes());
+    }
+    let all = types.into_iter().map(|(name, (tensors, bytes))| StoredType { name, tensors, bytes });
+    sorted(all.collect())
+}
+
+fn sorted(mut types: Vec<StoredType>) -> Vec<StoredType> {
+    types.sort_by_key(|stored| std::cmp::Reverse(stored.bytes));
+    types
+}
+
+/// All of both.
+fn add(all: &mut Vec<StoredType>, more: &[StoredType]) {
+    for stored in more {
+        match all.iter_mut().find(|known| known.name == stored.name) {
+            Some(known) => {
+                (known.tensors, known.bytes) = (known.tensors + stored.tensors, known.bytes + stored.bytes);
+            }
+            None => all.push(stored.clone()),
+        }
+    }
+    *all = sorted(std::mem::take(all));
+}
+
+/// `NF4 502 (6.2 GiB), BF16 700 (12 MB)`
+fn in_words(types: &[StoredType]) -> String {
+    let words = types
+        .iter()
+        .map(|stored| format!("{} {} ({})", stored.tensors, stored.name, human_bytes(stored.bytes)));
+    words.collect::<Vec<_>>().join(", ")
+}
+
+impl std::fmt::Display for Inspection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let shown = |text: &str| crate::error::shown(text);
+        let bytes = self.stored.iter().map(|stored| stored.bytes).sum();
+        writeln!(f, "{}: {}, {}", shown(&self.path.to_string_lossy()), self.container, human_bytes(bytes))?;
+        for part in &self.parts {
+            writeln!(f, "  {:11}  {}, {}", part.name, part.what, shown(&part.names))?;
+            writeln!(f, "  {:11}  {}", "", in_words(&part.stored))?;
+        }
+        if let Some(lora) = &self.lora {
+            writeln!(f, "  {lora}")?;
+        }
+        if self.parts.is_empty() {
+            writeln!(f, "  {}", in_words(&self.stored))?;
+        }
+        if !self.device_bytes.is_empty() {
+            let each = self
+                .device_bytes
+                .iter()
+                .map(|(how, bytes)| format!("{} with --quantize {}", human_bytes(*bytes), how));
+            let each: BTreeSet<String> = each.collect();
+            let each = each.into_iter().collect::<Vec<_>>().join(", ");
+            let others =
+                if self.parts.len() < Part::ALL.len() { ", with the other parts of FLUX.1" } else { "" };
+            writeln!(f, "on the card: {each}, for {SIDE} x {SIDE}{others}; less with --budget")?;
+        }
+        match &self.usage {
+            Use::Loads(flags) => writeln!(f, "loads: {}", shown(flags)),
+            Use::Lacks(what) => writeln!(f, "does not load yet: {}", shown(what)),
+            Use::No(why) => writeln!(f, "does not load: {}", shown(why)),
+        }
+    }
+}

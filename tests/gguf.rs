@@ -1,0 +1,290 @@
+//! GGUF: the container and its blocks as the package `gguf` writes and reads them, files that are not sound, and models that
+//! draw what their numbers draw.
+
+#[path = "common/checkpoint.rs"]
+mod checkpoint;
+mod common;
+#[path = "common/gguf.rs"]
+mod gguf;
+
+use std::path::Path;
+
+use checkpoint::*;
+use common::emulator;
+use gguf::{BF16, F16, F32, Header, Q4_0, Q4_K, Q8_0, Tensor, quantize, sound, string};
+use schnell::weights::gguf::Gguf;
+use schnell::weights::{Component, Dtype, Part};
+use schnell::{Error, Model, ModelFolder, Pipeline, Quantize, Request, Shape};
+
+const TYPES: [&str; 10] = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"];
+
+fn golden() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf.gguf")
+}
+
+// ---- as the package has it -------------------------------------------------------------------------------
+
+#[test]
+fn blocks_mean_what_the_package_computes() {
+    let file = Gguf::open(&golden()).unwrap();
+    assert_eq!(file.tensors.len(), 2 * TYPES.len() + 3);
+    for name in TYPES {
+        let (blocks, values) = (&file.tensors[name], &file.tensors[&format!("{name}.values")]);
+        assert_eq!((&blocks.shape, blocks.stored_as()), (&values.shape, name.to_string()));
+        assert_eq!(blocks.shape, [10, 256], "{name}");
+        let (mut got, mut want) = (vec![0; blocks.bytes as usize], vec![0; values.bytes as usize]);
+        blocks.read_at(0, &mut got).unwrap();
+        values.read_at(0, &mut want).unwrap();
+        assert!(want.iter().any(|byte| *byte != 0));
+        assert!(got == want, "{name}");
+        // A piece that begins and ends within blocks.
+        let mut piece = vec![0; 4 * 301];
+        blocks.read_at(4 * 77, &mut piece).unwrap();
+        assert!(piece == want[4 * 77..4 * 378], "{name}");
+        assert!(matches!(blocks.read_at(2, &mut piece), Err(Error::Input(_))));
+    }
+}
+
+#[test]
+fn the_container_is_what_the_package_writes() {
+    let file = Gguf::open(&golden()).unwrap();
+    assert_eq!(file.version, 3);
+    for (key, value) in [
+        ("architecture", "flux"),
+        ("alignment", "64"),
+        ("quantization_version", "2"),
+        ("kind_uint8", "255"),
+        ("kind_int8", "-128"),
+        ("kind_uint16", "65535"),
+        ("kind_int16", "-32768"),
+        ("kind_uint32", "4294967295"),
+        ("kind_int32", "-2147483648"),
+        ("kind_float32", "0.5"),
+        ("kind_bool", "true"),
+        ("kind_string", "ééé"),
+        ("kind_uint64", "18446744073709551615"),
+        ("kind_int64", "-9223372036854775808"),
+        ("kind_float64", "0.25"),
+    ] {
+        assert_eq!(file.metadata[&format!("general.{key}")], value, "{key}");
+    }
+    assert!(!file.metadata.contains_key("general.strings"));
+    let read = |name: &str| (file.tensors[name].shape.clone(), file.tensors[name].read_f32().unwrap());
+    let (shape, wide) = read("F32");
+    assert_eq!(shape, [3, 5]);
+    let half = |value: &f32| half::f16::from_f32(*value).to_f32();
+    assert_eq!(read("F16").1, wide.iter().map(half).collect::<Vec<_>>());
+    let brain = |value: &f32| half::bf16::from_f32(*value).to_f32();
+    assert_eq!(read("BF16").1, wide.iter().map(brain).collect::<Vec<_>>());
+}
+
+// ---- what is not sound -----------------------------------------------------------------------------------
+
+fn tensor(name: &str, sizes: &[u64], kind: u32, bytes: usize) -> Tensor {
+    (name.to_string(), sizes.to_vec(), kind, vec![1; bytes])
+}
+
+fn two() -> Vec<Tensor> {
+    vec![tensor("a", &[32, 2], Q8_0, 68), tensor("b", &[4], F32, 16)]
+}
+
+fn with(edit: impl Fn(&mut Header)) -> Header {
+    let mut header = Header::default();
+    edit(&mut header);
+    header
+}
+
+#[test]
+fn versions_and_alignments_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.gguf");
+    for version in [2, 3] {
+        for alignment in [1u32, 8, 32, 4096] {
+            let header = with(|header| {
+                (header.version, header.alignment) = (version, alignment.into());
+                let value = ("general.alignment".to_string(), 4, alignment.to_le_bytes().to_vec());
+                header.metadata.push(value);
+                // Arrays of strings and, though nobody writes them, of arrays.
+                let nested = [9u32.to_le_bytes().to_vec(), 1u64.to_le_bytes().to_vec()].concat();
+                let inner = [5u32.to_le_bytes().to_vec(), 2u64.to_le_bytes().to_vec(), vec![7; 8]].concat();
+                header.metadata.push(("x".to_string(), 9, [nested, inner].concat()));
+            });
+            std::fs::write(&path, sound(&header, &two())).unwrap();
+            let file = Component::file(&path).unwrap();
+            assert_eq!((file.gguf_version(), file.iter().count()), (Some(version), 2));
+            let a = file.get("a").unwrap();
+            // Every code is 1, every scale the f16 of bytes 1, 1.
+            let value = half::f16::from_le_bytes([1, 1]).to_f32();
+            assert_eq!(
+                (a.shape.clone(), a.dtype, a.read_f32().unwrap()),
+                (vec![2, 32], Dtype::F32, vec![value; 64])
+            );
+            assert_eq!((a.bytes, a.stored_bytes()), (256, 68));
+        }
+    }
+}
+
+#[test]
+fn malformed_files_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.gguf");
+    let check = |bytes: &[u8], word: &str| {
+        std::fs::write(&path, bytes).unwrap();
+        let Err(error) = Gguf::open(&path) else { panic!("{word}: it was opened") };
+        assert!(matches!(error, Error::Weights { .. } | Error::Unsupported(_)), "{error:?}");
+        assert!(error.to_string().contains(word), "{error} does not say {word:?}");
+    };
+    let whole = sound(&Header::default(), &two());
+    for cut in [0, 3, 7, 20, 40, 60, 100, 130] {
+        check(&whole[..cut.min(whole.len())], "truncated");
+    }
+    check(&whole[..whole.len() - 17], "beyond the file");
+    let metadata =
+        |kind: u32, value: Vec<u8>| with(|header| header.metadata.push(("k".into(), kind, value.clone())));
+    let aligned = |alignment: u32| {
+        with(|header| {
+            let value = ("general.alignment".to_string(), 4, alignment.to_le_bytes().to_vec());
+            header.metadata.push(value);
+        })
+    };
+    let array = |kind: u32, count: u64| [kind.to_le_bytes().to_vec(), count.to_le_bytes().to_vec()].concat();
+    let deep: Vec<u8> = std::iter::repeat_n(array(9, 1), 6).flatten().collect();
+    for (header, word) in [
+        (with(|header| header.magic = *b"GGML"), "does not begin with GGUF"),
+        (with(|header| header.version = 1), "version 1"),
+        (with(|header| header.version = 4), "version 4"),
+        (with(|header| header.version = 3u32.swap_bytes()), "big-endian"),
+        (with(|header| header.tensors = Some(u64::MAX)), "tensors: expected at most"),
+        (with(|header| header.tensors = Some(1 << 18)), "a tensor's name of"),
+        (metadata(13, vec![]), "metadata of type 13"),
+        (metadata(8, u64::MAX.to_le_bytes().to_vec()), "truncated"),
+        (metadata(9, array(4, u64::MAX)), "an array of"),
+        (metadata(9, array(4, 1 << 40)), "truncated"),
+        (metadata(9, array(99, 1)), "an array of type 99"),
+        (metadata(9, deep), "arrays in arrays"),
+        (aligned(0), "power of two"),
+        (aligned(48), "power of two"),
+        (aligned(1 << 30), "power of two"),
+        (with(|header| header.metadata.push(("general.alignment".into(), 8, string("x")))), "power of two"),
+        (with(|header| header.metadata.push(("k".repeat(5000), 0, vec![0]))), "a key of 5000 bytes"),
+    ] {
+        check(&sound(&header, &two()), word);
+    }
+    let usual = Header::default();
+    for (tensors, word) in [
+        (vec![tensor("a", &[33], Q8_0, 34)], "whole number of blocks of 32"),
+        (vec![tensor("a", &[u64::MAX, u64::MAX], F32, 4)], "has the sizes"),
+        (vec![tensor("a", &[1 << 62], F32, 4)], "has the sizes"),
+        (vec![tensor("a", &[1 << 40], F32, 4)], "beyond the file"),
+        (vec![tensor("a", &[1; 5], F32, 4)], "5 dimensions"),
+        (vec![tensor("a", &[4], F32, 16), tensor("a", &[4], F32, 16)], "twice"),
+        (vec![tensor(&"n".repeat(5000), &[4], F32, 16)], "a tensor's name of 5000 bytes"),
+        (vec![tensor("a", &[256], 23, 136)], "IQ4_XS"),
+        (vec![tensor("a", &[32], 20, 18)], "IQ4_NL"),
+        (vec![tensor("a", &[32], 29, 18)], "IQ1_M"),
+        (vec![tensor("a", &[32], 4000, 18)], "4000, which is not known"),
+    ] {
+        check(&sound(&usual, &tensors), word);
+    }
+    check(&gguf::file(&usual, &two(), |_, _| 0), "overlap");
+    check(&gguf::file(&usual, &two(), |i, offset| offset + 8 * i as u64), "no multiple of 32");
+    check(&gguf::file(&usual, &two(), |_, offset| offset.wrapping_sub(32)), "beyond the file");
+    let mut name = whole;
+    let at = name.windows(9).position(|bytes| bytes[..8] == 1u64.to_le_bytes() && bytes[8] == b'a').unwrap();
+    name[at + 8] = 0xff;
+    check(&name, "no UTF-8");
+}
+
+// ---- models ----------------------------------------------------------------------------------------------
+
+fn draw(folder: &ModelFolder, quantize: Quantize) -> Vec<u8> {
+    let model = Model::open_folder(folder).unwrap();
+    assert_eq!(model.warnings(), [] as [String; 0]);
+    let shape = Shape::square(64).steps(1).t5_length(32);
+    let builder = Pipeline::builder(&model).quantize(quantize).warm_up([shape]).device(&emulator());
+    let request = Request::new("a small red star left of a large blue circle").seed(5);
+    builder.load().unwrap().generate(&request).unwrap().rgb
+}
+
+/// `tensors` as a GGUF file, and what that means in f32. As in published files, what is no matrix is in f32.
+fn both(
+    tensors: &Tensors,
+    kind: &dyn Fn(&str) -> u32,
+    rename: &dyn Fn(&str) -> String,
+) -> (Vec<u8>, Tensors) {
+    let mut file = Vec::new();
+    for (name, (dtype, shape, bytes)) in tensors {
+        let mut values = vec![0.0; shape.iter().product()];
+        schnell::weights::convert::to_f32(*dtype, bytes, &mut values).unwrap();
+        let kind = if shape.len() < 2 { F32 } else { kind(name) };
+        let sizes = shape.iter().rev().map(|size| *size as u64).collect();
+        file.push((rename(name), sizes, kind, quantize(kind, &values)));
+    }
+    let bytes = sound(&Header::default(), &file);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.gguf");
+    std::fs::write(&path, &bytes).unwrap();
+    let read = Gguf::open(&path).unwrap();
+    let meant = tensors.iter().map(|(name, (_, shape, _))| {
+        let values = read.tensors[&rename(name)].read_f32().unwrap();
+        (name.clone(), (Dtype::F32, shape.clone(), le(&values)))
+    });
+    (bytes, meant.collect())
+}
+
+/// A transformer of mixed types under Black Forest Labs' names draws what its numbers draw in f32.
+#[test]
+fn a_transformer_is_what_it_means() {
+    let dir = demo(true);
+    let (file, meant) = (dir.path().join("flux.gguf"), dir.path().join("flux.safetensors"));
+    let kinds = [Q8_0, Q4_0, Q4_K, BF16, F16];
+    let kind = |name: &str| match name.contains("blocks") {
+        true => kinds[name.bytes().map(usize::from).sum::<usize>() % kinds.len()],
+        false => BF16,
+    };
+    let wide = bfl(&stored(dir.path(), Part::Transformer), 1, 4);
+    let rows_of_256 = |name: &str| if wide[name].1[1] % 256 == 0 { kind(name) } else { Q8_0 };
+    let (bytes, values) = both(&wide, &rows_of_256, &str::to_string);
+    std::fs::write(&file, bytes).unwrap();
+    save(&meant, &values);
+    for how in [Quantize::None, Quantize::Nf4] {
+        let [got, want] = [&file, &meant]
+            .map(|file| draw(&ModelFolder::find(dir.path()).unwrap().transformer(file).unwrap(), how));
+        assert!(got == want, "{how}");
+    }
+}
+
+/// T5 under llama.cpp's names.
+#[test]
+fn a_t5_encoder_is_what_it_means() {
+    let dir = demo(false);
+    let (file, meant) = (dir.path().join("t5.gguf"), dir.path().join("t5.safetensors"));
+    // As `gguf/tensor_mapping.py` has them.
+    let rename = |name: &str| {
+        let mut name = name.to_string();
+        for (ours, theirs) in [
+            ("shared.", "token_embd."),
+            ("encoder.final_layer_norm.", "enc.output_norm."),
+            ("encoder.block.", "enc.blk."),
+            (".layer.0.SelfAttention.relative_attention_bias.", ".attn_rel_b."),
+            (".layer.0.SelfAttention.", ".attn_"),
+            (".layer.0.layer_norm.", ".attn_norm."),
+            (".layer.1.layer_norm.", ".ffn_norm."),
+            (".layer.1.DenseReluDense.wi_0.", ".ffn_gate."),
+            (".layer.1.DenseReluDense.wi_1.", ".ffn_up."),
+            (".layer.1.DenseReluDense.wo.", ".ffn_down."),
+        ] {
+            name = name.replace(ours, theirs);
+        }
+        name
+    };
+    let kind = |name: &str| if name.contains("relative") { F16 } else { Q8_0 };
+    let (bytes, values) = both(&stored(dir.path(), Part::T5), &kind, &rename);
+    std::fs::write(&file, bytes).unwrap();
+    save(&meant, &values);
+    for how in [Quantize::None, Quantize::Nf4, Quantize::Nf4All] {
+        let [got, want] =
+            [&file, &meant].map(|file| draw(&ModelFolder::find(dir.path()).unwrap().t5(file).unwrap(), how));
+        assert!(got == want, "{how}");
+    }
+}
