@@ -15,7 +15,7 @@ use crate::{Error, Result};
 
 /// Where tokenizers and configs are looked for that a file does not hold.
 #[cfg(feature = "hub")]
-pub(super) const PUBLISHED: [&str; 2] = ["black-forest-labs/FLUX.1-schnell", "black-forest-labs/FLUX.1-dev"];
+const PUBLISHED: [&str; 2] = ["black-forest-labs/FLUX.1-schnell", "black-forest-labs/FLUX.1-dev"];
 
 /// A model's folder in the diffusers layout, and files in place of some of its parts. Its config files and the headers of these
 /// files suffice for a [`Plan`](super::Plan).
@@ -119,8 +119,8 @@ impl ModelFolder {
     }
 
     /// With the transformer that `file` holds, safetensors or GGUF, or that lies in the folder `file` as diffusers saves it, in
-    /// place of this folder's. Its sizes are told by its tensors;
-    /// the sampler is that of FLUX.1-dev where it has a guidance embedder and the folder's has none, and the other way round.
+    /// place of this folder's. Its sizes are told by its tensors; the sampler is that of FLUX.1-dev where it has a guidance
+    /// embedder and the folder's has none, and the other way round.
     ///
     /// # Errors
     /// [`Error::Weights`](crate::Error::Weights) for a file that holds none, and those of reading its header.
