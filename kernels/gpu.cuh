@@ -12,7 +12,7 @@
 //              cp_async_wait<N>
 //   tiles      ldmatrix_x4_tile<N> ldmatrix_x4_trans_tile<N> mma_tile<MT, NT>   (bf16 m16n8k16, f32 accumulate)
 //   math       exp2_approx divide_approx rsqrt_exact tanh_exact erf_exact exp_exact fma_exact round_even max_number
-//   memory     shared<T>() store_vector atomic_add atomic_count
+//   memory     shared<T>() store_vector store_shared_if atomic_add atomic_count
 //
 // The tile forms exist for the emulator's sake: on the GPU they unroll to single instructions (identical SASS), on a
 // CPU one rendezvous of the warp's fibers serves the whole tile.
@@ -205,6 +205,13 @@ GPU_FN void store_vector(uint4 *to, uint4 v) {
 GPU_FN void store_vector(float4 *to, float4 v) {
     asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
 }
+// To shared memory under a predicate. Behind an `if`, nvcc puts all that the value is made of there, too.
+GPU_FN void store_shared_if(bool applies, uint4 *to, uint4 v) {
+    asm volatile(
+        "{ .reg .pred applies; setp.ne.u32 applies, %0, 0; @applies st.shared.v4.u32 [%1], {%2, %3, %4, %5}; }" ::"r"((uint32_t)applies),
+        "r"(smem_address(to)), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+        : "memory");
+}
 GPU_FN void atomic_add(uint32_t *p, uint32_t v) { atomicAdd(p, v); }
 // Counts *p up, from n - 1 to 0 again, and returns what it was. Who counts sees what was written before every earlier count,
 // by the threads that counted and by those that had met them at a barrier (release and acquire, of the whole GPU).
@@ -336,6 +343,9 @@ GPU_FN uint32_t bf16_round(float f) {
 GPU_FN uint32_t pack_bf16x2(float lo, float hi) { return bf16_round(lo) | bf16_round(hi) << 16; }
 GPU_FN void store_vector(uint4 *to, uint4 v) { *to = v; }
 GPU_FN void store_vector(float4 *to, float4 v) { *to = v; }
+GPU_FN void store_shared_if(bool applies, uint4 *to, uint4 v) {
+    if (applies) *to = v;
+}
 GPU_FN void atomic_add(uint32_t *p, uint32_t v) { __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
 GPU_FN uint32_t atomic_count(uint32_t *p, uint32_t n) {
     uint32_t before = __atomic_load_n(p, __ATOMIC_RELAXED);
