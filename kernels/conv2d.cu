@@ -228,19 +228,18 @@ template <int SIDE> GPU_FN void finish(const conv2d_params &p, gemm::Accumulator
         }
     }
     float bias[8] = {};
-    if (p.bias) gemm::load_f32x8(bias, p.bias + feature, 8, true);
+    if (p.bias) gemm::load_f32x8(bias, p.bias + feature);
     GPU_UNROLL
     for (int i = 0; i < gemm::TOKENS_EACH; ++i) {
         float out[8];
-        gemm::take_token(out, acc, i);
-        GPU_UNROLL
-        for (int c = 0; c < 8; ++c) out[c] += bias[c];
+        gemm::take_token(out, acc, bias, i);
         if (p.residual) {
-            const uint32_t words[4] = {old[i].x, old[i].y, old[i].z, old[i].w};
+            float residual[8];
+            gemm::unpack_bf16x8(residual, old[i]);
             GPU_UNROLL
-            for (int c = 0; c < 4; ++c) out[2 * c] += gpu::bf16_lo(words[c]), out[2 * c + 1] += gpu::bf16_hi(words[c]);
+            for (int c = 0; c < 8; ++c) out[c] += residual[c];
         }
-        if (exists(i)) gemm::store_bf16x8(static_cast<bf16_bits *>(p.out) + place(i), out, 8, true);
+        if (exists(i)) gemm::store_bf16x8(static_cast<bf16_bits *>(p.out) + place(i), out);
     }
 }
 
