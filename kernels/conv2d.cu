@@ -3,12 +3,14 @@
 // Work    one CTA per 128 output channels x 8 x 16 pixels; 4 warps as in gemm_tile.cuh, each 64 channels x 4 rows of 16 pixels.
 //         32 input channels at a time, their halo of 10 x 18 pixels is fetched once and multiplied nine times, each tap reading
 //         it from another pixel on; the weights of a tap and 32 channels arrive meanwhile, three stages in a ring:
-//             halo     | block 0 ............ | block 1 ............ |   two slots, the next one is fetched during tap 0
+//             halo     | block 0 ............ | block 1 ............ |   two slots; the next block's is fetched in rounds of one
+//                                                                        cp.async per thread, each beside another tap
 //             weights  | tap 0 | tap 1 | .. 8 | tap 0 | ..
 //         CTAs with the same pixels follow each other in the grid, so that L2 has them.
 // Norm    with one, x is read as silu(GroupNorm(x)): a thread normalizes in shared memory the chunks that it has fetched itself,
-//         one round of them per tap, a block ahead of their use; the taps' barrier hands them over. What lies outside of the map
-//         stays zero, as the reference pads what is normalized. So the normalized map exists nowhere.
+//         a round of them per tap, a block ahead of their use, by the scales and shifts that came with the first round; the
+//         taps' barriers hand both over. What lies outside of the map stays zero, as the reference pads what is normalized. So
+//         the normalized map exists nowhere. Neither fetch nor norm has a branch: they are scheduled between the products.
 // Fold    nearest-neighbor enlargement by two, then 3x3: of the nine taps of an output pixel several read the same input pixel,
 //         so each of an input pixel's four output pixels (its phases) has four taps, whose weights the loader has summed:
 //         4 / 9 of the work, and an enlarged map exists nowhere.
@@ -17,7 +19,8 @@
 //         whatever the tap. Each place is a constant from the lane's own.
 // Bound   compute: 128 HMMA and under 320 issue slots per 64 channels and tap.
 // Narrow  a few output channels (conv_out) are the columns of the tensor core instead, pixels its rows: memory-bound.
-// Tried   (H200) k-steps of 64 channels of one tap, gathered pixel by pixel: benches/WORKLOG.md.
+// Tried   (H200) k-steps of 64 channels of one tap, gathered pixel by pixel. By the model: scales from memory at every round of the
+//         norm; a halo fetched whole beside tap 0; halo rows dealt out 32 at a time, whose addresses spill. benches/WORKLOG.md.
 #include "conv2d.h"
 #include "gemm_epilogues.cuh"
 
@@ -35,13 +38,26 @@ static_assert(TILE_W == 16 && CHUNKS == 4 && ROWS_AT_ONCE % 8 == 0, "what addres
 GPU_FN int own_row() { return gpu::thread_x() / CHUNKS; }
 GPU_FN int own_chunk() { return gpu::thread_x() % CHUNKS; }
 
-// The pixels that a tile of outputs reads through a filter of SIDE x SIDE taps.
+// The pixels that a tile of outputs reads through a filter of SIDE x SIDE taps, row by row in every plane.
+//
+// With one cp.async per thread the CTA fetches the first 16 pixels of two rows, whose places in the map are then constants from
+// each other. What these rounds leave is one more, the first: the columns behind (two of a 3 x 3 filter, one of 2 x 2), the odd
+// row (2 x 2), and the norm.
 template <int SIDE> struct Halo {
-    static constexpr int WIDTH = TILE_W + SIDE - 1, HEIGHT = TILE_H + SIDE - 1;
-    static constexpr int ROUNDS = (WIDTH * HEIGHT + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+    static constexpr int WIDTH = TILE_W + SIDE - 1, HEIGHT = TILE_H + SIDE - 1, PIXELS = WIDTH * HEIGHT;
+    static constexpr int ROWS_A_ROUND = ROWS_AT_ONCE / TILE_W, ROUNDS = HEIGHT / ROWS_A_ROUND + 1;
     static constexpr int PLANE = ROUNDS * ROWS_AT_ONCE + PAD; // chunks
+    static constexpr bool HAS_NORM = SIDE == 3; // what is enlarged has none
+    static constexpr int NORM_ROWS = 4; // behind the pixels: scales, then shifts, of a plane's 8 channels
     uint4 chunk[CHUNKS * PLANE];
+
+    // Row and column of what thread row `r` fetches of the rest; there are so many pixels in it.
+    static constexpr int REST = PIXELS - (ROUNDS - 1) * ROWS_AT_ONCE;
+    GPU_METHOD static int rest_y(int r) { return SIDE == 3 ? r / 2 : r < TILE_W ? HEIGHT - 1 : r - TILE_W; }
+    GPU_METHOD static int rest_x(int r) { return SIDE == 3 ? TILE_W + r % 2 : r < TILE_W ? r : TILE_W; }
 };
+static_assert(Halo<3>::REST == 2 * Halo<3>::HEIGHT && Halo<2>::REST == TILE_W + Halo<2>::HEIGHT, "the rest");
+static_assert(Halo<3>::REST + Halo<3>::NORM_ROWS <= ROWS_AT_ONCE && Halo<2>::REST <= ROWS_AT_ONCE, "is one round");
 
 struct WeightStage {
     static constexpr int PLANE = CONV2D_BLOCK_N + PAD;
@@ -57,62 +73,87 @@ template <int SIDE> struct SharedStorage {
 static_assert(sizeof(SharedStorage<3>) == CONV2D_SMEM_BYTES, "the header tells the host how much to ask for");
 static_assert(sizeof(SharedStorage<2>) == CONV2D_ENLARGE_SMEM_BYTES, "the header tells the host how much to ask for");
 
-// 8 channels from `channel` on as GroupNorm, which is a scale and a shift of each, and SiLU make them.
-GPU_FN void normalize(uint4 &chunk, const conv2d_params &p, int channel) {
-    float scale[8], shift[8];
-    gemm::load_f32x8(scale, p.norm + channel, 8, true);
-    gemm::load_f32x8(shift, p.norm + p.channels + channel, 8, true);
-    const uint4 v = chunk;
-    const uint32_t words[4] = {v.x, v.y, v.z, v.w};
-    uint32_t normed[4];
-    GPU_UNROLL
-    for (int i = 0; i < 4; ++i) {
-        const float lo = gpu::fma_exact(gpu::bf16_lo(words[i]), scale[2 * i], shift[2 * i]);
-        const float hi = gpu::fma_exact(gpu::bf16_hi(words[i]), scale[2 * i + 1], shift[2 * i + 1]);
-        normed[i] = gpu::pack_bf16x2(gpu::silu(lo), gpu::silu(hi));
-    }
-    chunk = uint4{normed[0], normed[1], normed[2], normed[3]};
+// A channel pair as GroupNorm, which is a scale and a shift of each, and SiLU make it.
+GPU_FN uint32_t normalize_pair(uint32_t pair, float scale_lo, float scale_hi, float shift_lo, float shift_hi) {
+    const float lo = gpu::fma_exact(gpu::bf16_lo(pair), scale_lo, shift_lo);
+    const float hi = gpu::fma_exact(gpu::bf16_hi(pair), scale_hi, shift_hi);
+    return gpu::pack_bf16x2(gpu::silu(lo), gpu::silu(hi));
 }
 
-// Fetches a halo, 32 channels of the map after the other, and normalizes them. What can be worked out anew is not kept: the
+// Fetches halos, 32 channels of the map after the other, and normalizes them. What can be worked out anew is not kept: the
 // products need the registers.
 template <int SIDE> struct HaloLoader {
     using Tile = Halo<SIDE>;
+    // Bits of `known` for round 0; those of the others follow.
+    static constexpr uint32_t EXISTS = 1;          // there is something to fetch
+    static constexpr uint32_t NORMALIZED = 1 << 8; // a pixel that a norm is for
+    static constexpr uint32_t NORM = 1 << 16;      // scales or shifts; of round 0 alone
+    static_assert(Tile::ROUNDS <= 8, "a bit for each of them");
     const conv2d_params &p;
-    int first;         // pixel of the map that the halo begins with, outside or not
-    uint32_t inside;   // bit i: the pixel of this thread's round i is in the map
+    const uint4 *rest; // this thread's chunk of round 0, of the next block; in the map or not
+    const uint4 *rows; // of round 1; the next ones are so many rows below
+    uint32_t known;
 
     // Of the pixels from (y0, x0) on.
-    GPU_METHOD HaloLoader(const conv2d_params &params, int y0, int x0) : p(params), first(y0 * params.width + x0), inside(0) {
+    GPU_METHOD HaloLoader(const conv2d_params &params, int y0, int x0) : p(params), known(0) {
+        const uint4 *const map = reinterpret_cast<const uint4 *>(p.x) + own_chunk();
+        auto pixel = [&](int y, int x) { return map + ((int64_t)(y0 + y) * p.width + x0 + x) * p.x_pitch; };
+        auto take = [&](int i, int y, int x) {
+            const bool in_map = y0 + y >= 0 && y0 + y < p.height && x0 + x >= 0 && x0 + x < p.width;
+            if (in_map) known |= (p.norm ? EXISTS | NORMALIZED : EXISTS) << i;
+        };
+        rest = pixel(Tile::rest_y(own_row()), Tile::rest_x(own_row()));
+        const int norm_row = own_row() - Tile::REST;
+        if (norm_row < 0) {
+            take(0, Tile::rest_y(own_row()), Tile::rest_x(own_row()));
+        } else if (Tile::HAS_NORM && p.norm && norm_row < Tile::NORM_ROWS) {
+            known = EXISTS | NORM;
+            rest = reinterpret_cast<const uint4 *>(p.norm + (norm_row < 2 ? 0 : p.channels) + own_chunk() * 8) + norm_row % 2;
+        }
+        rows = pixel(y(1), x());
         GPU_UNROLL
-        for (int i = 0; i < Tile::ROUNDS; ++i) {
-            const int at = own_row() + i * ROWS_AT_ONCE;
-            const int y = y0 + at / Tile::WIDTH, x = x0 + at % Tile::WIDTH;
-            const bool in_map = at < Tile::WIDTH * Tile::HEIGHT && y >= 0 && y < p.height && x >= 0 && x < p.width;
-            inside |= (in_map ? 1u : 0u) << i;
+        for (int i = 1; i < Tile::ROUNDS; ++i) take(i, y(i), x());
+    }
+
+    // This thread's pixel of round i, which is not the first.
+    GPU_METHOD static int y(int i) { return own_row() / TILE_W + (i - 1) * Tile::ROWS_A_ROUND; }
+    GPU_METHOD static int x() { return own_row() % TILE_W; }
+
+    GPU_METHOD static uint4 &place(Tile &tile, int i) {
+        const int r = own_row();
+        const int of_rest = r < Tile::REST ? Tile::rest_y(r) * Tile::WIDTH + Tile::rest_x(r) : Tile::PIXELS - Tile::REST + r;
+        return tile.chunk[own_chunk() * Tile::PLANE + (i == 0 ? of_rest : y(i) * Tile::WIDTH + x())];
+    }
+
+    // Called for i = 0, 1, 2, .. of every block. Zeros are fetched for what `exists` says is no block, and where there is no channel.
+    GPU_METHOD void fetch_round(Tile &tile, int i, int block, bool exists) {
+        const int bytes = exists ? gpu::max(0, gpu::min(p.channels - block * BLOCK_C - own_chunk() * 8, 8)) * 2 : 0;
+        if (i == 0) {
+            gpu::cp_async<16>(&place(tile, i), rest, known & EXISTS ? bytes : 0);
+            rest += known & NORM ? BLOCK_C * sizeof(float) / 16 : CHUNKS;
+        } else {
+            const uint4 *const from = rows + (int64_t)((i - 1) * Tile::ROWS_A_ROUND) * p.width * p.x_pitch;
+            gpu::cp_async<16>(&place(tile, i), from, known & EXISTS << i ? bytes : 0);
+            if (i == Tile::ROUNDS - 1) rows += CHUNKS;
         }
     }
 
-    GPU_METHOD static uint4 &place(Tile &tile, int i) { return tile.chunk[own_chunk() * Tile::PLANE + own_row() + i * ROWS_AT_ONCE]; }
-
-    // Of this thread's chunk.
-    GPU_METHOD static int channel(int block) { return block * BLOCK_C + own_chunk() * 8; }
-
-    GPU_METHOD void fetch(Tile &tile, int block) const {
-        const uint4 *const x = reinterpret_cast<const uint4 *>(p.x) + block * CHUNKS + own_chunk();
-        const int bytes = gpu::max(0, gpu::min(p.channels - channel(block), 8)) * 2; // of a chunk: none beyond the last channel
+    GPU_METHOD void fetch(Tile &tile, int block) {
         GPU_UNROLL
-        for (int i = 0; i < Tile::ROUNDS; ++i) {
-            const int at = own_row() + i * ROWS_AT_ONCE;
-            const bool in_map = inside & 1u << i;
-            const int pixel = in_map ? first + at / Tile::WIDTH * p.width + at % Tile::WIDTH : 0;
-            gpu::cp_async<16>(&place(tile, i), x + pixel * p.x_pitch, in_map ? bytes : 0);
-        }
+        for (int i = 0; i < Tile::ROUNDS; ++i) fetch_round(tile, i, block, true);
     }
 
-    // Round i of a block that has landed for this thread.
-    GPU_METHOD void normalize_round(Tile &tile, int block, int i) const {
-        if (p.norm && inside & 1u << i && channel(block) < p.channels) normalize(place(tile, i), p, channel(block));
+    // Round i, where `applies`: of this thread it has landed, and round 0 of all. Without a branch, so that the products around hide it.
+    GPU_METHOD void normalize_round(Tile &tile, int i, bool applies) const {
+        uint4 &chunk = place(tile, i);
+        const float4 *const norm = reinterpret_cast<const float4 *>(&tile.chunk[own_chunk() * Tile::PLANE + Tile::PIXELS]);
+        const uint4 v = chunk;
+        const float4 scale = norm[0], more_scale = norm[1], shift = norm[2], more_shift = norm[3];
+        const uint4 normed = {normalize_pair(v.x, scale.x, scale.y, shift.x, shift.y),
+                              normalize_pair(v.y, scale.z, scale.w, shift.z, shift.w),
+                              normalize_pair(v.z, more_scale.x, more_scale.y, more_shift.x, more_shift.y),
+                              normalize_pair(v.w, more_scale.z, more_scale.w, more_shift.z, more_shift.w)};
+        gpu::store_shared_if(applies && known & NORMALIZED << i, &chunk, normed);
     }
 };
 
@@ -146,9 +187,10 @@ struct WeightLoader {
     }
 };
 
-// acc += weights of a tap x the pixels that it points at: `pixel` chunks into the halo.
-template <int SIDE>
-GPU_FN void multiply_tap(gemm::Accumulators &acc, const WeightStage &weights, const Halo<SIDE> &halo, int warp_n, int pixel) {
+// acc += weights of a tap x the pixels that it points at: `pixel` chunks into the halo. `beside` is done before the last products.
+template <int SIDE, typename Beside>
+GPU_FN void multiply_tap(gemm::Accumulators &acc, const WeightStage &weights, const Halo<SIDE> &halo, int warp_n, int pixel,
+                         Beside beside) {
     const int lane = gpu::lane_id();
     const uint4 *const w = &weights.chunk[lane / 16 * WeightStage::PLANE + warp_n + lane % 16];
     const uint4 *const x = &halo.chunk[lane / 8 % 2 * Halo<SIDE>::PLANE + pixel + lane / 16 * 8 + lane % 8];
@@ -162,6 +204,7 @@ GPU_FN void multiply_tap(gemm::Accumulators &acc, const WeightStage &weights, co
         uint32_t a[gemm::MT][4], frag[gemm::NT / 2][4], b[gemm::NT][2];
         gpu::ldmatrix_x4_tile<gemm::MT>(a, features);
         gpu::ldmatrix_x4_tile<gemm::NT / 2>(frag, pixels);
+        if (k16 == BLOCK_C / 16 - 1) beside();
         GPU_UNROLL
         for (int j = 0; j < gemm::NT; ++j) b[j][0] = frag[j / 2][j % 2 * 2], b[j][1] = frag[j / 2][j % 2 * 2 + 1];
         gpu::mma_tile<gemm::MT, gemm::NT>(acc, a, b);
@@ -185,27 +228,26 @@ template <int SIDE> GPU_FN void finish(const conv2d_params &p, gemm::Accumulator
         }
     }
     float bias[8] = {};
-    if (p.bias) gemm::load_f32x8(bias, p.bias + feature, 8, true);
+    if (p.bias) gemm::load_f32x8(bias, p.bias + feature);
     GPU_UNROLL
     for (int i = 0; i < gemm::TOKENS_EACH; ++i) {
         float out[8];
-        gemm::take_token(out, acc, i);
-        GPU_UNROLL
-        for (int c = 0; c < 8; ++c) out[c] += bias[c];
+        gemm::take_token(out, acc, bias, i);
         if (p.residual) {
-            const uint32_t words[4] = {old[i].x, old[i].y, old[i].z, old[i].w};
+            float residual[8];
+            gemm::unpack_bf16x8(residual, old[i]);
             GPU_UNROLL
-            for (int c = 0; c < 4; ++c) out[2 * c] += gpu::bf16_lo(words[c]), out[2 * c + 1] += gpu::bf16_hi(words[c]);
+            for (int c = 0; c < 8; ++c) out[c] += residual[c];
         }
-        if (exists(i)) gemm::store_bf16x8(static_cast<bf16_bits *>(p.out) + place(i), out, 8, true);
+        if (exists(i)) gemm::store_bf16x8(static_cast<bf16_bits *>(p.out) + place(i), out);
     }
 }
 
 // SIDE 3: the convolution, of the map or of what its norm makes of it; SIDE 2: that of the enlarged map.
 template <int SIDE> GPU_FN void convolve(const conv2d_params &p) {
-    constexpr bool NORM = SIDE == 3;
+    constexpr bool NORM = Halo<SIDE>::HAS_NORM;
     constexpr int TAPS = SIDE * SIDE, STAGES = SharedStorage<SIDE>::STAGES;
-    constexpr int FIRST_ROUND = 2; // the tap by which a halo fetched at tap 0 has landed
+    constexpr int FIRST_ROUND = 2; // the tap by which a halo fetched at tap 0 has landed for everyone
     static_assert(!NORM || FIRST_ROUND + Halo<SIDE>::ROUNDS < TAPS, "normalized by the last tap's barrier");
     auto &smem = gpu::shared<SharedStorage<SIDE>>();
     constexpr int PHASES = SIDE == 2 ? 4 : 1;
@@ -225,8 +267,9 @@ template <int SIDE> GPU_FN void convolve(const conv2d_params &p) {
     }
     if (NORM) {
         gpu::cp_async_wait<STAGES - 2>();
+        gpu::sync_cta(); // others have fetched the scales
         GPU_UNROLL
-        for (int i = 0; i < Halo<SIDE>::ROUNDS; ++i) pixels.normalize_round(smem.halo[0], 0, i);
+        for (int i = 0; i < Halo<SIDE>::ROUNDS; ++i) pixels.normalize_round(smem.halo[0], i, true);
     }
     gemm::Accumulators acc;
     gemm::for_each(acc, [](float) { return 0.0f; });
@@ -242,13 +285,17 @@ template <int SIDE> GPU_FN void convolve(const conv2d_params &p) {
             gpu::cp_async_wait<STAGES - 2>();
             gpu::sync_cta(); // the step has landed for everyone, and everyone has left what is fetched next
             if (has_next || tap + STAGES - 1 < TAPS) weights.fetch(smem.weights[(tap + STAGES - 1) % STAGES]);
-            if (tap == 0 && has_next) pixels.fetch(next, block + 1);
+            if (SIDE == 2) {
+                if (tap == 0 && has_next) pixels.fetch(next, block + 1);
+            } else if (tap < Halo<SIDE>::ROUNDS) {
+                pixels.fetch_round(next, tap, block + 1, has_next);
+            }
             gpu::cp_async_commit(); // empty groups too, so that "all but the last STAGES - 2" stays true at the end
             const int pixel = (warp_row + tap / SIDE) * Halo<SIDE>::WIDTH + tap % SIDE;
-            multiply_tap<SIDE>(acc, smem.weights[tap % STAGES], halo, warp_n, pixel);
-            if (NORM && tap >= FIRST_ROUND && tap - FIRST_ROUND < Halo<SIDE>::ROUNDS && has_next) {
-                pixels.normalize_round(next, block + 1, tap - FIRST_ROUND);
-            }
+            multiply_tap<SIDE>(acc, smem.weights[tap % STAGES], halo, warp_n, pixel, [&] {
+                const int round = tap - FIRST_ROUND;
+                if (NORM && round >= 0 && round < Halo<SIDE>::ROUNDS) pixels.normalize_round(next, round, has_next);
+            });
         }
     }
     finish<SIDE>(p, acc, y0 + warp_row, x0, phase, n0 + warp_n + gpu::lane_id() / 4 * 8);
@@ -277,7 +324,7 @@ GPU_FN void convolve_narrow(const conv2d_params &p) {
     auto &smem = gpu::shared<NarrowStorage>();
     const int x0 = gpu::cta_y() * TILE_W, y0 = gpu::cta_z() * TILE_H, lane = gpu::lane_id(), warp_row = gpu::warp_id() * 2;
     const int num_blocks = gpu::ceil_div(p.channels, BLOCK_C);
-    const HaloLoader<3> pixels(p, y0 - 1, x0 - 1);
+    HaloLoader<3> pixels(p, y0 - 1, x0 - 1);
     auto fetch = [&](int block) {
         if (block < num_blocks) {
             pixels.fetch(smem.halo[block % 2], block);
@@ -291,10 +338,11 @@ GPU_FN void convolve_narrow(const conv2d_params &p) {
     for (int block = 0; block < num_blocks; ++block) {
         Halo<3> &halo = smem.halo[block % 2];
         gpu::cp_async_wait<0>();
-        GPU_UNROLL
-        for (int i = 0; i < Halo<3>::ROUNDS; ++i) pixels.normalize_round(halo, block, i);
         gpu::sync_cta(); // the block is there for everyone, and everyone has left the one before
         fetch(block + 1);
+        GPU_UNROLL
+        for (int i = 0; i < Halo<3>::ROUNDS; ++i) pixels.normalize_round(halo, i, true);
+        gpu::sync_cta(); // it is normalized
         GPU_UNROLL
         for (int tap = 0; tap < NarrowStorage::TAPS; ++tap) {
             const void *const weights[1] = {&smem.weights[block % 2][tap * gpu::WARP + lane]};

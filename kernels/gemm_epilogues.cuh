@@ -2,6 +2,11 @@
 // way to memory.
 //
 // An entry point compiles one set of them (gemm.h lists the sets): all of them at once are 16,000 instructions.
+//
+// Bound   latencies of the memory, 700 to 800 clocks each by the model, beside 128 accumulators that leave room for 64 registers of
+//         operands: all residuals of a lane in bf16, half of those in f32, cos and sin of 8 tokens. The bias came with the first k-step.
+// Tried   two tokens' operands at a time: 9,000 clocks a tile. A ring of single tokens: as slow where they share a scoreboard (sm_120).
+//         cos and sin of 12 tokens at once: spills. By groups of four: under 4,000 (benches/WORKLOG.md).
 #ifndef SCHNELL_GEMM_EPILOGUES_CUH
 #define SCHNELL_GEMM_EPILOGUES_CUH
 
@@ -35,190 +40,220 @@ template <typename F> GPU_FN void for_each(Accumulators &acc, F f) {
     }
 }
 
-GPU_FN void add_bias(Accumulators &acc, const gemm_problem &q, int feature) {
-    if (!q.bias) return;
+// Of a tile's features, fetched with its first k-step: a latency of the memory less where everything waits for it.
+struct TileBias {
+    float value[BLOCK_N];
+
+    // The next commit is its group's. Zeros where there is no feature, or no bias.
+    GPU_METHOD void fetch(const gemm_problem &q, int n0) {
+        static_assert(THREADS == BLOCK_N, "a thread fetches one");
+        const int feature = n0 + gpu::thread_x();
+        const bool exists = q.bias && feature < q.n;
+        gpu::cp_async<4>(&value[gpu::thread_x()], exists ? q.bias + feature : q.bias, exists ? 4 : 0);
+    }
+};
+
+// Of this lane's features.
+using Bias = float[8];
+
+GPU_FN void add_bias(Accumulators &acc, const Bias &bias) {
     GPU_UNROLL
     for (int c = 0; c < 8; ++c) {
-        const float bias = feature + c < q.n ? q.bias[feature + c] : 0.0f;
         GPU_UNROLL
         for (int j = 0; j < NT; ++j) {
-            element(acc, c, j, 0) += bias;
-            element(acc, c, j, 1) += bias;
+            element(acc, c, j, 0) += bias[c];
+            element(acc, c, j, 1) += bias[c];
         }
     }
 }
 
-GPU_FN void store_bf16x8(bf16_bits *out, const float (&y)[8], int count, bool vector) {
-    if (vector) {
-        const uint4 words = {gpu::pack_bf16x2(y[0], y[1]), gpu::pack_bf16x2(y[2], y[3]), gpu::pack_bf16x2(y[4], y[5]),
-                             gpu::pack_bf16x2(y[6], y[7])};
-        gpu::store_vector(reinterpret_cast<uint4 *>(out), words);
-        return;
-    }
-    GPU_UNROLL
-    for (int c = 0; c < 8; ++c) {
-        if (c < count) out[c] = gpu::float_to_bf16(y[c]);
-    }
+GPU_FN void store_bf16x8(bf16_bits *out, const float (&y)[8]) {
+    const uint4 words = {gpu::pack_bf16x2(y[0], y[1]), gpu::pack_bf16x2(y[2], y[3]), gpu::pack_bf16x2(y[4], y[5]),
+                         gpu::pack_bf16x2(y[6], y[7])};
+    gpu::store_vector(reinterpret_cast<uint4 *>(out), words);
 }
 
-GPU_FN void load_bf16x8(float (&y)[8], const bf16_bits *in, int count, bool vector) {
-    if (vector) {
-        const uint4 v = *reinterpret_cast<const uint4 *>(in);
-        const uint32_t words[4] = {v.x, v.y, v.z, v.w};
-        GPU_UNROLL
-        for (int c = 0; c < 4; ++c) y[2 * c] = gpu::bf16_lo(words[c]), y[2 * c + 1] = gpu::bf16_hi(words[c]);
-        return;
-    }
+GPU_FN void unpack_bf16x8(float (&y)[8], const uint4 &v) {
+    const uint32_t words[4] = {v.x, v.y, v.z, v.w};
     GPU_UNROLL
-    for (int c = 0; c < 8; ++c) y[c] = c < count ? gpu::bf16_to_float(in[c]) : 0.0f;
+    for (int c = 0; c < 4; ++c) y[2 * c] = gpu::bf16_lo(words[c]), y[2 * c + 1] = gpu::bf16_hi(words[c]);
 }
 
-GPU_FN void store_f32x8(float *out, const float (&y)[8], int count, bool vector) {
-    if (vector) {
-        gpu::store_vector(reinterpret_cast<float4 *>(out), float4{y[0], y[1], y[2], y[3]});
-        gpu::store_vector(reinterpret_cast<float4 *>(out) + 1, float4{y[4], y[5], y[6], y[7]});
-        return;
-    }
-    GPU_UNROLL
-    for (int c = 0; c < 8; ++c) {
-        if (c < count) out[c] = y[c];
-    }
-}
-
-GPU_FN void load_f32x8(float (&y)[8], const float *in, int count, bool vector) {
-    if (vector) {
-        const float4 lo = reinterpret_cast<const float4 *>(in)[0], hi = reinterpret_cast<const float4 *>(in)[1];
-        y[0] = lo.x, y[1] = lo.y, y[2] = lo.z, y[3] = lo.w, y[4] = hi.x, y[5] = hi.y, y[6] = hi.z, y[7] = hi.w;
-        return;
-    }
-    GPU_UNROLL
-    for (int c = 0; c < 8; ++c) y[c] = c < count ? in[c] : 0.0f;
+GPU_FN void load_f32x8(float (&y)[8], const float *in) {
+    const float4 lo = reinterpret_cast<const float4 *>(in)[0], hi = reinterpret_cast<const float4 *>(in)[1];
+    y[0] = lo.x, y[1] = lo.y, y[2] = lo.z, y[3] = lo.w, y[4] = hi.x, y[5] = hi.y, y[6] = hi.z, y[7] = hi.w;
 }
 
 // A lane has 16 tokens of its warp's 64; here they are counted from its first.
 constexpr int TOKENS_EACH = 2 * NT;
 GPU_FN int first_token() { return gpu::lane_id() % 4 * 2; }
 GPU_CONSTEXPR int token_offset(int i) { return i / 2 * 8 + i % 2; }
-GPU_FN void take_token(float (&y)[8], Accumulators &acc, int i) {
+GPU_FN void take_token(float (&y)[8], Accumulators &acc, const Bias &bias, int i) {
     GPU_UNROLL
-    for (int c = 0; c < 8; ++c) y[c] = element(acc, c, i / 2, i % 2);
+    for (int c = 0; c < 8; ++c) y[c] = element(acc, c, i / 2, i % 2) + bias[c];
 }
 
-// Operands of so many tokens are on their way at once: nothing moves a load before the store that precedes it, and one load
-// at a time is one latency of the memory at a time. Four would spill on sm_80 and sm_120.
-constexpr int TOKENS_AHEAD = 2;
+// A way to memory: what it needs of a token's 8 features (load), what becomes of them (store), and the same for less than 8 or
+// where 16 bytes are not aligned (store_some). Elements are counted from out and aux. Operands are asked for GROUP tokens at a time,
+// and those of AHEAD tokens are on their way at once: nothing moves a load before a store that precedes it, and a load at a time is a
+// latency of the memory at a time. (So is a ring of single tokens, where ptxas has them share a scoreboard.)
+struct StoreBf16 {
+    struct Operand {};
+    static constexpr int GROUP = TOKENS_EACH, AHEAD = TOKENS_EACH;
+    bf16_bits *out;
 
-// Writes this lane's 8 features of every token it owns: load(x, offset, count, vector), and when AHEAD tokens are loaded
-// store(x, y, offset, count, vector), each with the element offset token * pitch + feature - n_begin.
-template <int AHEAD, typename Load, typename Store>
-GPU_FN void update_tokens(Accumulators &acc, const gemm_problem &q, const gemm_segment &s, int feature, int token0, bool vector, Load load,
-                          Store store) {
-    const int count = s.n_end - feature, token = token0 + first_token();
-    const int64_t at = token * s.out_pitch + feature - s.n_begin;
-    GPU_UNROLL
-    for (int first = 0; first < TOKENS_EACH; first += AHEAD) {
-        float x[AHEAD][8];
+    GPU_METHOD StoreBf16(const gemm_segment &s, int) : out(static_cast<bf16_bits *>(s.out)) {}
+    GPU_METHOD Operand load(int64_t) const { return {}; }
+    GPU_METHOD void store(int64_t at, const Operand &, const float (&y)[8]) const { store_bf16x8(out + at, y); }
+    GPU_METHOD void store_some(int64_t at, const float (&y)[8], int count) const {
         GPU_UNROLL
-        for (int i = 0; i < AHEAD; ++i) {
-            const int offset = token_offset(first + i);
-            if (token + offset < q.m) load(x[i], at + offset * s.out_pitch, count, vector);
-        }
-        GPU_UNROLL
-        for (int i = 0; i < AHEAD; ++i) {
-            const int offset = token_offset(first + i);
-            if (token + offset < q.m) {
-                float y[8];
-                take_token(y, acc, first + i);
-                store(x[i], y, at + offset * s.out_pitch, count, vector);
-            }
+        for (int c = 0; c < 8; ++c) {
+            if (c < count) out[at + c] = gpu::float_to_bf16(y[c]);
         }
     }
-}
-template <typename Load, typename Store>
-GPU_FN void update_tokens(Accumulators &acc, const gemm_problem &q, const gemm_segment &s, int feature, int token0, Load load,
-                          Store store) {
-    if (s.n_end - feature >= 8 && s.out_pitch % 8 == 0) {
-        update_tokens<TOKENS_AHEAD>(acc, q, s, feature, token0, true, load, store);
-    } else {
-        update_tokens<1>(acc, q, s, feature, token0, false, load, store);
-    }
-}
-template <typename Store>
-GPU_FN void store_tokens(Accumulators &acc, const gemm_problem &q, const gemm_segment &s, int feature, int token0, Store store) {
-    const bool vector = s.n_end - feature >= 8 && s.out_pitch % 8 == 0;
-    auto nothing = [](float (&)[8], int64_t, int, bool) {};
-    auto only_y = [&](float (&)[8], float (&y)[8], int64_t at, int count, bool vector) { store(y, at, count, vector); };
-    update_tokens<1>(acc, q, s, feature, token0, vector, nothing, only_y);
-}
+};
 
-// gelu_erf on the way to memory, where a token that has been stored leaves its registers to the next one, the others for all
-// values beforehand: the other way round either of them spills.
-template <typename Set>
-GPU_FN void store_activated(Accumulators &acc, const gemm_problem &q, const gemm_segment &s, int feature, int token0) {
-    auto store = [&](float (&y)[8], int64_t at, int count, bool vector) {
-        store_bf16x8(static_cast<bf16_bits *>(s.out) + at, y, count, vector);
+struct StoreF32 {
+    struct Operand {};
+    static constexpr int GROUP = TOKENS_EACH, AHEAD = TOKENS_EACH;
+    float *out;
+
+    GPU_METHOD StoreF32(const gemm_segment &s, int) : out(static_cast<float *>(s.out)) {}
+    GPU_METHOD Operand load(int64_t) const { return {}; }
+    GPU_METHOD void store(int64_t at, const Operand &, const float (&y)[8]) const {
+        gpu::store_vector(reinterpret_cast<float4 *>(out + at), float4{y[0], y[1], y[2], y[3]});
+        gpu::store_vector(reinterpret_cast<float4 *>(out + at) + 1, float4{y[4], y[5], y[6], y[7]});
+    }
+    GPU_METHOD void store_some(int64_t at, const float (&y)[8], int count) const {
+        GPU_UNROLL
+        for (int c = 0; c < 8; ++c) {
+            if (c < count) out[at + c] = y[c];
+        }
+    }
+};
+
+struct AddF32 : StoreF32 {
+    struct Operand {
+        float4 lo, hi;
     };
-    if (Set::activates(GEMM_ACT_GELU_ERF) && s.act == GEMM_ACT_GELU_ERF) {
-        store_tokens(acc, q, s, feature, token0, [&](float (&y)[8], int64_t at, int count, bool vector) {
+    static constexpr int GROUP = 4, AHEAD = 2 * GROUP; // all 16 are more than there are registers
+    float gate[8];
+
+    GPU_METHOD AddF32(const gemm_segment &s, int feature) : StoreF32(s, feature) {
+        const float *gates = static_cast<const float *>(s.aux);
+        const int count = gates ? s.n_end - feature : 0;
+        if (gates) gates += feature - s.n_begin;
+        GPU_UNROLL
+        for (int c = 0; c < 8; ++c) gate[c] = c < count ? gates[c] : 1.0f;
+    }
+    GPU_METHOD Operand load(int64_t at) const {
+        const float4 *const old = reinterpret_cast<const float4 *>(out + at);
+        return {old[0], old[1]};
+    }
+    GPU_METHOD void store(int64_t at, const Operand &old, const float (&y)[8]) const {
+        float sum[8] = {old.lo.x, old.lo.y, old.lo.z, old.lo.w, old.hi.x, old.hi.y, old.hi.z, old.hi.w};
+        GPU_UNROLL
+        for (int c = 0; c < 8; ++c) sum[c] += gate[c] * y[c];
+        StoreF32::store(at, {}, sum);
+    }
+    GPU_METHOD void store_some(int64_t at, const float (&y)[8], int count) const {
+        float sum[8];
+        GPU_UNROLL
+        for (int c = 0; c < 8; ++c) sum[c] = c < count ? out[at + c] : 0.0f;
+        GPU_UNROLL
+        for (int c = 0; c < 8; ++c) sum[c] += gate[c] * y[c];
+        StoreF32::store_some(at, sum, count);
+    }
+};
+
+// Sums with, or products by, another bf16 matrix.
+template <bool ADDS> struct CombineBf16 : StoreBf16 {
+    using Operand = uint4;
+    const bf16_bits *aux;
+
+    GPU_METHOD CombineBf16(const gemm_segment &s, int feature) : StoreBf16(s, feature), aux(static_cast<const bf16_bits *>(s.aux)) {}
+    GPU_METHOD static void combine(float (&x)[8], const float (&y)[8]) {
+        GPU_UNROLL
+        for (int c = 0; c < 8; ++c) x[c] = ADDS ? x[c] + y[c] : x[c] * y[c];
+    }
+    GPU_METHOD Operand load(int64_t at) const { return *reinterpret_cast<const uint4 *>(aux + at); }
+    GPU_METHOD void store(int64_t at, const Operand &other, const float (&y)[8]) const {
+        float x[8];
+        unpack_bf16x8(x, other);
+        combine(x, y);
+        store_bf16x8(out + at, x);
+    }
+    GPU_METHOD void store_some(int64_t at, const float (&y)[8], int count) const {
+        float x[8];
+        GPU_UNROLL
+        for (int c = 0; c < 8; ++c) x[c] = c < count ? gpu::bf16_to_float(aux[at + c]) : 0.0f;
+        combine(x, y);
+        StoreBf16::store_some(at, x, count);
+    }
+};
+
+// This lane's 8 features of every token that it owns.
+template <typename Way>
+GPU_FN void store_tokens(Accumulators &acc, const Bias &bias, const gemm_problem &q, const gemm_segment &s, int feature, int token0) {
+    const Way way(s, feature);
+    const int count = s.n_end - feature, token = token0 + first_token(), tokens_left = q.m - token;
+    const int64_t pitch = s.out_pitch, at = token * pitch + feature - s.n_begin;
+    float y[8];
+    if (count >= 8 && pitch % 8 == 0) {
+        typename Way::Operand operands[Way::AHEAD];
+        auto load = [&](int first) {
             GPU_UNROLL
-            for (int c = 0; c < 8; ++c) y[c] = gpu::gelu_erf(y[c]);
-            store(y, at, count, vector);
-        });
+            for (int i = first; i < first + Way::GROUP; ++i) {
+                if (token_offset(i) < tokens_left) operands[i % Way::AHEAD] = way.load(at + token_offset(i) * pitch);
+            }
+        };
+        GPU_UNROLL
+        for (int i = 0; i < Way::AHEAD; i += Way::GROUP) load(i);
+        GPU_UNROLL
+        for (int first = 0; first < TOKENS_EACH; first += Way::GROUP) {
+            GPU_UNROLL
+            for (int i = first; i < first + Way::GROUP; ++i) {
+                take_token(y, acc, bias, i);
+                if (token_offset(i) < tokens_left) way.store(at + token_offset(i) * pitch, operands[i % Way::AHEAD], y);
+            }
+            if (first + Way::AHEAD < TOKENS_EACH) load(first + Way::AHEAD);
+        }
         return;
     }
+    GPU_UNROLL
+    for (int i = 0; i < TOKENS_EACH; ++i) {
+        take_token(y, acc, bias, i);
+        if (token_offset(i) < tokens_left) way.store_some(at + token_offset(i) * pitch, y, count);
+    }
+}
+
+// Activations are applied to all values before the first is stored: nvcc interleaves what no store stands between.
+template <typename Set>
+GPU_FN void store_activated(Accumulators &acc, const Bias &bias, const gemm_problem &q, const gemm_segment &s, int feature, int token0) {
+    add_bias(acc, bias);
     if (Set::activates(GEMM_ACT_GELU_TANH) && s.act == GEMM_ACT_GELU_TANH) {
         for_each(acc, [](float x) { return gpu::gelu_tanh(x); });
     } else if (Set::activates(GEMM_ACT_QUICK_GELU) && s.act == GEMM_ACT_QUICK_GELU) {
         for_each(acc, [](float x) { return gpu::quick_gelu(x); });
+    } else if (Set::activates(GEMM_ACT_GELU_ERF) && s.act == GEMM_ACT_GELU_ERF) {
+        for_each(acc, [](float x) { return gpu::gelu_erf(x); });
     }
-    store_tokens(acc, q, s, feature, token0, store);
-}
-
-GPU_FN void add_f32(Accumulators &acc, const gemm_problem &q, const gemm_segment &s, int feature, int token0) {
-    float gate[8];
-    GPU_UNROLL
-    for (int c = 0; c < 8; ++c) {
-        const bool inside = s.aux && feature + c < s.n_end;
-        gate[c] = inside ? static_cast<const float *>(s.aux)[feature + c - s.n_begin] : 1.0f;
-    }
-    float *const out = static_cast<float *>(s.out);
-    update_tokens(
-        acc, q, s, feature, token0, [&](float (&x)[8], int64_t at, int count, bool vector) { load_f32x8(x, out + at, count, vector); },
-        [&](float (&x)[8], float (&y)[8], int64_t at, int count, bool vector) {
-            GPU_UNROLL
-            for (int c = 0; c < 8; ++c) x[c] += gate[c] * y[c];
-            store_f32x8(out + at, x, count, vector);
-        });
-}
-
-// Sums with, or products by, another bf16 matrix.
-GPU_FN void combine_bf16(Accumulators &acc, const gemm_problem &q, const gemm_segment &s, int feature, int token0, bool adds) {
-    update_tokens(
-        acc, q, s, feature, token0,
-        [&](float (&x)[8], int64_t at, int count, bool vector) {
-            load_bf16x8(x, static_cast<const bf16_bits *>(s.aux) + at, count, vector);
-        },
-        [&](float (&x)[8], float (&y)[8], int64_t at, int count, bool vector) {
-            GPU_UNROLL
-            for (int c = 0; c < 8; ++c) x[c] = adds ? x[c] + y[c] : x[c] * y[c];
-            store_bf16x8(static_cast<bf16_bits *>(s.out) + at, x, count, vector);
-        });
+    const Bias none = {};
+    store_tokens<StoreBf16>(acc, none, q, s, feature, token0);
 }
 
 template <typename Set>
-GPU_FN void store_segment(Accumulators &acc, const gemm_problem &q, const gemm_segment &s, int feature, int token0) {
+GPU_FN void store_segment(Accumulators &acc, const Bias &bias, const gemm_problem &q, const gemm_segment &s, int feature, int token0) {
     if (Set::has(GEMM_STORE_BF16) && s.kind == GEMM_STORE_BF16) {
-        store_activated<Set>(acc, q, s, feature, token0);
+        store_activated<Set>(acc, bias, q, s, feature, token0);
     } else if (Set::has(GEMM_STORE_F32) && s.kind == GEMM_STORE_F32) {
-        store_tokens(acc, q, s, feature, token0, [&](float (&y)[8], int64_t at, int count, bool vector) {
-            store_f32x8(static_cast<float *>(s.out) + at, y, count, vector);
-        });
+        store_tokens<StoreF32>(acc, bias, q, s, feature, token0);
     } else if (Set::has(GEMM_ADD_F32) && s.kind == GEMM_ADD_F32) {
-        add_f32(acc, q, s, feature, token0);
-    } else if (Set::has(GEMM_MUL_BF16) && (s.kind == GEMM_ADD_BF16 || s.kind == GEMM_MUL_BF16)) {
-        combine_bf16(acc, q, s, feature, token0, s.kind == GEMM_ADD_BF16);
+        store_tokens<AddF32>(acc, bias, q, s, feature, token0);
     } else if (Set::has(GEMM_ADD_BF16) && s.kind == GEMM_ADD_BF16) {
-        combine_bf16(acc, q, s, feature, token0, true);
+        store_tokens<CombineBf16<true>>(acc, bias, q, s, feature, token0);
+    } else if (Set::has(GEMM_MUL_BF16) && s.kind == GEMM_MUL_BF16) {
+        store_tokens<CombineBf16<false>>(acc, bias, q, s, feature, token0);
     }
 }
 
@@ -229,81 +264,107 @@ struct RowSums {
 
 static_assert(THREADS == BLOCK_M, "a thread finishes the sums of one token");
 
-// RMSNorm over the tile's 128 features and RoPE over their pairs. The whole CTA is one head: all threads come here.
-GPU_FN void store_norm_rope(Accumulators &acc, const gemm_problem &q, const gemm_segment &s, RowSums &sums, int n0, int m0, int warp_n,
-                            int warp_m) {
-    const int lane = gpu::lane_id(), group = lane / 4, pair_token = lane % 4 * 2;
+// Sums over the lanes of a warp that have the same tokens, which differ in lane / 4. Of HALF * 2 tokens a lane goes on with half and
+// its neighbor with the others, until it has the sums of two: `first` and the next. The order of the additions is a butterfly's.
+template <int HALF = TOKENS_EACH / 2> GPU_FN void sum_tokens(float (&sum)[TOKENS_EACH], int &first) {
+    constexpr int MASK = HALF * 2;
+    const bool upper = gpu::lane_id() & MASK;
     GPU_UNROLL
-    for (int j = 0; j < NT; ++j) {
-        GPU_UNROLL
-        for (int e = 0; e < 2; ++e) {
-            float sum = 0.0f;
-            GPU_UNROLL
-            for (int c = 0; c < 8; ++c) sum += element(acc, c, j, e) * element(acc, c, j, e);
-            // Lanes of one token differ in lane / 4.
-            GPU_UNROLL
-            for (int mask = 16; mask >= 4; mask /= 2) sum = gpu::add_exact(sum, gpu::shfl_xor(sum, mask));
-            if (group == 0) sums.sum[warp_n / WARP_N][warp_m + 8 * j + pair_token + e] = sum;
-        }
+    for (int i = 0; i < HALF; ++i) {
+        const float low = sum[i], high = sum[i + HALF];
+        sum[i] = gpu::add_exact(upper ? high : low, gpu::shfl_xor(upper ? low : high, MASK));
     }
+    first += upper ? HALF : 0;
+    if constexpr (HALF > 2) sum_tokens<HALF / 2>(sum, first);
+}
+static_assert(TOKENS_EACH == 16, "as many halves as lane / 4 has bits, then a pair of tokens");
+
+// RMSNorm over the tile's 128 features and RoPE over their pairs. The whole CTA is one head: all threads come here.
+GPU_FN void store_norm_rope(Accumulators &acc, const Bias &bias, const gemm_problem &q, const gemm_segment &s, RowSums &sums, int n0,
+                            int m0, int warp_n, int warp_m) {
+    const int group = gpu::lane_id() / 4, row = warp_m + first_token(), token = m0 + row, tokens_left = q.m - token;
+    const int64_t rope_at = (int64_t)token * (BLOCK_N / 2) + (warp_n + group * 8) / 2;
+    const float *const rope_cos = q.rope_cos + rope_at, *const rope_sin = q.rope_sin + rope_at;
+    constexpr int GROUP = 4, AHEAD = 2 * GROUP; // tokens whose cos and sin are asked for together, and that may be on their way
+    float4 cos[AHEAD], sin[AHEAD];
+    auto load = [&](int first) {
+        GPU_UNROLL
+        for (int i = first; i < first + GROUP; ++i) {
+            if (token_offset(i) < tokens_left) {
+                cos[i % AHEAD] = *reinterpret_cast<const float4 *>(rope_cos + token_offset(i) * (BLOCK_N / 2));
+                sin[i % AHEAD] = *reinterpret_cast<const float4 *>(rope_sin + token_offset(i) * (BLOCK_N / 2));
+            }
+        }
+    };
+    float weight[8];
+    load_f32x8(weight, static_cast<const float *>(s.aux) + warp_n + group * 8);
+    load(0);
+    add_bias(acc, bias);
+    float squares[TOKENS_EACH];
+    GPU_UNROLL
+    for (int i = 0; i < TOKENS_EACH; ++i) {
+        squares[i] = 0.0f;
+        GPU_UNROLL
+        for (int c = 0; c < 8; ++c) squares[i] += element(acc, c, i / 2, i % 2) * element(acc, c, i / 2, i % 2);
+    }
+    int first = 0;
+    sum_tokens(squares, first);
+    load(GROUP);
+    *reinterpret_cast<float2 *>(&sums.sum[warp_n / WARP_N][row + token_offset(first)]) = float2{squares[0], squares[1]};
     gpu::sync_cta();
     // Once per token, not in each of its lanes: the exact root and reciprocal are long.
     float &own = sums.sum[0][gpu::thread_x()];
     own = gpu::rsqrt_exact((own + sums.sum[1][gpu::thread_x()]) * (1.0f / BLOCK_N) + q.norm_eps);
     gpu::sync_cta();
-    float weight[8];
-    load_f32x8(weight, static_cast<const float *>(s.aux) + warp_n + group * 8, 8, true);
-    const int row = warp_m + first_token(), token = m0 + row;
-    const int64_t rope = (int64_t)token * (BLOCK_N / 2) + (warp_n + group * 8) / 2;
-    const float *const rope_cos = q.rope_cos + rope, *const rope_sin = q.rope_sin + rope;
-    bf16_bits *const out = static_cast<bf16_bits *>(s.out) + token * s.out_pitch + n0 - s.n_begin + warp_n + group * 8;
     GPU_UNROLL
-    for (int first = 0; first < TOKENS_EACH; first += TOKENS_AHEAD) {
-        float4 cos[TOKENS_AHEAD], sin[TOKENS_AHEAD];
+    for (int i = 0; i < TOKENS_EACH; ++i) {
+        const float rms = sums.sum[0][row + token_offset(i)];
         GPU_UNROLL
-        for (int i = 0; i < TOKENS_AHEAD; ++i) {
-            const int offset = token_offset(first + i);
-            if (token + offset < q.m) {
-                cos[i] = *reinterpret_cast<const float4 *>(rope_cos + offset * (BLOCK_N / 2));
-                sin[i] = *reinterpret_cast<const float4 *>(rope_sin + offset * (BLOCK_N / 2));
-            }
-        }
+        for (int c = 0; c < 8; ++c) element(acc, c, i / 2, i % 2) = element(acc, c, i / 2, i % 2) * rms * weight[c];
+    }
+    const int64_t pitch = s.out_pitch;
+    bf16_bits *const out = static_cast<bf16_bits *>(s.out) + token * pitch + n0 - s.n_begin + warp_n + group * 8;
+    auto rotate = [&](int i) {
+        const float4 &c4 = cos[i % AHEAD], &s4 = sin[i % AHEAD];
+        const float cosines[4] = {c4.x, c4.y, c4.z, c4.w}, sines[4] = {s4.x, s4.y, s4.z, s4.w};
+        float y[8];
         GPU_UNROLL
-        for (int i = 0; i < TOKENS_AHEAD; ++i) {
-            const int offset = token_offset(first + i);
-            if (token + offset < q.m) {
-                const float rms = sums.sum[0][row + offset];
-                const float cosines[4] = {cos[i].x, cos[i].y, cos[i].z, cos[i].w};
-                const float sines[4] = {sin[i].x, sin[i].y, sin[i].z, sin[i].w};
-                float x[8], y[8];
-                take_token(x, acc, first + i);
-                GPU_UNROLL
-                for (int pair = 0; pair < 4; ++pair) {
-                    const float even = x[2 * pair] * rms * weight[2 * pair];
-                    const float odd = x[2 * pair + 1] * rms * weight[2 * pair + 1];
-                    y[2 * pair] = even * cosines[pair] - odd * sines[pair];
-                    y[2 * pair + 1] = even * sines[pair] + odd * cosines[pair];
-                }
-                store_bf16x8(out + offset * s.out_pitch, y, 8, true);
-            }
+        for (int pair = 0; pair < 4; ++pair) {
+            const float even = element(acc, 2 * pair, i / 2, i % 2), odd = element(acc, 2 * pair + 1, i / 2, i % 2);
+            y[2 * pair] = even * cosines[pair] - odd * sines[pair];
+            y[2 * pair + 1] = even * sines[pair] + odd * cosines[pair];
         }
+        if (token_offset(i) < tokens_left) store_bf16x8(out + token_offset(i) * pitch, y);
+    };
+    GPU_UNROLL
+    for (int first = 0; first < TOKENS_EACH; first += GROUP) {
+        GPU_UNROLL
+        for (int i = first; i < first + GROUP; ++i) rotate(i);
+        if (first + AHEAD < TOKENS_EACH) load(first + AHEAD);
     }
 }
 
 // All of it, for the tile at (n0, m0) and this warp's part of it at (warp_n, warp_m).
 template <typename Set>
-GPU_FN void finish(Accumulators &acc, const gemm_problem &q, RowSums &sums, int n0, int m0, int warp_n, int warp_m) {
+GPU_FN void finish(Accumulators &acc, const gemm_problem &q, const TileBias &tile_bias, RowSums &sums, int n0, int m0, int warp_n,
+                   int warp_m) {
     const int feature = n0 + warp_n + gpu::lane_id() / 4 * 8;
-    add_bias(acc, q, feature);
-    GPU_NO_UNROLL
-    for (int i = 0; i < q.num_segments; ++i) {
-        const gemm_segment &s = q.segment[i];
-        if (Set::has(GEMM_NORM_ROPE) && s.kind == GEMM_NORM_ROPE) {
-            if (n0 >= s.n_begin && n0 < s.n_end) store_norm_rope(acc, q, s, sums, n0, m0, warp_n, warp_m);
-        } else if (feature >= s.n_begin && feature < s.n_end) {
-            store_segment<Set>(acc, q, s, feature, m0 + warp_m);
+    Bias bias;
+    load_f32x8(bias, tile_bias.value + feature - n0);
+    // Segments cover the columns from 0 to n.
+    int i = 0;
+    if (Set::has(GEMM_NORM_ROPE)) {
+        GPU_NO_UNROLL
+        while (n0 >= q.segment[i].n_end) ++i; // by the tile: around shuffles lanes must not seem to part
+        if (q.segment[i].kind == GEMM_NORM_ROPE) {
+            store_norm_rope(acc, bias, q, q.segment[i], sums, n0, m0, warp_n, warp_m);
+            return;
         }
     }
+    if (feature >= q.n) return;
+    GPU_NO_UNROLL
+    while (feature >= q.segment[i].n_end) ++i;
+    store_segment<Set>(acc, bias, q, q.segment[i], feature, m0 + warp_m);
 }
 
 } // namespace gemm

@@ -25,6 +25,7 @@ template <typename Weights, int STAGES> struct SharedStorage {
         typename Weights::Stage w;
     } stage[STAGES];
     typename Weights::Tables tables;
+    TileBias bias;
     RowSums sums;
 };
 
@@ -66,18 +67,8 @@ GPU_FN void multiply(Accumulators &acc, SharedStorage<Weights, STAGES> &smem, In
     }
 }
 
-GPU_FN int warp_feature() { return gpu::warp_id() / 2 * WARP_N; }
-GPU_FN int warp_token() { return gpu::warp_id() % 2 * WARP_M; }
-
-// A whole tile. `inputs` fetches the k-steps of x one after the other; `Set` are the epilogues.
-template <typename Weights, int STAGES, typename Set, typename Inputs>
-GPU_FN void run_tile(const gemm_problem &q, Inputs inputs, int n0, int m0) {
-    auto &smem = gpu::shared<SharedStorage<Weights, STAGES>>();
-    const int warp_n = warp_feature(), warp_m = warp_token();
-    Accumulators acc;
-    multiply<Weights, STAGES>(acc, smem, inputs, typename Weights::Loader(q, n0), gpu::ceil_div(q.k, BLOCK_K), warp_n, warp_m);
-    finish<Set>(acc, q, smem.sums, n0, m0, warp_n, warp_m);
-}
+GPU_FN int warp_feature(int thread) { return thread / gpu::WARP / 2 * WARP_N; }
+GPU_FN int warp_token(int thread) { return thread / gpu::WARP % 2 * WARP_M; }
 
 // What a CTA multiplies is kept in shared memory until the epilogue: the main loop has no register to spare. A slice has one
 // k-step at least, so a barrier lies between the write and the reads.
@@ -89,9 +80,9 @@ template <typename Weights, int STAGES> struct SlicedStorage {
 // This CTA's tile, or its slice of one.
 template <typename Weights, int STAGES, int K_MULTIPLE, typename Set> GPU_FN void run_problem(const gemm_params &p) {
     auto &smem = gpu::shared<SlicedStorage<Weights, STAGES>>();
-    const int warp_n = warp_feature(), warp_m = warp_token();
     Accumulators acc;
     {
+        const int warp_n = warp_feature(gpu::thread_x()), warp_m = warp_token(gpu::thread_x());
         int k_begin, k_end;
         const Slice slice(p, k_begin, k_end);
         const gemm_problem &q = p.problem[slice.z];
@@ -100,10 +91,12 @@ template <typename Weights, int STAGES, int K_MULTIPLE, typename Set> GPU_FN voi
         inputs.skip(k_begin);
         weight_loader.skip(k_begin);
         if (gpu::thread_x() == 0) smem.slice = slice;
+        smem.tile.bias.fetch(q, slice.n0);
         multiply<Weights, STAGES>(acc, smem.tile, inputs, weight_loader, k_end - k_begin, warp_n, warp_m);
     }
     if (smem.slice.number >= 0 && !add_slices(acc, p, smem.slice)) return;
-    finish<Set>(acc, p.problem[smem.slice.z], smem.tile.sums, smem.slice.n0, smem.slice.m0, warp_n, warp_m);
+    const int thread = gpu::thread_x_anew(), warp_n = warp_feature(thread), warp_m = warp_token(thread);
+    finish<Set>(acc, p.problem[smem.slice.z], smem.tile.bias, smem.tile.sums, smem.slice.n0, smem.slice.m0, warp_n, warp_m);
 }
 
 } // namespace gemm

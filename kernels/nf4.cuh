@@ -64,7 +64,7 @@ GPU_FN float lookup(const Nf4Book &book, uint32_t word, int bit) {
     constexpr int ROW_BIT = 7;
     static_assert(sizeof(book.value[0]) == 1 << ROW_BIT, "a row of the book is 128 bytes");
     const uint32_t row = bit < ROW_BIT ? word << (ROW_BIT - bit) : word >> (bit - ROW_BIT);
-    const uint32_t offset = (row & 15u << ROW_BIT) | (uint32_t)lane_id() * 4;
+    const uint32_t offset = (row & 15u << ROW_BIT) | (uint32_t)lane_id_register() * 4;
     return *reinterpret_cast<const float *>(reinterpret_cast<const char *>(&book) + offset);
 }
 

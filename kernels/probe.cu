@@ -217,12 +217,11 @@ GPU_KERNEL(probe_math, probe_params, PROBE_THREADS, 1) {
     words[12] = gpu::float_to_bits(gpu::exp2_approx(x));
     words[13] = gpu::float_to_bits(gpu::exp_exact(x));
     words[14] = gpu::float_to_bits(gpu::tanh_exact(x));
-    words[15] = gpu::float_to_bits(gpu::erf_exact(x));
-    words[16] = gpu::float_to_bits(gpu::silu(x));
-    words[17] = gpu::float_to_bits(gpu::quick_gelu(x));
-    words[18] = gpu::float_to_bits(gpu::gelu_tanh(x));
-    words[19] = gpu::float_to_bits(gpu::gelu_erf(x));
-    words[20] = gpu::float_to_bits(gpu::divide_approx(x, 1.0f + gpu::exp_exact(-y)));
+    words[15] = gpu::float_to_bits(gpu::silu(x));
+    words[16] = gpu::float_to_bits(gpu::quick_gelu(x));
+    words[17] = gpu::float_to_bits(gpu::gelu_tanh(x));
+    words[18] = gpu::float_to_bits(gpu::gelu_erf(x));
+    words[19] = gpu::float_to_bits(gpu::divide_approx(x, 1.0f + gpu::exp_exact(-y)));
 }
 
 #ifndef __CUDACC__

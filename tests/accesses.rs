@@ -49,26 +49,20 @@ const AT_LOAD: &str = "once per weight, when a model is loaded";
 
 const ALLOWED: &[Allowed] = &[
     // Epilogues.
-    allow("gemm_epilogues.cuh", GlobalRead, "q.bias[feature + c]", 8.0, ONCE_PER_TILE),
-    allow(
-        "gemm_epilogues.cuh",
-        GlobalRead,
-        "static_cast<const float *>(s.aux)[feature + c",
-        8.0,
-        ONCE_PER_TILE,
-    ),
+    allow("gemm_epilogues.cuh", GlobalRead, "gates[c]", 8.0, ONCE_PER_TILE),
+    allow("gemm_epilogues.cuh", GlobalRead, "return {old[0], old[1]}", 2.0, HALVES),
     allow("gemm_epilogues.cuh", GlobalRead, "reinterpret_cast<const float4 *>(in)[0], hi", 2.0, HALVES),
     allow(
         "gemm_epilogues.cuh",
         GlobalWrite,
-        "gpu::store_vector(reinterpret_cast<float4 *>(out), float4",
+        "gpu::store_vector(reinterpret_cast<float4 *>(out + at), float4",
         2.0,
         HALVES,
     ),
     allow(
         "gemm_epilogues.cuh",
         GlobalWrite,
-        "gpu::store_vector(reinterpret_cast<float4 *>(out) + 1, float4",
+        "gpu::store_vector(reinterpret_cast<float4 *>(out + at) + 1, float4",
         2.0,
         HALVES,
     ),

@@ -102,7 +102,11 @@ class Main:
                 raise ValueError("a loop of products within the main loop, and how often it turns is not to be seen")
 
     def prologue(self):
-        return self.flow.path(set(range(len(self.flow.blocks))), 0, {self.loop.head}, fetching)
+        """Up to the loop's first product, where that is in its first block, which may be all of the loop."""
+        head = self.flow.blocks[self.loop.head].instructions
+        products = next((i for i, x in enumerate(head) if x.base == "HMMA"), len(head))
+        path = self.flow.path(set(range(len(self.flow.blocks))), 0, {self.loop.head}, fetching)
+        return path[:len(path) - len(head) + products]
 
     def epilogues(self):
         """Ways from the loop to the end, inside a matrix; the costliest and the cheapest are among them."""
