@@ -166,7 +166,7 @@ fn malformed_files_are_refused() {
         (aligned(48), "power of two"),
         (aligned(1 << 30), "power of two"),
         (with(|header| header.metadata.push(("general.alignment".into(), 8, string("x")))), "power of two"),
-        (with(|header| header.metadata.push(("k".repeat(5000), 0, vec![0]))), "a key of 5000 bytes"),
+        (with(|header| header.metadata.push(("k".repeat(70_000), 0, vec![0]))), "a key of 70000 bytes"),
     ] {
         check(&sound(&header, &two()), word);
     }
@@ -259,7 +259,7 @@ fn a_transformer_is_what_it_means() {
 fn a_t5_encoder_is_what_it_means() {
     let dir = demo(false);
     let (file, meant) = (dir.path().join("t5.gguf"), dir.path().join("t5.safetensors"));
-    // As `gguf/tensor_mapping.py` has them.
+    // As `gguf/constants.py` has them.
     let rename = |name: &str| {
         let mut name = name.to_string();
         for (ours, theirs) in [

@@ -9,7 +9,7 @@
 //!
 //! They read as f32, so that nothing is lost on the way to bf16 or NF4.
 //!
-//! Source: ComfyUI, `comfy/ops.py` and `comfy/quant_ops.py`, by their names alone.
+//! Source: ComfyUI, `QUANTIZATION.md`, for the newer names.
 
 use super::formats::Format;
 use super::tensor::Encoding;

@@ -1,5 +1,5 @@
-//! Models under other names, written from the bundled one: the names here are looked up in published files and in the code that
-//! wrote them, apart from the tables of the crate.
+//! Models under other names, written from the bundled one: the names here are those of the code that reads or writes such files,
+//! apart from the tables of the crate.
 
 #![allow(dead_code)] // every test file uses a part of it
 
@@ -75,7 +75,7 @@ pub fn prefixed(prefix: &str, tensors: Tensors) -> Tensors {
 }
 
 /// Every name of Black Forest Labs' transformer, and what diffusers makes of it, in the order of rows. The names of Linears and
-/// norms are those of `flux/model.py` and `flux/modules/layers.py`.
+/// norms are those that diffusers' `convert_flux_to_diffusers.py` reads.
 pub fn bfl_names(double: usize, single: usize, guidance: bool) -> Vec<(String, Vec<String>)> {
     let mut names = Vec::new();
     let mut add = |theirs: String, ours: &[String]| {

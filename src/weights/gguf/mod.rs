@@ -37,8 +37,10 @@ pub const MAGIC: &[u8; 4] = b"GGUF";
 const MOST_HEADER_BYTES: u64 = 100_000_000;
 /// Of tensors and of metadata: the largest models have some ten thousand.
 const MOST_ENTRIES: u64 = 1 << 18;
-/// Of names of tensors and keys.
+/// Of names of tensors.
 const MOST_NAME_BYTES: u64 = 1 << 12;
+/// As the format has it.
+const MOST_KEY_BYTES: u64 = (1 << 16) - 1;
 /// ggml's own limit.
 const MOST_DIMENSIONS: u32 = 4;
 /// Of arrays in arrays; ggml itself has none.
@@ -77,7 +79,7 @@ impl Gguf {
         let (num_tensors, num_metadata) = (header.count("tensors")?, header.count("metadata")?);
         let (mut metadata, mut alignment) = (HashMap::new(), USUAL_ALIGNMENT);
         for _ in 0..num_metadata {
-            let key = header.string(MOST_NAME_BYTES, "a key")?;
+            let key = header.string(MOST_KEY_BYTES, "a key")?;
             let kind = header.u32()?;
             let value = header.value(kind, 0)?;
             if key == "general.alignment" {
