@@ -11,7 +11,7 @@ use std::path::Path;
 
 use checkpoint::*;
 use common::emulator;
-use gguf::{BF16, F16, F32, Header, Q4_0, Q4_K, Q8_0, Tensor, quantize, sound, string};
+use gguf::{BF16, F16, F32, Header, Q4_0, Q4_K, Q8_0, Tensor, quantize, sound, string, t5_name};
 use schnell::weights::gguf::Gguf;
 use schnell::weights::{Component, Dtype, Part};
 use schnell::{Error, Model, ModelFolder, Pipeline, Quantize, Request, Shape};
@@ -259,27 +259,8 @@ fn a_transformer_is_what_it_means() {
 fn a_t5_encoder_is_what_it_means() {
     let dir = demo(false);
     let (file, meant) = (dir.path().join("t5.gguf"), dir.path().join("t5.safetensors"));
-    // As `gguf/constants.py` has them.
-    let rename = |name: &str| {
-        let mut name = name.to_string();
-        for (ours, theirs) in [
-            ("shared.", "token_embd."),
-            ("encoder.final_layer_norm.", "enc.output_norm."),
-            ("encoder.block.", "enc.blk."),
-            (".layer.0.SelfAttention.relative_attention_bias.", ".attn_rel_b."),
-            (".layer.0.SelfAttention.", ".attn_"),
-            (".layer.0.layer_norm.", ".attn_norm."),
-            (".layer.1.layer_norm.", ".ffn_norm."),
-            (".layer.1.DenseReluDense.wi_0.", ".ffn_gate."),
-            (".layer.1.DenseReluDense.wi_1.", ".ffn_up."),
-            (".layer.1.DenseReluDense.wo.", ".ffn_down."),
-        ] {
-            name = name.replace(ours, theirs);
-        }
-        name
-    };
     let kind = |name: &str| if name.contains("relative") { F16 } else { Q8_0 };
-    let (bytes, values) = both(&stored(dir.path(), Part::T5), &kind, &rename);
+    let (bytes, values) = both(&stored(dir.path(), Part::T5), &kind, &t5_name);
     std::fs::write(&file, bytes).unwrap();
     save(&meant, &values);
     for how in [Quantize::None, Quantize::Nf4, Quantize::Nf4All] {

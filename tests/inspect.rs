@@ -141,6 +141,37 @@ fn published_checkpoints_are_known() {
     says(&text, &["does not load: ", "single_blocks.7.linear1.weight is missing"]);
 }
 
+/// FLUX's kin that draw something else: by their names, with the reason.
+#[test]
+fn kin_without_code_are_refused_by_name() {
+    let sandbox = Sandbox::new();
+    let with_channels = |channels: usize| {
+        let mut tensors = transformer(true, &|_| Dtype::BF16);
+        let img_in = tensors.iter_mut().find(|(name, ..)| name == "img_in.weight").unwrap();
+        img_in.2[1] = channels;
+        tensors
+    };
+    let mut chroma = transformer(false, &|_| Dtype::BF16);
+    chroma.retain(|(name, ..)| !["time_in.", "vector_in."].iter().any(|start| name.starts_with(start)));
+    chroma.push(("distilled_guidance_layer.in_proj.weight".into(), Dtype::BF16, vec![5120, 64]));
+    for (tensors, words) in [
+        (with_channels(384), ["FLUX.1-Fill", "image conditions are not supported"]),
+        (with_channels(128), ["FLUX.1-Canny and -Depth", "image conditions are not supported"]),
+        (chroma, ["Chroma", "a network of their own, is not supported"]),
+    ] {
+        let path = sandbox.path("kin.safetensors");
+        sparse(&path, &tensors);
+        let (text, json) = inspect(&sandbox, &path);
+        says(&text, &["does not load: ", words[0], words[1]]);
+        assert_eq!(json["loads"], false);
+        // Beside a model that has all else.
+        let file = path.to_str().unwrap();
+        let run = sandbox.run(["plan", "--model", "demo", "--transformer", file]);
+        assert_eq!(run.code, 5, "{}", run.stderr);
+        says(&run.stderr, &[words[0]]);
+    }
+}
+
 #[test]
 fn gguf_files_are_known() {
     let sandbox = Sandbox::new();

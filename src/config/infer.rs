@@ -150,6 +150,10 @@ impl Shapes<'_> {
     }
 
     fn flux(&self, base: &FluxConfig) -> Result<FluxConfig> {
+        if self.0.has_module("distilled_guidance_layer") {
+            let what = "Chroma, whose modulations come from a network of their own, is not supported; FLUX.1-schnell and -dev are";
+            return Err(Error::Unsupported(format!("{}: {what}", self.path().display())));
+        }
         let [width, in_channels] = self.of("x_embedder.weight")?;
         let [_, joint_width] = self.of("context_embedder.weight")?;
         let [_, pooled_width] = self.of("time_text_embed.text_embedder.linear_1.weight")?;

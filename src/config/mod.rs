@@ -170,8 +170,13 @@ impl PipelineConfig {
         let conditioned =
             self.flux.in_channels > latent_token && self.flux.in_channels.is_multiple_of(latent_token);
         if conditioned && (self.flux.out_channels == latent_token || self.vae.latent_channels == 16) {
+            let kin = match self.flux.in_channels / latent_token {
+                2 => ", as FLUX.1-Canny and -Depth have",
+                6 => ", as FLUX.1-Fill has",
+                _ => "",
+            };
             return Err(Error::Unsupported(format!(
-                "{}: in_channels {} instead of {latent_token}: models with image conditions are not supported",
+                "{}: in_channels {} instead of {latent_token}{kin}: models with image conditions are not supported",
                 flux_path.display(),
                 self.flux.in_channels
             )));

@@ -127,6 +127,7 @@ impl Inspection {
                     }
                     Err(error) => Use::No(error.to_string()),
                 },
+                Err(error @ Error::Unsupported(_)) => Use::No(error.to_string()),
                 Err(error) => Use::Lacks(format!(
                     "it belongs to a model of another size than FLUX.1: name that with --model, and this file with {} \
                      ({error})",

@@ -170,6 +170,12 @@ impl PartFiles {
         self.stored(&needed).iter().any(|stored| self.component.get(&stored.name).is_some())
     }
 
+    /// Whether there are tensors of the module `name`, as the file calls it.
+    pub fn has_module(&self, name: &str) -> bool {
+        let start = format!("{}{name}.", self.prefix);
+        self.component.iter().any(|tensor| tensor.name.starts_with(&start))
+    }
+
     /// The shape of the tensor `name`, as the networks call it, if it is there whole.
     ///
     /// # Errors

@@ -28,6 +28,26 @@ pub fn string(text: &str) -> Vec<u8> {
     [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
 }
 
+/// What a tensor of T5 is called in these files, as `gguf/constants.py` has it.
+pub fn t5_name(name: &str) -> String {
+    let mut name = name.to_string();
+    for (ours, theirs) in [
+        ("shared.", "token_embd."),
+        ("encoder.final_layer_norm.", "enc.output_norm."),
+        ("encoder.block.", "enc.blk."),
+        (".layer.0.SelfAttention.relative_attention_bias.", ".attn_rel_b."),
+        (".layer.0.SelfAttention.", ".attn_"),
+        (".layer.0.layer_norm.", ".attn_norm."),
+        (".layer.1.layer_norm.", ".ffn_norm."),
+        (".layer.1.DenseReluDense.wi_0.", ".ffn_gate."),
+        (".layer.1.DenseReluDense.wi_1.", ".ffn_up."),
+        (".layer.1.DenseReluDense.wo.", ".ffn_down."),
+    ] {
+        name = name.replace(ours, theirs);
+    }
+    name
+}
+
 /// A file of these tensors. `place` may say that a tensor lies elsewhere than it does.
 pub fn file(header: &Header, tensors: &[Tensor], place: impl Fn(usize, u64) -> u64) -> Vec<u8> {
     let mut bytes = header.magic.to_vec();

@@ -192,6 +192,7 @@ fn norms(bench: &Bench) {
                 width,
                 scale: &scale,
                 shift: &shift,
+                rest: None,
                 scale_offset: 1.0,
                 eps: 1e-6,
                 out,

@@ -18,26 +18,13 @@ const NUMBERS: [u64; 12] =
 
 /// T5 of the bundled model in GGUF, the same numbers.
 fn tensors() -> Vec<Tensor> {
-    let name = |name: &str| {
-        let mut name = name.to_string();
-        for (ours, theirs) in [
-            ("shared.", "token_embd."),
-            ("encoder.final_layer_norm.", "enc.output_norm."),
-            ("encoder.block.", "enc.blk."),
-            (".layer.0.SelfAttention.relative_attention_bias.", ".attn_rel_b."),
-            (".layer.0.SelfAttention.", ".attn_"),
-            (".layer.0.layer_norm.", ".attn_norm."),
-            (".layer.1.layer_norm.", ".ffn_norm."),
-            (".layer.1.DenseReluDense.wi_0.", ".ffn_gate."),
-            (".layer.1.DenseReluDense.wi_1.", ".ffn_up."),
-            (".layer.1.DenseReluDense.wo.", ".ffn_down."),
-        ] {
-            name = name.replace(ours, theirs);
-        }
-        name
-    };
     let tensor = |(ours, (_, shape, bytes)): (&String, &(Dtype, Vec<usize>, Vec<u8>))| {
-        (name(ours), shape.iter().rev().map(|size| *size as u64).collect(), gguf::BF16, bytes.clone())
+        (
+            gguf::t5_name(ours),
+            shape.iter().rev().map(|size| *size as u64).collect(),
+            gguf::BF16,
+            bytes.clone(),
+        )
     };
     T5.iter().map(tensor).collect()
 }
