@@ -32,6 +32,7 @@ mod quantize;
 mod request;
 mod run;
 pub mod timing;
+mod traffic;
 
 use std::ops::ControlFlow::{self, Continue};
 use std::sync::Arc;
@@ -57,11 +58,12 @@ pub use model::Model;
 pub use noise_file::NoiseFile;
 pub use output::{Dump, DumpValues, Output};
 use plan::ShapePlan;
-pub use plan::{Plan, Region, Shape, Traffic, Work, gib, human_bytes};
+pub use plan::{Plan, Region, Shape, Work, gib, human_bytes};
 pub use predict::{Card, Interval, Prediction};
 pub use quantize::{QuantizedLinear, Quantizer};
 pub use request::{Noise, Progress, Request};
 use run::{Bound, Dumps, Pinned};
+pub use traffic::Traffic;
 
 /// Whether to go on: see [`Progress`].
 pub type OnProgress<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;

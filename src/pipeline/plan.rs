@@ -1,7 +1,6 @@
 //! What generations will need, computed before anything loads: every region of the arena with its bytes, the pinned host
 //! memory, the work. Pure: no device, no weights, only configs and shapes.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -10,7 +9,7 @@ use crate::device::Capability;
 use crate::models::flux::{self, Inputs, Outputs};
 use crate::models::layers::{Quantize, Weights};
 use crate::program::residency::{self, UNIT_IN_THE_MAKING, Unit};
-use crate::program::{HomePlace, Kind, Placed, Program, Recorder, Stage, Streamed, Tier, What, show};
+use crate::program::{HomePlace, Kind, Placed, Program, Recorder, Stage, Streamed, Tier, show};
 use crate::weights::Part;
 use crate::weights::upload::Staging;
 use crate::{Error, Result};
@@ -552,58 +551,6 @@ impl Plan {
         let streamed = self.streamed.clone().with_on_disk(on_disk);
         self.with_streamed(streamed)
     }
-
-    /// What streamed weights cost beside device memory, for [`Plan::shape`].
-    pub fn traffic(&self) -> Traffic {
-        let Placed { program, homes, .. } = &self.first().placed;
-        let tiers: BTreeMap<&str, Tier> =
-            homes.iter().map(|home| (&home.unit.name[..], home.unit.tier)).collect();
-        // Those of blocks in the turn that is repeated, of all others where they are.
-        let step = program.stages.iter().rfind(|stage| stage.name == "step");
-        let copied = |tier: Tier| -> u64 {
-            let ops = if tier == Tier::Block {
-                step.map_or(0..0, |step| step.ops.clone())
-            } else {
-                0..program.ops.len()
-            };
-            let uploads = program.ops[ops].iter().filter(|op| matches!(op.what, What::Upload { .. }));
-            let touches = uploads.flat_map(|op| &op.touches);
-            let of_tier =
-                touches.filter(|touch| tiers.get(&program.buffers[touch.buffer].name[..]) == Some(&tier));
-            of_tier.map(|touch| touch.hull().len() as u64).sum()
-        };
-        let on_disk = homes.iter().filter(|home| home.place == HomePlace::Disk);
-        Traffic {
-            pinned: self.pinned_weights(),
-            on_disk: on_disk.map(|home| home.unit.image.len() as u64).sum(),
-            encoders: copied(Tier::Encoder),
-            modulation: copied(Tier::Modulation),
-            step: copied(Tier::Block),
-        }
-    }
-
-    /// Bytes of pinned memory for streamed weights.
-    pub(crate) fn pinned_weights(&self) -> u64 {
-        let homes = self.first().placed.homes.iter();
-        let pinned = homes.filter(|home| matches!(home.place, HomePlace::Pinned(_)));
-        pinned.map(|home| home.unit.image.len() as u64).sum()
-    }
-}
-
-/// Bytes of weights that do not stay on the device: see [`Plan::within`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Traffic {
-    /// In pinned host memory.
-    pub pinned: u64,
-    /// In the cache's file, and read from there whenever they are copied.
-    pub on_disk: u64,
-    /// Copied while the prompt is encoded.
-    pub encoders: u64,
-    /// Copied in the first step.
-    pub modulation: u64,
-    /// Copied in each step.
-    pub step: u64,
 }
 
 /// Bytes of so many GiB: `gib(6.5)`. Nothing for what is no amount.
@@ -647,7 +594,7 @@ impl fmt::Display for Plan {
         line("arena: the one device allocation", self.arena_bytes())?;
         line("pinned host memory while loading", loading)?;
         line("pinned host memory while generating", running)?;
-        let Traffic { pinned, on_disk, encoders, modulation, step } = self.traffic();
+        let super::Traffic { pinned, on_disk, encoders, modulation, step } = self.traffic();
         if pinned + on_disk > 0 {
             line("pinned host memory of streamed weights", pinned)?;
             line("streamed weights that stay on disk", on_disk)?;

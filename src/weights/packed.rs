@@ -21,7 +21,7 @@ use crate::program::{Home, HomePlace};
 use crate::{Error, Result};
 
 /// Of how weights lie in their places: goes up when a kernel wants another order, so that no older file is taken for a new one.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// What counts as one line of a CRC.
 const CRC_DIGITS: usize = 8;
