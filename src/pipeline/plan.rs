@@ -248,7 +248,7 @@ pub struct Work {
     pub clip: u64,
     /// T5.
     pub t5: u64,
-    /// Modulation of all steps.
+    /// Modulation of all steps, and the text's embedding, which they share.
     pub modulation: u64,
     /// One step.
     pub step: u64,
@@ -501,7 +501,7 @@ impl Plan {
         let steps: Vec<u64> = program.stages.iter().filter(|stage| stage.name == "step").map(flops).collect();
         let (first, step) = steps.first().zip(steps.last()).map_or((0, 0), |(first, last)| (*first, *last));
         // The first step computes them, beside what each does.
-        let modulation = of("modulation").saturating_add(first.saturating_sub(step));
+        let modulation = of("prepare") + of("modulation") + first.saturating_sub(step);
         Work { clip: of("clip"), t5: of("t5"), modulation, step, decode: of("vae") }
     }
 
