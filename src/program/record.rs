@@ -156,16 +156,11 @@ impl Recorder {
     /// Copies from the pinned buffer to all of `view`; the caller fills the returned bytes before every run.
     pub fn send<T>(&mut self, view: &View<T>) -> Result<HostRange> {
         let range = self.host_range(view.num_bytes());
-        self.send_from(range, view)?;
-        Ok(range)
-    }
-
-    /// The same from bytes that something else, too, is sent from or fetched to.
-    pub fn send_from<T>(&mut self, range: HostRange, view: &View<T>) -> Result<()> {
         let mut footprint = Footprint::new(&self.device);
         footprint.writes(view)?;
         let work = footprint.into_work();
-        self.transfer(What::Send { host: range.start }, work)
+        self.transfer(What::Send { host: range.start }, work)?;
+        Ok(range)
     }
 
     /// Copies all of `view` to the pinned buffer, for the caller to read after every run.
