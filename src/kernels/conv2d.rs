@@ -1,5 +1,7 @@
 //! Convolutions of NHWC maps as implicit matrix products, GroupNorm and SiLU or an enlargement included.
 
+use std::ops::Range;
+
 use half::bf16;
 
 use super::{all_aligned, check_len, check_pitch, kernel, matrix_len, refuse, round_up, to_i32, volume};
@@ -66,37 +68,73 @@ impl Filter {
     pub fn pack(self, taps: &[bf16], packed: &mut [bf16]) {
         let channels = taps.len() / (SIDE * SIDE);
         assert_eq!((taps.len(), packed.len()), (channels * SIDE * SIDE, self.weight_pitch(channels)));
-        let block_channels = abi::CONV2D_BLOCK_C as usize;
         let [phases, taps_each] = self.phases_and_taps();
         let phase_len = packed.len() / phases;
         packed.fill(bf16::ZERO);
-        for (channel, taps) in taps.chunks_exact(SIDE * SIDE).enumerate() {
-            let at = channel / block_channels * taps_each * block_channels + channel % block_channels;
-            for (phase, packed) in packed.chunks_exact_mut(phase_len).enumerate() {
-                for tap in 0..taps_each {
-                    packed[at + tap * block_channels] = self.tap(taps, phase, tap);
+        for (block, taps) in taps.chunks(SIDE * SIDE * BLOCK_C).enumerate() {
+            let count = taps.len() / (SIDE * SIDE);
+            let place = |phase: usize, tap: usize| phase * phase_len + (block * taps_each + tap) * BLOCK_C;
+            match self {
+                Filter::Plain => {
+                    for tap in 0..SIDE * SIDE {
+                        let to = &mut packed[place(0, tap)..][..count];
+                        for (to, taps) in to.iter_mut().zip(taps.as_chunks::<{ SIDE * SIDE }>().0) {
+                            *to = taps[tap];
+                        }
+                    }
                 }
+                Filter::Enlarged => fold(taps, |phase, tap, sums| {
+                    packed[place(phase, tap)..][..count].copy_from_slice(&sums[..count]);
+                }),
             }
         }
     }
+}
 
-    /// Tap `tap` of phase `phase`, of a channel's nine.
-    fn tap(self, taps: &[bf16], phase: usize, tap: usize) -> bf16 {
-        if self == Filter::Plain {
-            return taps[tap];
+/// Channels whose taps lie side by side.
+const BLOCK_C: usize = abi::CONV2D_BLOCK_C as usize;
+
+/// Sums of the taps `[channels, 3, 3]` of at most a block of channels, for each phase and each of its taps: of those that see the
+/// same pixel of the map. All channels at once, which the compiler makes vectors of.
+fn fold(taps: &[bf16], mut put: impl FnMut(usize, usize, &[bf16; BLOCK_C])) {
+    let mut of_tap = [[0.0; BLOCK_C]; SIDE * SIDE];
+    for (channel, taps) in taps.chunks_exact(SIDE * SIDE).enumerate() {
+        for (of_tap, tap) in of_tap.iter_mut().zip(taps) {
+            of_tap[channel] = tap.to_f32();
         }
-        // Of the rows (or columns) of taps those that see the nearer of the two pixels, or the farther.
-        let seen = |phase: usize, tap: usize| match (phase, tap) {
-            (0, 0) => 0..1,
-            (0, _) => 1..3,
-            (_, 0) => 0..2,
-            (_, _) => 2..3,
-        };
-        let columns = seen(phase % 2, tap % FOLDED_SIDE);
-        let of_row =
-            |row: usize| taps[row * SIDE..][columns.clone()].iter().map(|tap| tap.to_f32()).sum::<f32>();
-        bf16::from_f32(seen(phase / 2, tap / FOLDED_SIDE).map(of_row).sum())
     }
+    for phase in 0..FOLDED_SIDE * FOLDED_SIDE {
+        for tap in 0..FOLDED_SIDE * FOLDED_SIDE {
+            let columns = seen(phase % FOLDED_SIDE, tap % FOLDED_SIDE);
+            let rows = seen(phase / FOLDED_SIDE, tap / FOLDED_SIDE);
+            let sums = sum(rows, |row| sum(columns.clone(), |column| of_tap[row * SIDE + column]));
+            let mut rounded = [bf16::ZERO; BLOCK_C];
+            for (rounded, sum) in rounded.iter_mut().zip(&sums) {
+                *rounded = bf16::from_f32(*sum);
+            }
+            put(phase, tap, &rounded);
+        }
+    }
+}
+
+/// Of the rows (or columns) of taps those that see the nearer of the two pixels, or the farther.
+fn seen(phase: usize, tap: usize) -> Range<usize> {
+    match (phase, tap) {
+        (0, 0) => 0..1,
+        (0, _) => 1..3,
+        (_, 0) => 0..2,
+        (_, _) => 2..3,
+    }
+}
+
+fn sum(of: Range<usize>, value: impl Fn(usize) -> [f32; BLOCK_C]) -> [f32; BLOCK_C] {
+    let mut sum = value(of.start);
+    for next in of.skip(1) {
+        for (sum, next) in sum.iter_mut().zip(&value(next)) {
+            *sum += next;
+        }
+    }
+    sum
 }
 
 /// Where a convolution's results go, and what they are.
