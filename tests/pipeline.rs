@@ -7,7 +7,7 @@ use common::*;
 use golden::Golden;
 use schnell::Error;
 use schnell::device::{AsyncCopies, Device, EmulatorOptions, Order};
-use schnell::pipeline::{Model, Noise, Pipeline, Plan, Progress, Quantize, Request, Shape};
+use schnell::pipeline::{DumpValues, Model, Noise, Pipeline, Plan, Progress, Quantize, Request, Shape};
 use std::ops::ControlFlow::{Break, Continue};
 
 /// 64 image tokens and 256 text tokens: at least 4 CTAs for every hot kernel.
@@ -92,6 +92,33 @@ fn schedules_and_thread_counts_do_not_change_a_bit() {
             });
         }
     });
+}
+
+/// Every stage's every number, of all ways to hold the weights.
+#[test]
+fn graphs_draw_what_launches_one_by_one_draw() {
+    let (_dir, model) = demo();
+    let shape = Shape { width: 64, height: 64, steps: 2, t5_length: 16, true_cfg: false };
+    let all = Plan::new(model.config(), shape, Quantize::Nf4).unwrap();
+    let (least, most) = (all.least_bytes().unwrap(), all.arena_bytes());
+    let bits = |values: DumpValues| match values {
+        DumpValues::Ids(ids) => ids,
+        DumpValues::F32(values) => values.iter().map(|value| value.to_bits()).collect(),
+    };
+    let mut drawn: Vec<Vec<(String, Vec<u32>)>> = Vec::new();
+    for (budget, graphs) in [(most, false), (most, true), (least, true)] {
+        let plan = all.clone().within(budget).unwrap();
+        let device = if graphs { random_emulator(budget, 2) } else { emulator() };
+        let builder = Pipeline::builder(&model).with_plan(plan).device(&device).dumps();
+        let mut pipeline = builder.graphs(graphs).load().unwrap();
+        let request = Request { dump: true, ..Request::new("a red circle").seed(3) };
+        let dumps = pipeline.generate(&request).unwrap().dumps;
+        drawn.push(dumps.into_iter().map(|dump| (dump.stage, bits(dump.values))).collect());
+    }
+    assert!(drawn[0].len() > 10);
+    for other in &drawn[1..] {
+        assert!(*other == drawn[0]);
+    }
 }
 
 #[test]

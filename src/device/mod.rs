@@ -22,6 +22,7 @@ mod cuda;
 #[cfg(feature = "emulator")]
 pub mod emulator;
 mod footprint;
+mod graph;
 mod kernel;
 mod memory;
 pub(crate) mod ring;
@@ -40,6 +41,7 @@ use emulator::accesses::AccessCounts;
 #[cfg(feature = "emulator")]
 pub use emulator::{AsyncCopies, EmulatorOptions, Order};
 pub(crate) use footprint::{Footprint, Mode, Rows, Span, TensorElement, TensorTile, Work};
+pub(crate) use graph::{Graph, GraphId, Node};
 pub(crate) use kernel::Params;
 pub use kernel::{Config, Kernel};
 pub use memory::{DeviceMemory, HostBuffer, View};
@@ -150,6 +152,10 @@ pub(crate) trait Machine: Send + Sync {
         params_bytes: usize,
         work: &Work,
     ) -> Result<()>;
+    /// Makes `nodes`, which run one after the other, ready to be launched as one.
+    unsafe fn graph(&self, nodes: &[Node<'_>]) -> Result<GraphId>;
+    unsafe fn destroy_graph(&self, graph: GraphId);
+    unsafe fn launch_graph(&self, stream: StreamId, graph: GraphId) -> Result<()>;
     fn create_event(&self) -> Result<EventId>;
     unsafe fn destroy_event(&self, event: EventId);
     unsafe fn record(&self, stream: StreamId, event: EventId) -> Result<()>;

@@ -6,7 +6,10 @@
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::{Capability, Config, EventId, HostFunction, Kernel, Machine, Params, StreamId, TensorTile, Work};
+use super::{
+    Capability, Config, EventId, GraphId, HostFunction, Kernel, Machine, Node, Params, StreamId, TensorTile,
+    Work,
+};
 use crate::abi;
 use crate::{Error, Result};
 
@@ -141,6 +144,16 @@ impl Machine for Arc<Tape> {
             work: work.clone(),
         });
         Ok(())
+    }
+
+    unsafe fn graph(&self, _: &[Node<'_>]) -> Result<GraphId> {
+        self.refuse("make graphs")
+    }
+
+    unsafe fn destroy_graph(&self, _: GraphId) {}
+
+    unsafe fn launch_graph(&self, _: StreamId, _: GraphId) -> Result<()> {
+        self.refuse("launch graphs")
     }
 
     fn create_event(&self) -> Result<EventId> {

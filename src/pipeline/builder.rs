@@ -24,6 +24,7 @@ pub struct PipelineBuilder<'a> {
     dumps: bool,
     prompts: usize,
     cache: Option<PathBuf>,
+    graphs: bool,
 }
 
 impl<'a> PipelineBuilder<'a> {
@@ -39,6 +40,7 @@ impl<'a> PipelineBuilder<'a> {
             dumps: false,
             prompts: DEFAULT_PROMPTS,
             cache: None,
+            graphs: true,
         }
     }
 
@@ -88,6 +90,13 @@ impl<'a> PipelineBuilder<'a> {
     /// warning. Several processes may share the folder. Nobody removes files of models that are gone.
     pub fn cache(self, dir: impl Into<PathBuf>) -> Self {
         PipelineBuilder { cache: Some(dir.into()), ..self }
+    }
+
+    /// Whether what a stage launches is handed to the GPU at once, as a CUDA graph that loading has made, rather than one by one:
+    /// the same bytes, with less work for the host and less time between kernels. True unless told otherwise; false shows each
+    /// kernel to tools that see only launches, and each one's failure (with the feature `sync-launch`, which implies it).
+    pub fn graphs(self, graphs: bool) -> Self {
+        PipelineBuilder { graphs, ..self }
     }
 
     /// A plan made before, in place of one made of `warm_up` and `quantize`.
@@ -163,7 +172,12 @@ impl<'a> PipelineBuilder<'a> {
             }
         };
         let plan = plan.on(device.capability())?;
-        let bound = Binding { dumps: self.dumps, prompts: self.prompts, cache: self.cache.as_deref() };
+        let bound = Binding {
+            dumps: self.dumps,
+            prompts: self.prompts,
+            cache: self.cache.as_deref(),
+            graphs: self.graphs && !cfg!(feature = "sync-launch"),
+        };
         Pipeline::bind(self.model, plan, &device, bound, progress)
     }
 }

@@ -74,6 +74,8 @@ pub(super) struct Binding<'a> {
     pub prompts: usize,
     /// Of packed weights.
     pub cache: Option<&'a Path>,
+    /// Whether launches become graphs.
+    pub graphs: bool,
 }
 
 impl Pipeline {
@@ -82,7 +84,7 @@ impl Pipeline {
         model: &Model,
         plan: Plan,
         device: &Device,
-        Binding { dumps, prompts, cache }: Binding<'_>,
+        Binding { dumps, prompts, cache, graphs }: Binding<'_>,
         progress: &mut OnProgress<'_>,
     ) -> Result<Pipeline> {
         let _entered = device.enter()?;
@@ -93,7 +95,8 @@ impl Pipeline {
         let free = device.free_bytes()?;
         let arena = Arena::new(plan.arena_bytes() as usize, device)?;
         // The shape that is asked for if none is named comes last: it is the last to go.
-        let bound = plan.shapes.iter().rev().map(|shape| Bound::new(shape.clone(), &plan, device, &arena));
+        let bound =
+            plan.shapes.iter().rev().map(|shape| Bound::new(shape.clone(), &plan, device, &arena, graphs));
         let bound = bound.collect::<Result<Vec<_>>>()?;
         let (_, host_bytes) = plan.host_bytes();
         let host = device.allocate_host(host_bytes as usize)?;

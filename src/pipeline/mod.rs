@@ -120,14 +120,15 @@ impl Pipeline {
     }
 
     /// Bytes of device memory that the driver has taken while this pipeline was loaded, beside the arena: for the code of kernels,
-    /// for streams and events. Measured by what is free before and after, so that whoever else takes memory meanwhile counts, too. The
+    /// for graphs, streams and events. Measured by what is free before and after, so that whoever else takes memory meanwhile counts, too. The
     /// context, which is there as soon as the device is open, does not. Nothing on the emulator, which has no driver.
     pub fn overhead_bytes(&self) -> Option<u64> {
         self.overhead
     }
 
     /// Binds another shape to the same weights and memory, so that the first picture of it needs no preparation. No device
-    /// memory is allocated, nothing is loaded.
+    /// memory is allocated, nothing is loaded; which is why its launches are made one by one, and not as the
+    /// [graphs](PipelineBuilder::graphs) that shapes have which the pipeline was loaded with.
     ///
     /// # Errors
     /// [`Error::Capacity`] with both numbers when it does not fit the arena, [`Error::Input`] for a shape that cannot be.
@@ -160,7 +161,8 @@ impl Pipeline {
         {
             *dump = self.device.allocate_host(planned.dump_bytes())?;
         }
-        let bound = Bound::new(planned, &self.plan, &self.device, &self.arena)?;
+        // No graphs: for them the driver would take memory.
+        let bound = Bound::new(planned, &self.plan, &self.device, &self.arena, false)?;
         if self.bound.len() == MAX_BOUND {
             self.bound.remove(0);
         }

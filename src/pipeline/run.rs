@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use crate::device::{Config, Device, Event, HostBuffer, Params, StreamId, View, Work};
+use crate::device::{Config, Device, Event, Graph, HostBuffer, Node, Params, StreamId, View, Work};
 use crate::memory::arena::Arena;
 use crate::models::flux::{BRANCHES, Inputs, Outputs};
 use crate::program::op::{Kept, Op};
@@ -66,10 +66,21 @@ enum Ready {
     Upload { to: View<u8>, from: Origin },
 }
 
+/// Operations that are enqueued one by one, or at once.
+#[derive(Debug)]
+struct Piece {
+    ops: Range<usize>,
+    graph: Option<Graph>,
+}
+
+/// So many launches at least are made a graph; fewer cost the host no more by themselves.
+const LEAST_IN_GRAPH: usize = 4;
+
 #[derive(Debug)]
 struct BoundStage {
     name: &'static str,
     ops: Range<usize>,
+    pieces: Vec<Piece>,
     /// The turns that it takes in each kind of run.
     turns: [(Run, Range<usize>); Run::ALL.len()],
     /// What no buffer holds when a turn begins: on the emulator it is overwritten, so that a read of it shows.
@@ -86,8 +97,14 @@ impl BoundStage {
 }
 
 impl Bound {
-    /// Records the program again, where it lies, and readies its kernels.
-    pub fn new(plan: Arc<ShapePlan>, whole: &Plan, device: &Device, arena: &Arena) -> Result<Bound> {
+    /// Records the program again, where it lies, and readies its kernels, and graphs of them if there shall be any.
+    pub fn new(
+        plan: Arc<ShapePlan>,
+        whole: &Plan,
+        device: &Device,
+        arena: &Arena,
+        graphs: bool,
+    ) -> Result<Bound> {
         let capability = device.capability();
         let again = plan.record_at(whole.config(), whole.quantize(), capability, arena.address()?)?;
         let placed = &plan.placed;
@@ -134,6 +151,7 @@ impl Bound {
             Ok(BoundStage {
                 name: stage.name,
                 ops: stage.ops.clone(),
+                pieces: pieces(stage.ops.clone(), &ops, graphs.then_some(device))?,
                 turns: Run::ALL.map(|run| (run, stage.turns(run))),
                 dead,
                 kept: kept?,
@@ -218,7 +236,7 @@ impl Bound {
                         device.fill(STREAM, view, 0xff)?;
                     }
                 }
-                enqueue(device, &ops[stage.ops.clone()], events, (weights, disk.as_deref_mut()), host)?;
+                enqueue(device, (ops, &stage.pieces), events, (weights, disk.as_deref_mut()), host)?;
                 if disk.as_ref().is_some_and(|disk| disk.has_failed()) {
                     // `Disk::end` says why.
                     return Ok(());
@@ -250,10 +268,9 @@ impl Bound {
         host: &mut HostBuffer,
         name: &str,
     ) -> Result<usize> {
-        let stage = self.stages.iter().rfind(|stage| stage.name == name);
-        let ops = &self.ops[stage.map_or(0..0, |stage| stage.ops.clone())];
-        enqueue(device, ops, &self.events, (weights, None), host)?;
-        Ok(ops.len())
+        let Some(stage) = self.stages.iter().rfind(|stage| stage.name == name) else { return Ok(0) };
+        enqueue(device, (&self.ops, &stage.pieces), &self.events, (weights, None), host)?;
+        Ok(stage.ops.len())
     }
 }
 
@@ -284,7 +301,70 @@ fn drain(ops: &[BoundOp], device: &Device) -> Result<()> {
     device.synchronize(STREAM)
 }
 
+/// Parts a stage: where nothing but launches and fills follow each other, on the stream of kernels and with nothing to wait for
+/// or to signal in between, they become a graph, on the device if there is one.
+fn pieces(stage: Range<usize>, ops: &[BoundOp], device: Option<&Device>) -> Result<Vec<Piece>> {
+    let node = |i: usize| match &ops[i].what {
+        Ready::Launch { config, params, work } => Some(Node::Launch { config: *config, params, work }),
+        Ready::Fill { view, value } => Some(Node::Fill { view, value: *value }),
+        Ready::Send { .. } | Ready::Fetch { .. } | Ready::Upload { .. } => None,
+    };
+    let fits = |i: usize| ops[i].stream == STREAM && node(i).is_some();
+    let follows = |i: usize| fits(i) && ops[i].waits.is_empty() && ops[i - 1].signal.is_none();
+    let (mut pieces, mut begin): (Vec<Piece>, usize) = (Vec::new(), stage.start);
+    while begin < stage.end {
+        let mut end = begin + 1;
+        while end < stage.end && fits(begin) && follows(end) {
+            end += 1;
+        }
+        let graph = match device {
+            Some(device) if end - begin >= LEAST_IN_GRAPH => {
+                let nodes: Vec<Node<'_>> = (begin..end).filter_map(node).collect();
+                // SAFETY: as of each of them in `enqueue_each`.
+                match unsafe { device.graph(&nodes) } {
+                    Ok(graph) => Some(graph),
+                    // It does the same without them.
+                    Err(Error::Unsupported(_)) => None,
+                    Err(error) => return Err(error),
+                }
+            }
+            _ => None,
+        };
+        match pieces.last_mut() {
+            Some(last) if graph.is_none() && last.graph.is_none() => last.ops.end = end,
+            _ => pieces.push(Piece { ops: begin..end, graph }),
+        }
+        begin = end;
+    }
+    Ok(pieces)
+}
+
 fn enqueue(
+    device: &Device,
+    (ops, pieces): (&[BoundOp], &[Piece]),
+    events: &[Event],
+    (weights, mut disk): (Option<&HostBuffer>, Option<&mut Disk>),
+    host: &mut HostBuffer,
+) -> Result<()> {
+    for Piece { ops: range, graph } in pieces {
+        let ops = &ops[range.clone()];
+        let (Some(graph), [first, .., last]) = (graph, ops) else {
+            enqueue_each(device, ops, events, (weights, disk.as_deref_mut()), host)?;
+            continue;
+        };
+        for &event in &first.waits {
+            device.wait(STREAM, &events[event])?;
+        }
+        // SAFETY: as of each of its operations in `enqueue_each`.
+        unsafe { device.launch_graph(STREAM, graph)? };
+        if let Some(event) = last.signal {
+            device.record(STREAM, &events[event])?;
+        }
+    }
+    Ok(())
+}
+
+fn enqueue_each(
     device: &Device,
     ops: &[BoundOp],
     events: &[Event],
@@ -479,16 +559,73 @@ mod tests {
     #[global_allocator]
     static COUNTING: Counting = Counting;
 
-    #[test]
-    fn a_step_is_enqueued_quickly_and_without_allocating() {
+    /// The bundled model, on a machine that counts launches.
+    fn bound(budget: Option<u64>, graphs: bool) -> (Device, Plan, Bound) {
         let dir = tempfile::tempdir().unwrap();
         crate::demo::write(dir.path()).unwrap();
         let config = PipelineConfig::open(dir.path()).unwrap();
         let device = Device::emulator(EmulatorOptions { launches_nothing: true, ..Default::default() });
         let shape = Shape { width: 128, height: 128, ..Shape::default() };
-        let plan = Plan::new(&config, shape, Quantize::Nf4).unwrap().on(device.capability()).unwrap();
+        let mut plan = Plan::new(&config, shape, Quantize::Nf4).unwrap().on(device.capability()).unwrap();
+        if let Some(budget) = budget {
+            plan = plan.within(budget).unwrap();
+        }
         let arena = Arena::new(plan.arena_bytes() as usize, &device).unwrap();
-        let bound = Bound::new(plan.shapes[0].clone(), &plan, &device, &arena).unwrap();
+        let bound = Bound::new(plan.shapes[0].clone(), &plan, &device, &arena, graphs).unwrap();
+        (device, plan, bound)
+    }
+
+    /// Every operation is in one piece, in order; where all weights stay, a stage that computes is one graph, but for what it
+    /// sends and fetches; where some are streamed, what is between their copies is one.
+    #[test]
+    fn what_nothing_comes_between_is_a_graph() {
+        let (_, plan, resident) = bound(None, true);
+        let least = plan.least_bytes().unwrap();
+        let (_, _, streamed) = bound(Some(least), true);
+        let (_, _, each) = bound(Some(least), false);
+        for bound in [&resident, &streamed, &each] {
+            for stage in &bound.stages {
+                let parts: Vec<usize> = stage.pieces.iter().flat_map(|piece| piece.ops.clone()).collect();
+                assert_eq!(parts, stage.ops.clone().collect::<Vec<_>>(), "{}", stage.name);
+            }
+        }
+        let graphs = |bound: &Bound, name: &str| -> usize {
+            let stages = bound.stages.iter().filter(|stage| stage.name == name);
+            stages.flat_map(|stage| &stage.pieces).filter(|piece| piece.graph.is_some()).count()
+        };
+        // The first step, and those that follow.
+        assert_eq!(["clip", "t5", "step", "vae"].map(|name| graphs(&resident, name)), [1, 1, 2, 1]);
+        for stage in
+            resident.stages.iter().filter(|stage| ["clip", "t5", "step", "vae"].contains(&stage.name))
+        {
+            let outside = stage.pieces.iter().filter(|piece| piece.graph.is_none());
+            for op in outside.flat_map(|piece| &resident.ops[piece.ops.clone()]) {
+                assert!(!matches!(op.what, Ready::Launch { .. }), "{}", stage.name);
+            }
+        }
+        assert!(graphs(&streamed, "step") > 2, "{}", graphs(&streamed, "step"));
+        assert_eq!(graphs(&each, "step"), 0);
+    }
+
+    /// A graph is as many launches as it was made of.
+    #[test]
+    fn a_graph_launches_what_it_was_made_of() {
+        let launches = |graphs: bool| {
+            let (device, plan, bound) = bound(None, graphs);
+            let mut host = device.allocate_host(plan.host_bytes().1 as usize).unwrap();
+            for _ in 0..2 {
+                bound.enqueue_once(&device, None, &mut host, "step").unwrap();
+            }
+            device.synchronize(StreamId::Compute).unwrap();
+            device.num_skipped_launches()
+        };
+        assert!(launches(false) > 40);
+        assert_eq!(launches(true), launches(false));
+    }
+
+    #[test]
+    fn a_step_is_enqueued_quickly_and_without_allocating() {
+        let (device, plan, bound) = bound(None, false);
         let mut host = device.allocate_host(plan.host_bytes().1 as usize).unwrap();
         let ops = bound.enqueue_once(&device, None, &mut host, "step").unwrap();
         assert!(ops > 20, "{ops}");

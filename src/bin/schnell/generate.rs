@@ -74,6 +74,9 @@ pub struct Args {
     /// Write every stage's tensor as one safetensors file each, into a folder without those of other runs
     #[arg(long, value_name = "DIR")]
     dump: Option<PathBuf>,
+    /// Launch kernel by kernel, and not CUDA graphs: for profilers and debuggers that see only launches; the picture is the same
+    #[arg(long)]
+    no_graphs: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -253,7 +256,7 @@ fn draw(
     let name = files.name().to_path_buf();
     let arena = plan.arena_bytes();
     let bar = Bars::default();
-    let mut builder = Pipeline::builder(model).with_plan(plan).device(device);
+    let mut builder = Pipeline::builder(model).with_plan(plan).device(device).graphs(!args.no_graphs);
     if args.dump.is_some() {
         builder = builder.dumps();
     }

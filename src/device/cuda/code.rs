@@ -109,6 +109,24 @@ impl Cuda {
         Ok(function)
     }
 
+    /// The same, to be launched with a params struct of so many bytes.
+    pub(super) fn function_for(
+        &self,
+        kernel: &'static Kernel,
+        params_bytes: usize,
+        current: &Current<'_>,
+    ) -> Result<Function> {
+        let function = self.function(kernel, current)?;
+        match function.params_bytes {
+            Some(compiled) if compiled != params_bytes => Err(Error::Device {
+                device: self.name.clone(),
+                operation: format!("launch kernel {}", kernel.name),
+                reason: format!("it was compiled for params of {compiled} bytes and is given {params_bytes}"),
+            }),
+            _ => Ok(function),
+        }
+    }
+
     /// How many CTAs of a kernel an SM takes; 0 where the driver does not say.
     fn ctas_per_sm(&self, kernel: &Kernel, handle: sys::CUfunction) -> u32 {
         let mut ctas = 0;

@@ -104,6 +104,20 @@ driver! {
             *mut *mut c_void, *mut *mut c_void
         );
         cuLaunchHostFunc(sys::CUstream, sys::CUhostFn, *mut c_void);
+        cuGraphCreate(*mut sys::CUgraph, c_uint);
+        cuGraphDestroy(sys::CUgraph);
+        cuGraphAddKernelNode_v2(
+            *mut sys::CUgraphNode, sys::CUgraph, *const sys::CUgraphNode, usize,
+            *const sys::CUDA_KERNEL_NODE_PARAMS
+        );
+        cuGraphAddMemsetNode(
+            *mut sys::CUgraphNode, sys::CUgraph, *const sys::CUgraphNode, usize,
+            *const sys::CUDA_MEMSET_NODE_PARAMS, sys::CUcontext
+        );
+        cuGraphInstantiateWithFlags(*mut sys::CUgraphExec, sys::CUgraph, u64);
+        cuGraphUpload(sys::CUgraphExec, sys::CUstream);
+        cuGraphLaunch(sys::CUgraphExec, sys::CUstream);
+        cuGraphExecDestroy(sys::CUgraphExec);
         cuStreamCreate(*mut sys::CUstream, c_uint);
         cuStreamDestroy_v2(sys::CUstream);
         cuStreamSynchronize(sys::CUstream);

@@ -17,7 +17,8 @@ use super::driver::{Code, Driver};
 pub const PRIMARY: usize = 0x9000;
 pub const FREE_BYTES: usize = 12_345_678;
 
-const NEEDS_CONTEXT: [&str; 6] = ["cuMem", "cuModule", "cuFunc", "cuStream", "cuEvent", "cuLaunch"];
+const NEEDS_CONTEXT: [&str; 7] =
+    ["cuMem", "cuModule", "cuFunc", "cuStream", "cuEvent", "cuLaunch", "cuGraph"];
 
 #[derive(Default)]
 pub struct State {
@@ -34,6 +35,10 @@ pub struct State {
     pub streams: usize,
     pub modules: usize,
     pub events: usize,
+    /// Graphs, and what was made of them.
+    pub graphs: usize,
+    /// Of each node, the one that it comes after, or 0.
+    pub nodes: Vec<(usize, usize)>,
     pub pinned: usize,
     pub device_memory: usize,
     /// Attributes that were set.
@@ -81,6 +86,14 @@ impl State {
         let needs_context = NEEDS_CONTEXT.iter().any(|start| function.starts_with(start));
         let is_current = self.retained > 0 && self.stack().last() == Some(&PRIMARY);
         (needs_context && !is_current).then_some(sys::CUresult::CUDA_ERROR_INVALID_CONTEXT as u32)
+    }
+
+    /// Takes down a node of a graph.
+    fn chain(&mut self, after: *const sys::CUgraphNode, num_after: usize, node: usize) {
+        assert!(num_after <= 1);
+        // SAFETY: the code under test has as many there as it says.
+        let before = if num_after == 1 { unsafe { *after as usize } } else { 0 };
+        self.nodes.push((before, node));
     }
 
     fn run_queue(&mut self) {
@@ -249,6 +262,34 @@ fake! {
             smem_bytes: c_uint, stream: sys::CUstream, params: *mut *mut c_void, extra: *mut *mut c_void
         ) |state| {}
         cuLaunchHostFunc(stream: sys::CUstream, function: sys::CUhostFn, data: *mut c_void) |state| {}
+        cuGraphCreate(to: *mut sys::CUgraph, flags: c_uint) |state| {
+            state.graphs += 1;
+            put(to, state.handle() as sys::CUgraph);
+        }
+        cuGraphDestroy(graph: sys::CUgraph) |state| { state.graphs -= 1 }
+        cuGraphAddKernelNode_v2(
+            to: *mut sys::CUgraphNode, graph: sys::CUgraph, after: *const sys::CUgraphNode, num_after: usize,
+            node: *const sys::CUDA_KERNEL_NODE_PARAMS
+        ) |state| {
+            let handle = state.handle();
+            state.chain(after, num_after, handle);
+            put(to, handle as sys::CUgraphNode);
+        }
+        cuGraphAddMemsetNode(
+            to: *mut sys::CUgraphNode, graph: sys::CUgraph, after: *const sys::CUgraphNode, num_after: usize,
+            node: *const sys::CUDA_MEMSET_NODE_PARAMS, context: sys::CUcontext
+        ) |state| {
+            let handle = state.handle();
+            state.chain(after, num_after, handle);
+            put(to, handle as sys::CUgraphNode);
+        }
+        cuGraphInstantiateWithFlags(to: *mut sys::CUgraphExec, graph: sys::CUgraph, flags: u64) |state| {
+            state.graphs += 1;
+            put(to, state.handle() as sys::CUgraphExec);
+        }
+        cuGraphUpload(graph: sys::CUgraphExec, stream: sys::CUstream) |state| {}
+        cuGraphLaunch(graph: sys::CUgraphExec, stream: sys::CUstream) |state| {}
+        cuGraphExecDestroy(graph: sys::CUgraphExec) |state| { state.graphs -= 1 }
         cuStreamCreate(to: *mut sys::CUstream, flags: c_uint) |state| {
             state.streams += 1;
             put(to, state.handle() as sys::CUstream);

@@ -23,6 +23,7 @@ mod code;
 mod driver;
 #[cfg(test)]
 mod fake;
+mod graph;
 mod open;
 #[cfg(test)]
 mod tests;
@@ -33,7 +34,10 @@ use std::sync::Mutex;
 
 use cudarc::driver::sys::{self, CUresult};
 
-use super::{Capability, EventId, HostFunction, Kernel, Machine, StreamId, TensorElement, TensorTile, Work};
+use super::{
+    Capability, EventId, GraphId, HostFunction, Kernel, Machine, Node, StreamId, TensorElement, TensorTile,
+    Work,
+};
 use crate::abi;
 use crate::{Error, Result};
 use driver::{Code, Driver};
@@ -302,17 +306,8 @@ impl Machine for Cuda {
         _work: &Work,
     ) -> Result<()> {
         let current = self.current()?;
-        let function = self.function(kernel, &current)?;
+        let function = self.function_for(kernel, params_bytes, &current)?;
         let operation = || format!("launch kernel {} with grid {grid:?}", kernel.name);
-        if let Some(compiled) = function.params_bytes
-            && compiled != params_bytes
-        {
-            return Err(Error::Device {
-                device: self.name.clone(),
-                operation: operation(),
-                reason: format!("it was compiled for params of {compiled} bytes and is given {params_bytes}"),
-            });
-        }
         let mut arguments = [params.cast_mut()];
         // SAFETY: the function is loaded; `params` is its params struct (size compared above), copied by the driver
         // before the call returns; the addresses in it are the caller's promise.
@@ -340,6 +335,25 @@ impl Machine for Cuda {
                 .map_err(|e| self.error(format!("run kernel {} with grid {grid:?}", kernel.name), e))?;
         }
         Ok(())
+    }
+
+    unsafe fn graph(&self, nodes: &[Node<'_>]) -> Result<GraphId> {
+        self.make_graph(nodes)
+    }
+
+    unsafe fn destroy_graph(&self, graph: GraphId) {
+        if let Ok(_current) = self.current() {
+            // SAFETY: it came from `graph` and is dropped now; the driver lets it end what it is at.
+            let _ = unsafe { (self.driver.cuGraphExecDestroy)(graph.0 as sys::CUgraphExec) };
+        }
+    }
+
+    unsafe fn launch_graph(&self, stream: StreamId, graph: GraphId) -> Result<()> {
+        let _current = self.current()?;
+        // SAFETY: the caller's promise: a live graph of this machine, and live memory behind its nodes.
+        unsafe { (self.driver.cuGraphLaunch)(graph.0 as sys::CUgraphExec, self.stream(stream)) }
+            .ok()
+            .map_err(|e| self.error("launch a graph", e))
     }
 
     fn create_event(&self) -> Result<EventId> {

@@ -4,7 +4,7 @@ use std::ffi::c_void;
 
 use super::fake::{DRIVER, FREE_BYTES, Fake, PRIMARY};
 use super::*;
-use crate::device::{Config, Device, Footprint};
+use crate::device::{Config, Device, Footprint, Graph, Tape, TapedLaunch, View};
 
 /// A context of the host program.
 const HOST: usize = 0x7000;
@@ -37,6 +37,17 @@ fn launch(device: &Device) -> Result<()> {
     }
 }
 
+/// A launch, a fill, and a launch.
+fn graph(device: &Device, view: &View<u8>) -> Result<Graph> {
+    let tape = Tape::fresh(device.capability().clone());
+    launch(&Device::tape(tape.clone()))?;
+    let launches = tape.take();
+    let TapedLaunch { config, params, work } = &launches[0];
+    let launch = || Node::Launch { config: *config, params, work };
+    // SAFETY: the fake driver launches nothing.
+    unsafe { device.graph(&[launch(), Node::Fill { view, value: 7 }, launch()]) }
+}
+
 /// One of each of a device's operations.
 fn use_all(device: &Device) -> Result<()> {
     let view = device.allocate(64)?.view::<u8>(0, 64)?;
@@ -49,6 +60,9 @@ fn use_all(device: &Device) -> Result<()> {
     device.record(StreamId::Copy, &event)?;
     device.wait(StreamId::Compute, &event)?;
     launch(device)?;
+    let graph = graph(device, &view)?;
+    // SAFETY: as in `launch`.
+    unsafe { device.launch_graph(StreamId::Compute, &graph)? };
     device.copy_to_host(StreamId::Compute, &mut host, 0, &view)?;
     device.record(StreamId::Compute, &later)?;
     device.synchronize_event(&later)?;
@@ -59,7 +73,7 @@ fn use_all(device: &Device) -> Result<()> {
 
 fn is_empty(fake: &Fake) -> bool {
     let s = fake.state();
-    [s.retained, s.streams, s.modules, s.events, s.pinned, s.device_memory] == [0; 6]
+    [s.retained, s.streams, s.modules, s.events, s.pinned, s.device_memory, s.graphs] == [0; 7]
 }
 
 #[test]
@@ -75,6 +89,36 @@ fn the_host_programs_contexts_stay_where_they_are() {
         assert_eq!(*fake.state().stack(), stack, "dropped");
         assert!(is_empty(&fake));
     }
+}
+
+/// One node after the other, ready on the device before anything is launched.
+#[test]
+fn a_graph_is_a_chain() {
+    let fake = Fake::new();
+    let device = open().unwrap();
+    let memory = device.allocate(64).unwrap();
+    let made = graph(&device, &memory.view::<u8>(0, 64).unwrap()).unwrap();
+    let state = fake.state();
+    let [(0, first), (before, second), (last_before, _)] = state.nodes[..] else {
+        panic!("{:?}", state.nodes)
+    };
+    assert_eq!((before, last_before), (first, second));
+    // The template is gone, what was made of it is there.
+    assert_eq!((state.graphs, state.count("cuGraphUpload")), (1, 1));
+    drop(state);
+    drop(made);
+    assert_eq!(fake.state().graphs, 0);
+}
+
+/// As under some virtual GPUs: loading goes on without.
+#[test]
+fn a_driver_without_graphs_says_so() {
+    let fake = Fake::new();
+    let device = open().unwrap();
+    fake.state().fail("cuGraphCreate", 0, sys::CUresult::CUDA_ERROR_NOT_SUPPORTED as u32);
+    let memory = device.allocate(64).unwrap();
+    let refused = graph(&device, &memory.view::<u8>(0, 64).unwrap()).unwrap_err();
+    assert!(matches!(&refused, Error::Unsupported(why) if why.contains("no CUDA graphs")), "{refused}");
 }
 
 /// Whichever call it is that fails.

@@ -29,7 +29,10 @@ use std::time::{Duration, Instant};
 
 use self::runtime::Failure;
 use super::memory::free_host_bytes;
-use super::{Capability, EventId, HostFunction, Kernel, Machine, Params, Span, StreamId, TensorTile, Work};
+use super::{
+    Capability, Config, EventId, GraphId, HostFunction, Kernel, Machine, Node, Params, Span, StreamId,
+    TensorTile, Work,
+};
 use crate::abi;
 use crate::{Error, Result};
 use accesses::{AccessCounts, Records};
@@ -103,6 +106,7 @@ pub struct EmulatorOptions {
 /// Alignment of device memory, as the driver's allocations have (and TMA would want).
 const ALIGNMENT: usize = 1024;
 
+#[derive(Clone)]
 enum Op {
     Launch { kernel: &'static Kernel, grid: [u32; 3], params: Params, footprint: Vec<Span> },
     CopyToDevice { dst: u64, src: usize, bytes: usize },
@@ -125,6 +129,8 @@ struct EventState {
 struct State {
     streams: [VecDeque<Op>; StreamId::COUNT],
     events: Vec<EventState>,
+    /// What each graph does; nothing any more when it is gone.
+    graphs: Vec<Vec<Op>>,
     /// Live allocations: `(base, bytes)`.
     memory: Vec<(u64, usize)>,
     rng: u64,
@@ -470,6 +476,39 @@ impl Machine for Emulator {
         // SAFETY: `params` points to `params_bytes` bytes.
         let params = unsafe { Params::copy(params, params_bytes) };
         self.push(stream, Op::Launch { kernel, grid, params, footprint: work.spans.clone() })
+    }
+
+    unsafe fn graph(&self, nodes: &[Node<'_>]) -> Result<GraphId> {
+        let op = |node: &Node<'_>| match node {
+            Node::Launch { config: Config { kernel, grid }, params, work } => {
+                let (params, footprint) = ((*params).clone(), work.spans.clone());
+                Op::Launch { kernel, grid: *grid, params, footprint }
+            }
+            Node::Fill { view, value } => {
+                Op::Fill { dst: view.address(), value: *value, bytes: view.num_bytes() }
+            }
+        };
+        let mut state = self.lock();
+        state.graphs.push(nodes.iter().map(op).collect());
+        Ok(GraphId(state.graphs.len() as u64 - 1))
+    }
+
+    unsafe fn destroy_graph(&self, graph: GraphId) {
+        self.lock().graphs[graph.0 as usize] = Vec::new();
+    }
+
+    unsafe fn launch_graph(&self, stream: StreamId, graph: GraphId) -> Result<()> {
+        let mut state = self.lock();
+        let State { graphs, streams, .. } = &mut *state;
+        for op in &graphs[graph.0 as usize] {
+            match op {
+                Op::Launch { .. } if self.options.launches_nothing => {
+                    self.num_skipped.fetch_add(1, Ordering::Relaxed);
+                }
+                op => streams[stream.index()].push_back(op.clone()),
+            }
+        }
+        Ok(())
     }
 
     fn create_event(&self) -> Result<EventId> {
