@@ -213,8 +213,9 @@ fn compare_images(dir: &std::path::Path, under_test: &Device) -> Result<()> {
     };
     let shape = Shape { width: 128, height: 128, steps: 4, t5_length: 64, true_cfg: true };
     let plan = Plan::new(model.config(), shape, Quantize::Nf4)?;
-    let draw = |device: &Device, plan: Plan| -> Result<(Output, Output)> {
-        let mut builder = Pipeline::builder(&model).with_plan(plan.clone()).device(device).dumps();
+    let draw_as = |device: &Device, plan: Plan, graphs: bool| -> Result<(Output, Output)> {
+        let builder = Pipeline::builder(&model).with_plan(plan.clone()).device(device);
+        let mut builder = builder.graphs(graphs).dumps();
         if plan.traffic().on_disk > 0 {
             builder = builder.cache(dir.join("cache"));
         }
@@ -222,9 +223,11 @@ fn compare_images(dir: &std::path::Path, under_test: &Device) -> Result<()> {
         let first = pipeline.generate(&request)?;
         Ok((first, pipeline.generate(&request)?))
     };
+    let draw = |device: &Device, plan: Plan| draw_as(device, plan, true);
     let least = plan.least_bytes()?;
     let (expected, _) = draw(&Device::emulator(EmulatorOptions::default()), plan.clone())?;
     let (got, again) = draw(under_test, plan.clone())?;
+    let (launched, _) = draw_as(under_test, plan.clone(), false)?;
     let plan = plan.within(least)?;
     let (streamed, streamed_again) = draw(under_test, plan.clone())?;
     let (loading, generating) = plan.host_bytes();
@@ -258,6 +261,7 @@ fn compare_images(dir: &std::path::Path, under_test: &Device) -> Result<()> {
     }
     for (what, other) in [
         ("drawn twice", again),
+        ("launched kernel by kernel", launched),
         ("weights are streamed", streamed),
         ("weights are streamed, drawn twice", streamed_again),
         ("weights are read from disk", from_disk),
