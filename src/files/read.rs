@@ -22,6 +22,8 @@ pub enum Kind {
     Reference,
     /// Prompts that the user wrote.
     Prompts,
+    /// Times that an earlier run has written.
+    Times,
 }
 
 impl Kind {
@@ -33,12 +35,13 @@ impl Kind {
             Kind::Index => 32 << 20,
             Kind::Reference => 4 << 10,
             Kind::Prompts => 4 << 20,
+            Kind::Times => 64 << 20,
         }
     }
 
     fn wrong(self, path: &Path, what: &str) -> Error {
         match self {
-            Kind::Prompts => Error::Input(format!("{}: {what}", path.display())),
+            Kind::Prompts | Kind::Times => Error::Input(format!("{}: {what}", path.display())),
             _ => Error::weights(path, what),
         }
     }

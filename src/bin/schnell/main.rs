@@ -1,6 +1,7 @@
 //! The `schnell` command: flags in, calls to the library, files and messages out. Human output goes to stderr, machine
 //! output to stdout or files. One file per subcommand.
 
+mod bench;
 #[cfg(feature = "fetch")]
 mod fetch;
 mod generate;
@@ -12,6 +13,7 @@ mod plan;
 mod plot;
 mod quantize;
 mod signals;
+mod statistics;
 mod terminal;
 
 use std::process::ExitCode;
@@ -22,7 +24,7 @@ use clap::{Parser, Subcommand};
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Exit codes: 0 done, 2 bad input or flags, 3 bad model files, 4 not enough memory or disk, \
+    after_help = "Exit codes: 0 done, 1 a verdict is no (bench), 2 bad input or flags, 3 bad model files, 4 not enough memory or disk, \
                                  5 unsupported machine or model, 6 the device failed, 7 a file cannot be read or written, \
                                  11 the network failed."
 )]
@@ -39,6 +41,8 @@ enum Command {
     Plan(Box<plan::Args>),
     /// Say what a file or a folder is, what it would take, and whether it loads.
     Inspect(inspect::Args),
+    /// Time pictures, one after the other, as a service draws them.
+    Bench(bench::Args),
     /// Write a model's folder anew in 4 bits (NF4), as bitsandbytes does it; diffusers loads it, too.
     Quantize(Box<quantize::Args>),
     /// Fetch a model from the Hugging Face hub: the files needed, checked, going on where it was interrupted.
@@ -64,6 +68,10 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Bench(args) => match bench::run(args) {
+            Ok(false) => return ExitCode::from(1),
+            result => result.map(|_| ()),
+        },
         Command::Quantize(args) => quantize::run(args),
         #[cfg(feature = "fetch")]
         Command::Fetch(args) => fetch::run(args),

@@ -102,7 +102,8 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn open_svg(path: &Path) -> Result<Target> {
+/// A file that a drawing may go to.
+pub fn open_svg(path: &Path) -> Result<Target> {
     match path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("svg")) {
         true => Target::new(path),
         false => Err(Error::Input(format!("{}: name a file that ends in .svg", path.display()))),

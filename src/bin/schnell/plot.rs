@@ -4,6 +4,7 @@ use plotters::prelude::*;
 use schnell::{Card, Error, Prediction, Result};
 
 use crate::plan::Point;
+use crate::statistics::{PERCENTILES, Summary};
 
 fn failed(error: impl std::fmt::Display) -> Error {
     Error::Internal(format!("a plot failed: {error}"))
@@ -67,6 +68,47 @@ pub fn sweep(card: Card, points: &[Point]) -> Result<String> {
         chart
             .draw_series(points.iter().map(|point| Circle::new(at(point), 3, BLUE.filled())))
             .map_err(failed)?;
+        area.present().map_err(failed)?;
+    }
+    Ok(svg)
+}
+
+/// How often a picture took how long, and where percentiles lie.
+pub fn histogram(device: &str, ms: &[f64]) -> Result<String> {
+    let Some(summary) = Summary::of(ms) else { return Err(failed("no times")) };
+    let fastest = ms.iter().copied().fold(f64::INFINITY, f64::min);
+    // Bins of equal width, about as many as the square root of what falls into them.
+    let bins = (ms.len() as f64).sqrt().ceil().clamp(5.0, 60.0) as usize;
+    let width = ((summary.slowest - fastest) / bins as f64).max(1e-3);
+    let mut counts = vec![0u32; bins];
+    for time in ms {
+        counts[(((time - fastest) / width) as usize).min(bins - 1)] += 1;
+    }
+    let most = counts.iter().copied().max().unwrap_or(1).max(1);
+    let mut svg = String::new();
+    {
+        let area = SVGBackend::with_string(&mut svg, (900, 400)).into_drawing_area();
+        area.fill(&WHITE).map_err(failed)?;
+        let (from, to) = (fastest - width, fastest + width * (bins + 1) as f64);
+        let mut chart = ChartBuilder::on(&area)
+            .caption(format!("{} pictures on {device}", ms.len()), ("sans-serif", 18))
+            .margin(10)
+            .x_label_area_size(40)
+            .y_label_area_size(50)
+            .build_cartesian_2d(from..to, 0..most + most / 8 + 1)
+            .map_err(failed)?;
+        chart.configure_mesh().disable_x_mesh().x_desc("ms").y_desc("pictures").draw().map_err(failed)?;
+        let bars = counts.iter().enumerate().filter(|(_, count)| **count > 0).map(|(i, count)| {
+            let begin = fastest + i as f64 * width;
+            Rectangle::new([(begin, 0), (begin + width, *count)], Palette99::pick(0).filled())
+        });
+        chart.draw_series(bars).map_err(failed)?;
+        for ((name, _), at) in PERCENTILES.iter().zip(summary.percentiles) {
+            let line = LineSeries::new([(at, 0), (at, most)], BLACK.mix(0.6));
+            chart.draw_series(line).map_err(failed)?;
+            let label = Text::new(name.to_string(), (at, most + most / 16 + 1), ("sans-serif", 12));
+            chart.draw_series([label]).map_err(failed)?;
+        }
         area.present().map_err(failed)?;
     }
     Ok(svg)
