@@ -330,6 +330,13 @@ fn one_file_is_a_model_with_tokenizers_from_the_cache() {
     for (output, flag) in [("model.png", "--model"), ("transformer.png", "--transformer")] {
         let drawn = draw(output, flag);
         assert_eq!(drawn.code, 0, "{}", drawn.stderr);
+        // What its tensors make of it is said.
+        let said = format!(
+            "{}: a FLUX transformer of another size: 1 double and 4 single blocks of width 256",
+            name(&file)
+        );
+        assert_eq!(drawn.stderr.matches(&said).count(), 1, "{}", drawn.stderr);
+        assert!(!drawn.stderr.contains('\u{1b}'), "colors for no terminal: {}", drawn.stderr);
     }
     assert_eq!(sandbox.run(quick(&["--output", "demo.png"])).code, 0);
     let want = pixels(&sandbox.path("demo.png")).1;

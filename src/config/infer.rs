@@ -70,7 +70,8 @@ impl FluxConfig {
     }
 
     /// What it is, for people.
-    pub(crate) fn in_words(&self) -> String {
+    #[doc(hidden)]
+    pub fn in_words(&self) -> String {
         let published = PipelineConfig::schnell().flux;
         let of_its_size = FluxConfig { guidance: self.guidance, ..published } == *self;
         let kind = if self.guidance { "with" } else { "without" };

@@ -143,7 +143,7 @@ pub fn run(args: &Args) -> Result<()> {
     let folder = args.plan.folder()?;
     outputs.check_inputs(&[], Some(folder.path()))?;
     // Config files say what cannot be; weights are opened, not yet read, when it can.
-    let config = folder.config()?;
+    let config = args.plan.config(&folder)?;
     let plan = Plan::new(&config, args.plan.shape(&config, true_cfg), args.plan.quantize())?;
     outputs.check_dump(&plan, &inputs, folder.path())?;
     drop(inputs);

@@ -62,7 +62,12 @@ fn main() -> ExitCode {
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("SCHNELL_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| terminal::Stderr).without_time().init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(|| terminal::Stderr)
+        .with_ansi(terminal::has_colors())
+        .without_time()
+        .init();
     signals::watch();
     let result = match &cli.command {
         Command::Generate(args) => generate::run(args),

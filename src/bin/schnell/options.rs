@@ -3,6 +3,7 @@
 use std::hash::BuildHasher;
 use std::path::{Path, PathBuf};
 
+use crate::terminal::say;
 use clap::{Args, ValueEnum};
 use schnell::{Device, Error, ModelFolder, PipelineConfig, Plan, Quantize, Result, Shape};
 
@@ -100,6 +101,16 @@ impl PlanOptions {
             plan = plan.within_host(budget).map_err(|error| with_advice(error, advice))?;
         }
         Ok(plan)
+    }
+
+    /// The configs of `folder`; of a file in place of the transformer it is said what its tensors make of it.
+    pub fn config(&self, folder: &ModelFolder) -> Result<PipelineConfig> {
+        let config = folder.config()?;
+        let file = self.model.as_ref().map(PathBuf::from).into_iter().chain(self.transformer.clone());
+        if let Some(file) = file.filter(|path| path.is_file()).last() {
+            say(format_args!("{}: {}", file.display(), config.flux.in_words()));
+        }
+        Ok(config)
     }
 
     /// The model's folder, and the files in place of its parts.

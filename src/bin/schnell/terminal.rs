@@ -1,6 +1,6 @@
 //! What is said to people, and to the next program in a pipe. Whoever does not listen costs neither picture nor panic.
 
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 
 use schnell::{Error, Result};
 
@@ -17,6 +17,11 @@ impl Write for Stderr {
         let _ = std::io::stderr().flush();
         Ok(())
     }
+}
+
+/// Whether standard error shows colors: it is a terminal, and nobody has said no (<https://no-color.org>).
+pub fn has_colors() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Characters of a line: a flag's value may have a hundred thousand.
