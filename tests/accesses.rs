@@ -68,7 +68,7 @@ const ALLOWED: &[Allowed] = &[
     ),
     allow("attention.cu", CopyFrom, "&smem.bias[", 1.2, "the table's rows start anywhere"),
     allow(
-        "gemv.cu",
+        "gemv.cuh",
         GlobalWrite,
         "p.out[m * p.out_pitch + n]",
         2.0,

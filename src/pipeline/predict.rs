@@ -359,7 +359,7 @@ mod tests {
         for card in Card::ALL {
             let loops = Loop::on(card.name);
             let stem_of = |entry: &str| {
-                let kernel = crate::kernels::all().iter().find(|kernel| kernel.name() == entry);
+                let kernel = crate::kernels::all().into_iter().find(|kernel| kernel.name() == entry);
                 kernel.unwrap_or_else(|| panic!("there is no kernel {entry}")).stem()
             };
             let stems: BTreeSet<&str> = loops.keys().map(|entry| stem_of(entry)).collect();

@@ -31,6 +31,7 @@ mod fp8;
 pub mod generated;
 pub mod gguf;
 pub mod hub;
+pub mod kept;
 pub mod layouts;
 pub mod nf4;
 pub(crate) mod packed;
