@@ -9,13 +9,15 @@ mod gguf;
 mod kept;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use checkpoint::*;
 use common::{emulator, rel_l2};
 use gguf::{BF16, F32, Header, sound, t5_name};
 use half::bf16;
+use schnell::config::PipelineConfig;
 use schnell::kernels::kept::Format;
-use schnell::weights::{Dtype, Part};
+use schnell::weights::{Component, Dtype, InFormats, ModelFiles, Part, PartFiles};
 use schnell::{DumpValues, Error, Model, ModelFolder, Output, Pipeline, Plan, Quantize, Request, Shape};
 
 /// What a test does with a tensor's numbers: the format that they go into, where they do.
@@ -304,4 +306,72 @@ fn checkpoint_of(path: &Path) -> Tensors {
         (info.name.clone(), (info.dtype, info.shape.clone(), bytes))
     };
     file.iter().map(read).collect()
+}
+
+/// A header of FLUX.1-schnell's transformer under Black Forest Labs' names, in a file of its full length that has no bytes.
+fn full_size(path: &Path, choose: Choose) -> u64 {
+    let config = PipelineConfig::schnell();
+    let needed = Part::Transformer.needed(&config).unwrap();
+    let shape_of = |name: &String| needed.iter().find(|needed| needed.name == *name).unwrap().shape.clone();
+    let (mut tensors, mut offsets, mut data, mut kept) = (Vec::new(), Vec::new(), 0u64, 0);
+    for (theirs, ours) in bfl_names(19, 38, false) {
+        let mut shape = shape_of(&ours[0]);
+        shape[0] = ours.iter().map(|name| shape_of(name)[0]).sum();
+        let elements = shape.iter().product::<usize>() as u64;
+        let format = choose(&theirs, &shape);
+        let (kind, bytes) = match format {
+            Some(format) => {
+                (kept::ggml_type(format), elements / format.values() as u64 * format.bytes() as u64)
+            }
+            None if shape.len() < 2 => (F32, 4 * elements),
+            None => (BF16, 2 * elements),
+        };
+        kept += if format.is_some() { bytes } else { 0 };
+        tensors.push((theirs, shape.iter().rev().map(|size| *size as u64).collect(), kind, vec![]));
+        offsets.push(data);
+        data += bytes.next_multiple_of(32);
+    }
+    let header = gguf::file(&Header::default(), &tensors, |i, _| offsets[i]);
+    std::fs::write(path, &header).unwrap();
+    std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(header.len() as u64 + data).unwrap();
+    kept
+}
+
+/// What FLUX.1-schnell takes on the card is what its file has, and scales of 6 bits are bytes: 4 more for 256 numbers of `Q4_K`,
+/// `Q5_K` and `Q3_K`.
+#[test]
+fn the_card_holds_what_full_size_files_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("flux1-schnell.gguf");
+    let linears = 11_834_228_736u64;
+    let mix = |name: &str| if name.contains("attn") { Format::Q5K } else { Format::Q4K };
+    let of_mix = [Format::Q5K, Format::Q4K];
+    for (what, which, more) in [
+        ("Q8_0", None, 0),
+        ("Q6_K", None, 0),
+        ("Q5_1", None, 0),
+        ("Q4_0", None, 0),
+        ("Q2_K", None, 0),
+        ("Q4_K", None, 4),
+        ("Q3_K", None, 4),
+        ("a mix as Q4_K_M has it", Some(of_mix), 4),
+    ] {
+        let format = Format::ALL.into_iter().find(|format| format.to_string() == what);
+        let of_name = |name: &str, shape: &[usize]| {
+            let is = name.contains("block") && shape.len() == 2;
+            is.then(|| if which.is_some() { mix(name) } else { format.unwrap() })
+        };
+        let in_file = full_size(&path, &of_name);
+        let component = Arc::new(Component::file(&path).unwrap());
+        let mut files = ModelFiles::folder(dir.path());
+        PartFiles::all(&component).into_iter().for_each(|part| files.set(part));
+        let config = PipelineConfig::schnell();
+        let config = PipelineConfig { in_formats: InFormats::find(&files, &config).unwrap(), ..config };
+        let plan = Plan::new(&config, Shape::square(1024), Quantize::Keep).unwrap();
+        let (kept, t5) = plan.kept_bytes();
+        println!("{what}: {in_file} in the file, {kept} on the card, {} in all", plan.arena_bytes());
+        assert_eq!((kept, t5), (in_file + more * linears / 256, 0), "{what}");
+        // Beside it a T5 in NF4, and what is wide in both.
+        assert!(plan.arena_bytes() < kept + (6 << 30), "{what}");
+    }
 }

@@ -187,3 +187,28 @@ fn refuses_what_it_cannot_take() {
     let both = KeptGemm { problems: &two, workspace: None }.launch(&bench.device, COMPUTE);
     assert!(both.unwrap_err().to_string().contains("several formats"));
 }
+
+/// Blocks of the package `gguf`, and what it computes of them (`tests/golden/make_gguf.py`).
+#[test]
+fn weights_are_what_the_package_computes() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf.gguf");
+    let file = schnell::weights::gguf::Gguf::open(&path).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    for format in Format::ALL.into_iter().filter(|format| !format.is_fp8()) {
+        let stored = &file.tensors[&format.to_string()];
+        let (n, k) = (stored.shape[0], stored.shape[1]);
+        let blocks = &bytes[stored.offset as usize..][..stored.stored_bytes() as usize];
+        let kept = Stored { format, bytes: blocks.to_vec(), scale: 1.0 }.kept(KeptLayout::Panels, n, k);
+        let bench = Bench::new(emulator());
+        let mut units = vec![bf16::ZERO; k * k];
+        (0..k).for_each(|i| units[i * k + i] = bf16::ONE);
+        let (x, view, out) = (bench.upload(&units), bench.upload(&kept), bench.alloc::<f32>(k * n));
+        let problem = Problem::simple(&x, [k, n, k], None, Activation::None, Epilogue::StoreF32(&out));
+        gemm_cases::launch(&bench, &[(problem, KeptWeight { format, bytes: &view })]);
+        let values = file.tensors[&format!("{format}.values")].read_f32().unwrap();
+        for (i, got) in bench.download(&out).into_iter().enumerate() {
+            let want = bf16::from_f32(values[i % n * k + i / n]).to_f32();
+            assert_eq!(got, want, "{format}: feature {}, k {}", i % n, i / n);
+        }
+    }
+}
