@@ -20,7 +20,7 @@ use crate::kernels::nf4_quantize::Nf4Layout;
 use crate::memory::arena::Slot;
 use crate::program::place::ALIGNMENT;
 use crate::program::{Kind, Recorder, STREAM, Tier};
-use crate::weights::upload::Target;
+use crate::weights::target::Target;
 use crate::weights::{Needed, Part};
 use crate::{Error, Result};
 

@@ -38,6 +38,7 @@ pub(crate) mod packed;
 pub mod parts;
 pub mod quantize;
 pub mod safetensors;
+pub(crate) mod target;
 pub mod tensor;
 pub mod upload;
 
