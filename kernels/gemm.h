@@ -45,7 +45,7 @@ typedef struct gemm_segment {
 
 typedef struct gemm_problem {
     DEV(const bf16_bits) x;    // [m, x_pitch], 16-byte aligned rows
-    DEV(const void) w;         // nf4_gemm: fragment order; others: bf16 [n, w_pitch], 16-byte aligned rows
+    DEV(const void) w;         // nf4_gemm: fragment order; kept: panels (kept_gemm.h); others: bf16 [n, w_pitch], 16-byte aligned rows
     DEV(const float) absmax;   // nf4_gemm: [k / 64, n rounded up to 64]
     DEV(const float) bias;     // [n] or null
     DEV(const float) rope_cos; // [m, 64], for GEMM_NORM_ROPE

@@ -17,7 +17,7 @@
 typedef struct gemv_params {
     DEV(const float) x;              // [m, k], row pitch `pitch`
     DEV(const bf16_bits) weight;     // bf16 entries: [n, k], row pitch `weight_pitch`
-    DEV(const uint8_t) codes;        // nf4 entries: [n, k / 2], the even weight in the high nibble
+    DEV(const uint8_t) codes;        // nf4 entries: [n, k / 2], the even weight in the high nibble; kept ones: operands/kept_rows.cuh
     DEV(const float) absmax;         // nf4 entries: [n, k / 64]
     DEV(const float) bias;           // [n] or null
     DEV(const float) add;            // [m, n], row pitch `add_pitch` (0: one row for all), or null; may be `out`

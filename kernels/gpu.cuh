@@ -12,6 +12,7 @@
 //              cp_async_wait<N>
 //   tiles      ldmatrix_x4_tile<N> ldmatrix_x4_trans_tile<N> mma_tile<MT, NT>   (bf16 m16n8k16, f32 accumulate)
 //   math       exp2_approx divide_approx rsqrt_exact tanh_exact exp_exact fma_exact round_even max_number
+//   bits       permute_bytes half_lo half_hi
 //   memory     shared<T>() store_vector store_shared_if atomic_add atomic_count
 //
 // The tile forms exist for the emulator's sake: on the GPU they unroll to single instructions (identical SASS), on a
@@ -211,6 +212,20 @@ GPU_FN float rsqrt_exact(float x) { return __frcp_rn(__fsqrt_rn(x)); }
 GPU_FN float exp_exact(float x) { return expf(x); }
 GPU_FN float tanh_exact(float x) { return tanhf(x); }
 
+// Four of the bytes of `a` (0 to 3) and `b` (4 to 7): byte i is the one that nibble i of `selector` names, 0 to 7.
+GPU_FN uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
+// The f16 in the low, and in the high half.
+GPU_FN float half_lo(uint32_t pair) {
+    float f;
+    asm("{ .reg .b16 lo, hi; mov.b32 {lo, hi}, %1; cvt.f32.f16 %0, lo; }" : "=f"(f) : "r"(pair));
+    return f;
+}
+GPU_FN float half_hi(uint32_t pair) {
+    float f;
+    asm("{ .reg .b16 lo, hi; mov.b32 {lo, hi}, %1; cvt.f32.f16 %0, hi; }" : "=f"(f) : "r"(pair));
+    return f;
+}
+
 // Two floats to a bf16 pair, each rounded to nearest even; `lo` in the low half.
 GPU_FN uint32_t pack_bf16x2(float lo, float hi) {
     uint32_t d;
@@ -355,6 +370,20 @@ GPU_FN float divide_approx(float a, float b) { return a / b; }
 GPU_FN float rsqrt_exact(float x) { return 1.0f / sqrtf(x); }
 GPU_FN float exp_exact(float x) { return expf(x); }
 GPU_FN float tanh_exact(float x) { return tanhf(x); }
+
+GPU_FN uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
+    const uint64_t bytes = (uint64_t)b << 32 | a;
+    uint32_t d = 0;
+    for (int i = 0; i < 4; ++i) d |= (uint32_t)(uint8_t)(bytes >> (selector >> 4 * i & 7) * 8) << 8 * i;
+    return d;
+}
+GPU_FN float half_to_float(uint32_t half) {
+    const uint32_t sign = (half & 0x8000u) << 16, rest = (half & 0x7fffu) << 13;
+    if (rest >= 0x0f800000u) return bits_to_float(sign | 0x70000000u | rest); // infinity and what is no number
+    return bits_to_float(sign | float_to_bits(bits_to_float(rest) * 0x1p112f)); // the power is the biases' difference; subnormals too
+}
+GPU_FN float half_lo(uint32_t pair) { return half_to_float(pair & 0xffffu); }
+GPU_FN float half_hi(uint32_t pair) { return half_to_float(pair >> 16); }
 
 GPU_FN uint32_t bf16_round(float f) {
     uint32_t u = float_to_bits(f);

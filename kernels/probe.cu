@@ -213,15 +213,18 @@ GPU_KERNEL(probe_math, probe_params, PROBE_THREADS, 1) {
     words[9] = gpu::float_to_bits(gpu::bf16_lo(u));
     words[10] = gpu::float_to_bits(gpu::bf16_hi(u));
     words[11] = gpu::float_to_bits(gpu::bits_to_float(u));
+    words[12] = gpu::float_to_bits(gpu::half_lo(u));
+    words[13] = gpu::float_to_bits(gpu::half_hi(u));
+    words[14] = gpu::permute_bytes(u, p.input[count + i], p.input[2 * count + i] & 0x7777u);
     // Within a few units in the last place.
-    words[12] = gpu::float_to_bits(gpu::exp2_approx(x));
-    words[13] = gpu::float_to_bits(gpu::exp_exact(x));
-    words[14] = gpu::float_to_bits(gpu::tanh_exact(x));
-    words[15] = gpu::float_to_bits(gpu::silu(x));
-    words[16] = gpu::float_to_bits(gpu::quick_gelu(x));
-    words[17] = gpu::float_to_bits(gpu::gelu_tanh(x));
-    words[18] = gpu::float_to_bits(gpu::gelu_erf(x));
-    words[19] = gpu::float_to_bits(gpu::divide_approx(x, 1.0f + gpu::exp_exact(-y)));
+    words[15] = gpu::float_to_bits(gpu::exp2_approx(x));
+    words[16] = gpu::float_to_bits(gpu::exp_exact(x));
+    words[17] = gpu::float_to_bits(gpu::tanh_exact(x));
+    words[18] = gpu::float_to_bits(gpu::silu(x));
+    words[19] = gpu::float_to_bits(gpu::quick_gelu(x));
+    words[20] = gpu::float_to_bits(gpu::gelu_tanh(x));
+    words[21] = gpu::float_to_bits(gpu::gelu_erf(x));
+    words[22] = gpu::float_to_bits(gpu::divide_approx(x, 1.0f + gpu::exp_exact(-y)));
 }
 
 #ifndef __CUDACC__

@@ -7,6 +7,7 @@
 //! Left out: whether either machine is right. That is what the tests of the kernels are for, on the emulator.
 
 pub mod bench;
+mod kept;
 mod kernels;
 mod probe;
 mod probe_sm90;

@@ -66,9 +66,16 @@ const ALLOWED: &[Allowed] = &[
         2.0,
         HALVES,
     ),
+    allow(
+        "kept_rows.cuh",
+        GlobalRead,
+        "const uint4 v = reinterpret_cast<const uint4 *>(from)[i];",
+        2.0,
+        HALVES,
+    ),
     allow("attention.cu", CopyFrom, "&smem.bias[", 1.2, "the table's rows start anywhere"),
     allow(
-        "gemv.cu",
+        "gemv.cuh",
         GlobalWrite,
         "p.out[m * p.out_pitch + n]",
         2.0,

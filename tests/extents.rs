@@ -13,6 +13,8 @@ use schnell::kernels::gemm::{Activation, Epilogue, Problem, Segment};
 use schnell::kernels::gemv::{Gemv, GemvActivation, GemvWeight};
 use schnell::kernels::group_norm_silu::{GroupNorm, GroupNormSilu};
 use schnell::kernels::head_norm_rope::HeadNormRope;
+use schnell::kernels::kept::Format;
+use schnell::kernels::kept_gemm::{KeptGemm, KeptWeight};
 use schnell::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
 use schnell::kernels::nf4_quantize::{Nf4Layout, Nf4Quantize, Nf4Source};
 use schnell::kernels::to_rgb::ToRgb;
@@ -80,6 +82,21 @@ fn nf4_gemm() {
     refused(launch(Problem { n: usize::MAX - 7, ..good.clone() }));
     refused(launch(Problem { n: 1 << 59, ..good.clone() }));
     refused(launch(Problem { k: QUARTER, ..good }));
+}
+
+#[test]
+fn kept_gemm() {
+    let s = Small::new();
+    let good = Problem::simple(&s.halves, [5, 8, 64], None, Activation::None, Epilogue::StoreF32(&s.floats));
+    let launch = |problem: Problem, format| {
+        let weight = KeptWeight { format, bytes: &s.bytes };
+        KeptGemm { problems: &[(problem, weight)], workspace: None }.launch(&s.device, COMPUTE)
+    };
+    for format in Format::ALL.into_iter().filter(|format| format.takes(64)) {
+        refused(launch(Problem { n: usize::MAX - 7, ..good.clone() }, format));
+        refused(launch(Problem { n: 1 << 59, ..good.clone() }, format));
+        refused(launch(Problem { k: QUARTER, ..good.clone() }, format));
+    }
 }
 
 #[test]
@@ -192,6 +209,8 @@ fn gemv() {
     refused(launch(Gemv { weight: GemvWeight::Bf16 { weight: &s.halves, pitch: QUARTER }, n: 5, ..good }));
     let nf4 = GemvWeight::Nf4 { codes: &s.bytes, absmax: &s.floats };
     refused(launch(Gemv { weight: nf4, n: 1 << 59, out_pitch: 1 << 59, ..good }));
+    let kept = GemvWeight::Kept { format: Format::Q8_0, bytes: &s.bytes };
+    refused(launch(Gemv { weight: kept, n: 1 << 59, out_pitch: 1 << 59, ..good }));
 }
 
 #[test]

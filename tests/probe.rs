@@ -2,7 +2,7 @@
 
 mod common;
 use common::*;
-use half::bf16;
+use half::{bf16, f16};
 use schnell::device::{AsyncCopies, Device, EmulatorOptions, Order};
 use schnell::kernels::probe::Primitive;
 
@@ -289,7 +289,7 @@ fn arithmetic_is_ieee_where_it_says_exact() {
     };
     let bf16_bits = |f: f32| if f.is_nan() { 0x7fff } else { bf16::from_f32(f).to_bits() as u32 };
     for i in 0..n {
-        let (x, y, z, words) = (x[i], y[i], z[i], &got[i * 20..i * 20 + 20]);
+        let (x, y, z, words) = (x[i], y[i], z[i], &got[i * 23..i * 23 + 23]);
         let u = x.to_bits();
         for (k, want) in [
             (0, x * y),
@@ -301,6 +301,8 @@ fn arithmetic_is_ieee_where_it_says_exact() {
             (8, f32::from_bits(u << 16)),
             (9, f32::from_bits(u << 16)),
             (10, f32::from_bits(u & 0xffff_0000)),
+            (12, f16::from_bits(u as u16).to_f32()),
+            (13, f16::from_bits((u >> 16) as u16).to_f32()),
         ] {
             assert!(
                 same(words[k], want),
@@ -311,16 +313,19 @@ fn arithmetic_is_ieee_where_it_says_exact() {
         assert_eq!(words[6], bf16_bits(x) | bf16_bits(y) << 16, "pack({x:e}, {y:e})");
         assert_eq!(words[7], bf16_bits(x), "bf16 of {x:e}");
         assert!(same(words[11], x));
+        let bytes = [x.to_bits().to_le_bytes(), y.to_bits().to_le_bytes()].concat();
+        let nibble = |i: u32| bytes[(z.to_bits() >> (4 * i) & 7) as usize];
+        assert_eq!(words[14].to_le_bytes(), [0, 1, 2, 3].map(nibble), "bytes of {x:e} and {y:e} by {z:e}");
         let d = x as f64;
         for (k, want) in [
-            (12, d.exp2()),
-            (13, d.exp()),
-            (14, d.tanh()),
-            (15, d / (1.0 + (-d).exp())),
-            (16, d / (1.0 + (-1.702 * d).exp())),
-            (17, 0.5 * d * (1.0 + (0.797_884_560_802_865_4 * (d + 0.044715 * d * d * d)).tanh())),
-            (18, gelu_erf(d)),
-            (19, d / (1.0 + (-(y as f64)).exp())),
+            (15, d.exp2()),
+            (16, d.exp()),
+            (17, d.tanh()),
+            (18, d / (1.0 + (-d).exp())),
+            (19, d / (1.0 + (-1.702 * d).exp())),
+            (20, 0.5 * d * (1.0 + (0.797_884_560_802_865_4 * (d + 0.044715 * d * d * d)).tanh())),
+            (21, gelu_erf(d)),
+            (22, d / (1.0 + (-(y as f64)).exp())),
         ] {
             if d.abs() > 20.0 || want.is_nan() {
                 continue; // the formulas overflow on their way, each in its own place

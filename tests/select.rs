@@ -12,6 +12,8 @@ use schnell::kernels::conv2d::{Conv2d, ConvOut, Filter};
 use schnell::kernels::gemm::{Activation, Epilogue, Problem, Segment};
 use schnell::kernels::gemv::{Gemv, GemvActivation, GemvWeight};
 use schnell::kernels::group_norm_silu::{GroupNorm, GroupNormSilu};
+use schnell::kernels::kept::Format;
+use schnell::kernels::kept_gemm::{KeptGemm, KeptWeight};
 use schnell::kernels::layer_norm_mod::LayerNormMod;
 use schnell::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
 use schnell::kernels::rms_norm::RmsNorm;
@@ -75,6 +77,13 @@ fn products_by_their_epilogues() {
         segments: vec![head, segment(128, 256, activation, epilogue)],
         ..simple(none, Epilogue::Store(&out))
     };
+    for format in Format::ALL {
+        let problem = simple(none, Epilogue::StoreF32(&out_f32));
+        let kept = [(problem, KeptWeight { format, bytes: &codes })];
+        let name =
+            chosen(&bench.device, |c| KeptGemm { problems: &kept, workspace: None }.select(c).unwrap());
+        assert_eq!(name, format!("{}_gemm_residual_sm80", format.to_string().to_lowercase()));
+    }
     let names = both(&with_rest(gelu, Epilogue::Store(&out))).unwrap();
     assert_eq!(names, ["nf4_gemm_heads_sm80", "bf16_gemm_heads_sm80"]);
     // No model needs these, and no entry point has code for them.
@@ -149,6 +158,11 @@ fn few_rows_by_their_number_and_weight() {
         };
         assert_eq!(name(GemvWeight::Bf16 { weight: &values, pitch: k }), format!("gemv_bf16_m{padded}"));
         assert_eq!(name(GemvWeight::Nf4 { codes: &codes, absmax: &absmax }), format!("gemv_nf4_m{padded}"));
+        let of_kept = if padded == 2 { 4 } else { padded };
+        for format in Format::ALL {
+            let expected = format!("gemv_{}_m{of_kept}", format.to_string().to_lowercase());
+            assert_eq!(name(GemvWeight::Kept { format, bytes: &codes }), expected);
+        }
     }
 }
 

@@ -29,10 +29,10 @@ use crate::kernels::select_row::SelectRow;
 use crate::kernels::to_rgb::ToRgb;
 use crate::kernels::unpack_latents::UnpackLatents;
 
-const COMPUTE: StreamId = StreamId::Compute;
+pub(super) const COMPUTE: StreamId = StreamId::Compute;
 /// Allowed relative L2 error and largest error, of f32 and of bf16 outputs.
-const F32: (f64, f64) = (2e-5, 1e-4);
-const BF16: (f64, f64) = (2e-3, 8e-3);
+pub(super) const F32: (f64, f64) = (2e-5, 1e-4);
+pub(super) const BF16: (f64, f64) = (2e-3, 8e-3);
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = vec![
@@ -97,10 +97,11 @@ pub(super) fn cases() -> Vec<Case> {
         }
         cases.push(small(format!("conv2d{whole}_narrow"), move |lab| conv2d_narrow(lab, channels)));
     }
+    cases.extend(super::kept::cases());
     cases
 }
 
-fn small(name: impl Into<String>, run: impl Fn(&Lab) -> Result<Vec<Output>> + 'static) -> Case {
+pub(super) fn small(name: impl Into<String>, run: impl Fn(&Lab) -> Result<Vec<Output>> + 'static) -> Case {
     Case { small: true, ..case("kernels", name, run) }
 }
 
@@ -193,7 +194,7 @@ fn multiply<W: Weight>(lab: &Lab, problems: &[(Problem<'_>, W)]) -> Result<()> {
 }
 
 /// Two problems of different height in one launch, with norm and RoPE, a plain segment and an activated one.
-fn gemm_heads<W: Weight>(lab: &Lab, shape: HeadsShape, weight: W) -> Result<Vec<Output>> {
+pub(super) fn gemm_heads<W: Weight>(lab: &Lab, shape: HeadsShape, weight: W) -> Result<Vec<Output>> {
     let (rows, n, k) = shape;
     let d = 128;
     let (norm, bias) = (lab.f32s(3, 128, 1.5)?, lab.f32s(4, n, 0.5)?);

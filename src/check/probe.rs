@@ -97,6 +97,9 @@ fn probe_math(lab: &Lab) -> Result<Vec<Output>> {
         "bf16_lo",
         "bf16_hi",
         "bits",
+        "half_lo",
+        "half_hi",
+        "permute_bytes",
         "exp2",
         "exp",
         "tanh",
@@ -134,7 +137,7 @@ fn probe_math(lab: &Lab) -> Result<Vec<Output>> {
         let floats =
             |count: usize| column(k).take(count).map(|&word| f32::from_bits(word)).collect::<Vec<f32>>();
         let values = match *name {
-            "pack_bf16x2" | "float_to_bf16" => {
+            "pack_bf16x2" | "float_to_bf16" | "permute_bytes" => {
                 Values::Bytes(column(k).flat_map(|w| w.to_le_bytes()).collect())
             }
             _ if k < Primitive::EXACT_MATH_WORDS => Values::Ulps { values: floats(n), ulps: 0, floor: 0.0 },

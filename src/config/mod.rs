@@ -38,7 +38,7 @@ pub use scheduler::SchedulerConfig;
 pub use t5::T5Config;
 pub use vae::VaeConfig;
 
-use crate::weights::InNf4;
+use crate::weights::{InFormats, InNf4};
 use crate::{Error, Result};
 use index::check_model_index;
 use t5::t5_length;
@@ -70,6 +70,9 @@ pub struct PipelineConfig {
     /// What the weight files hold in NF4, as far as they have been looked at: it decides how the rest is kept.
     #[doc(hidden)]
     pub in_nf4: InNf4,
+    /// What they hold in other formats of few bits, likewise.
+    #[doc(hidden)]
+    pub in_formats: InFormats,
 }
 
 impl PipelineConfig {
@@ -93,6 +96,7 @@ impl PipelineConfig {
             steps,
             t5_length: t5_length(&dir.join("tokenizer_2/tokenizer_config.json"), t5_tokens)?,
             in_nf4: InNf4::default(),
+            in_formats: InFormats::default(),
         };
         config.check_agreement(&dir.join("transformer/config.json"))?;
         Ok(config)
@@ -159,6 +163,7 @@ impl PipelineConfig {
             steps: 4,
             t5_length: 256,
             in_nf4: InNf4::default(),
+            in_formats: InFormats::default(),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::gemm::{Epilogues, Format, Gemm, Problem, Weight, check_aligned};
+use super::gemm::{Epilogues, Gemm, Problem, Stored, Weight, check_aligned};
 use super::{check_len, kernel, matrix_len, refuse};
 use crate::Result;
 use crate::abi;
@@ -53,10 +53,14 @@ impl Bf16Weight<'_> {
 
 impl Weight for Bf16Weight<'_> {}
 
-impl Format for Bf16Weight<'_> {
-    const NAME: &'static str = "bf16_gemm";
+const NAME: &str = "bf16_gemm";
 
-    fn entries() -> [(Epilogues, &'static Kernel); 4] {
+impl Stored for Bf16Weight<'_> {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn entries(&self) -> [(Epilogues, &'static Kernel); 4] {
         [
             (Epilogues::Store, &BF16_GEMM_STORE),
             (Epilogues::Residual, &BF16_GEMM_RESIDUAL),
@@ -71,7 +75,7 @@ impl Format for Bf16Weight<'_> {
         params: &mut abi::gemm_problem,
         footprint: &mut Footprint<'_>,
     ) -> Result<()> {
-        self.check(Self::NAME, problem.n, problem.k)?;
+        self.check(NAME, problem.n, problem.k)?;
         params.w = footprint.reads_rows(self.values, problem.n, self.pitch, problem.k)?;
         params.w_pitch = self.pitch as i64;
         Ok(())

@@ -302,18 +302,18 @@ pub(super) fn check_aligned(kernel: &str, what: &str, address: u64) -> Result<()
 }
 
 /// Weights `[n, k]` as they are stored: [`Nf4Weight`](super::nf4_gemm::Nf4Weight),
-/// [`Bf16Weight`](super::bf16_gemm::Bf16Weight). Another format is a loader in `kernels/operands/`, a file of entry points
+/// [`Bf16Weight`](super::bf16_gemm::Bf16Weight), [`KeptWeight`](super::kept_gemm::KeptWeight). Another format is a loader in `kernels/operands/`, a file of entry points
 /// like `kernels/nf4_gemm.cu`, and an implementation of this.
 #[expect(private_bounds, reason = "only this crate knows what a kernel reads")]
-pub trait Weight: Format {}
+pub trait Weight: Stored {}
 
 /// What [`Weight`] is to the launch.
-pub(super) trait Format: Copy {
+pub(super) trait Stored: Copy {
     /// The kernel's, for messages.
-    const NAME: &'static str;
+    fn name(&self) -> &'static str;
 
     /// The entry points, in the order in which they are tried.
-    fn entries() -> [(Epilogues, &'static Kernel); 4];
+    fn entries(&self) -> [(Epilogues, &'static Kernel); 4];
 
     /// Checks the weights against a problem, and fills in where they lie.
     fn operand(
@@ -336,6 +336,10 @@ pub struct Gemm<'a, W> {
     pub workspace: Option<Workspace<'a>>,
 }
 
+fn no_problems(count: usize) -> Error {
+    refuse("gemm", format!("{count} problems in one launch"))
+}
+
 /// Memory in which slices of tiles are put together.
 #[derive(Clone, Copy, Debug)]
 pub struct Workspace<'a> {
@@ -351,7 +355,8 @@ impl<W: Weight> Gemm<'_, W> {
         let steps = || self.problems.iter().map(|(p, _)| p.k.div_ceil(abi::GEMM_BLOCK_K as usize));
         let steps = [steps().min().unwrap_or(0), steps().max().unwrap_or(0)];
         // All entries of a format take the same of an SM.
-        let [(_, kernel), ..] = W::entries();
+        let Some((_, weight)) = self.problems.first() else { return Split::none(0) };
+        let [(_, kernel), ..] = weight.entries();
         Split::new(self.tiles(), steps, kernel, capability)
     }
 
@@ -376,8 +381,10 @@ impl<W: Weight> Gemm<'_, W> {
     /// [`Error::Unsupported`] when none has.
     pub fn select(&self, capability: &Capability) -> Result<Config> {
         let segments = || self.problems.iter().flat_map(|(problem, _)| &problem.segments);
+        let Some((_, weight)) = self.problems.first() else { return Err(no_problems(0)) };
         let ctas = u32::try_from(self.division(capability).ctas()).unwrap_or(u32::MAX);
-        W::entries()
+        weight
+            .entries()
             .into_iter()
             .find(|(set, _)| set.have(segments()))
             .map(|(_, kernel)| Config { kernel, grid: [ctas, 1, 1] })
@@ -385,7 +392,7 @@ impl<W: Weight> Gemm<'_, W> {
                 let asked: Vec<String> = segments()
                     .map(|s| format!("kind {} with activation {:?}", s.epilogue.kind(), s.activation))
                     .collect();
-                refuse(W::NAME, format!("no entry point has the epilogues {}", asked.join(", ")))
+                refuse(weight.name(), format!("no entry point has the epilogues {}", asked.join(", ")))
             })
     }
 
@@ -395,23 +402,28 @@ impl<W: Weight> Gemm<'_, W> {
     /// [`Error::Unsupported`] for shapes and epilogues that no entry point can take, [`Error::Internal`] for views that are too
     /// small or misaligned.
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
-        if self.problems.is_empty() || self.problems.len() > abi::GEMM_MAX_PROBLEMS as usize {
-            return Err(refuse(W::NAME, format!("{} problems in one launch", self.problems.len())));
+        let first = match self.problems {
+            [(_, first), ..] if self.problems.len() <= abi::GEMM_MAX_PROBLEMS as usize => first,
+            _ => return Err(no_problems(self.problems.len())),
+        };
+        let name = first.name();
+        if self.problems.iter().any(|(_, weight)| weight.name() != name) {
+            return Err(refuse(name, "weights of several formats in one launch"));
         }
         let mut footprint = Footprint::new(device);
         let mut params = abi::gemm_params::default();
         for ((problem, weight), out) in self.problems.iter().zip(&mut params.problem) {
-            *out = problem.params(W::NAME, &mut footprint)?;
+            *out = problem.params(name, &mut footprint)?;
             weight.operand(problem, out, &mut footprint)?;
         }
         let config = self.select(device.capability())?;
         let split = self.division(device.capability());
-        params.num_whole = to_i32(W::NAME, "tiles", split.whole)?;
-        params.num_slices = to_i32(W::NAME, "slices", split.slices)?;
+        params.num_whole = to_i32(name, "tiles", split.whole)?;
+        params.num_slices = to_i32(name, "slices", split.slices)?;
         if let Some(Workspace { partials, arrivals }) = self.workspace.filter(|_| split.split > 0) {
-            check_len(W::NAME, "partials", partials, split.partials_len())?;
-            check_len(W::NAME, "arrivals", arrivals, split.split)?;
-            check_aligned(W::NAME, "partials", partials.address())?;
+            check_len(name, "partials", partials, split.partials_len())?;
+            check_len(name, "arrivals", arrivals, split.split)?;
+            check_aligned(name, "partials", partials.address())?;
             params.partials =
                 footprint.writes_rows(partials, 1, split.partials_len(), split.partials_len())?;
             params.arrivals = footprint.updates_rows(arrivals, 1, split.split, split.split)?;

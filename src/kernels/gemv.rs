@@ -2,6 +2,7 @@
 
 use half::bf16;
 
+use super::kept::{Format, KeptLayout};
 use super::{all_aligned, check_len, check_pitch, kernel, matrix_len, refuse, to_i32, volume};
 use crate::abi;
 use crate::device::{Capability, Config, Device, Footprint, StreamId, View};
@@ -57,6 +58,13 @@ pub enum GemvWeight<'a> {
         /// `[n, k / 64]`.
         absmax: &'a View<f32>,
     },
+    /// Rows in the few bits of their file, in [`KeptLayout::Rows`]; `k` as [`Format::takes`] has it.
+    Kept {
+        /// Which bits.
+        format: Format,
+        /// [`Format::kept_len`] bytes; 16-byte aligned.
+        bytes: &'a View<u8>,
+    },
 }
 
 /// What is applied to an input or a sum.
@@ -89,7 +97,7 @@ pub struct GemvAddend<'a> {
 /// `out[m, n] = act_out(sum_k act_in(x[m, k]) w[n, k] + bias[n]) + add[m, n]` for 1 to 8 rows.
 ///
 /// - `x`: f32 `[m, k]`; `out`: f32 `[m, n]`; `bias`: f32 `[n]`; each matrix with a row pitch
-/// - numerics: f32 products and sums in a fixed order; an NF4 weight is `bf16(code * absmax)`
+/// - numerics: f32 products and sums in a fixed order; an NF4 weight is `bf16(code * absmax)`, one kept in few bits what its file means, in bf16
 /// - source: ours
 #[derive(Debug)]
 pub struct Gemv<'a> {
@@ -185,6 +193,18 @@ impl Gemv<'_> {
                 params.codes = footprint.reads(codes)?;
                 params.absmax = footprint.reads(absmax)?;
             }
+            GemvWeight::Kept { format, bytes } => {
+                if !format.takes(k) {
+                    let of = format.values().max(super::kept::WORD_K);
+                    let what = format!("k = {k} is not a multiple of {of}, as {format} weights need");
+                    return Err(refuse(NAME, what));
+                }
+                if !all_aligned(&[bytes.address()], 16) {
+                    return Err(Error::Internal(format!("{NAME}: `bytes` is not 16-byte aligned")));
+                }
+                check_len(NAME, "bytes", bytes, format.kept_len(KeptLayout::Rows, n, k))?;
+                params.codes = footprint.reads(bytes)?;
+            }
         }
         Ok((params, footprint))
     }
@@ -200,6 +220,7 @@ impl Gemv<'_> {
             (GemvWeight::Nf4 { .. }, 2) => &GEMV_NF4_M2,
             (GemvWeight::Nf4 { .. }, 3..=4) => &GEMV_NF4_M4,
             (GemvWeight::Nf4 { .. }, _) => &GEMV_NF4_M8,
+            (GemvWeight::Kept { format, .. }, m) => super::kept_gemv::entry(format, m),
         };
         Config { kernel, grid: [self.n.div_ceil(abi::GEMV_ROWS as usize) as u32, 1, 1] }
     }
@@ -207,8 +228,9 @@ impl Gemv<'_> {
     /// Enqueues the product.
     ///
     /// # Errors
-    /// [`Error::Internal`] when a view is shorter than its shape, a pitch is less than its row, `k` is 0, or NF4 codes are
-    /// not 16-byte aligned; [`Error::Unsupported`] for more rows than 8, or NF4 with `k` not a multiple of 64.
+    /// [`Error::Internal`] when a view is shorter than its shape, a pitch is less than its row, `k` is 0, or codes are
+    /// not 16-byte aligned; [`Error::Unsupported`] for more rows than 8, or codes with a `k` that is not whole blocks of 64 (of the
+    /// K-quants of GGUF 256).
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
         let (params, footprint) = self.check(device)?;
         let config = self.select(device.capability());

@@ -19,6 +19,9 @@ pub mod gemm;
 pub mod gemv;
 pub mod group_norm_silu;
 pub mod head_norm_rope;
+pub mod kept;
+pub mod kept_gemm;
+pub mod kept_gemv;
 pub mod layer_norm_mod;
 pub mod next_step;
 pub mod nf4_gemm;
@@ -40,13 +43,13 @@ use crate::{Error, Result};
 #[cfg(feature = "check")]
 /// Those that a pipeline may launch: not the probes, of which some have code for Hopper alone.
 pub fn of_pipelines() -> impl Iterator<Item = &'static Kernel> {
-    all().iter().copied().filter(|kernel| !kernel.stem.starts_with("probe"))
+    all().into_iter().filter(|kernel| !kernel.stem.starts_with("probe"))
 }
 
 #[cfg(feature = "check")]
 /// Every entry point that is compiled for a GPU: `tests/resources.rs` keeps a line per entry and architecture.
-pub fn all() -> &'static [&'static Kernel] {
-    static ALL: &[&Kernel] = &[
+pub fn all() -> Vec<&'static Kernel> {
+    static ALONE: &[&Kernel] = &[
         &attention::ATTENTION_D64,
         &attention::ATTENTION_D64_BIAS,
         &attention::ATTENTION_D128,
@@ -116,7 +119,10 @@ pub fn all() -> &'static [&'static Kernel] {
         &probe_sm90::RS_N256,
         &probe_sm90::STORED,
     ];
-    ALL
+    let of_gemm = |format| kept_gemm::entries(format).map(|(_, kernel)| kernel);
+    let kept = kept::Format::ALL.into_iter();
+    let kept = kept.flat_map(|format| of_gemm(format).into_iter().chain(kept_gemv::entries(format)));
+    ALONE.iter().copied().chain(kept).collect()
 }
 
 /// Defines the static [`Kernel`](crate::device::Kernel) of one entry point: module stem, entry, CTA size, shared memory.

@@ -1,6 +1,6 @@
 //! Matrix products with NF4 weights, dequantized in registers; `kernels/nf4_gemm.cu` says how.
 
-use super::gemm::{Epilogues, Format, Gemm, Problem, Weight, check_aligned};
+use super::gemm::{Epilogues, Gemm, Problem, Stored, Weight, check_aligned};
 use super::{check_len, kernel, refuse, round_up, volume};
 use crate::Result;
 use crate::abi;
@@ -39,10 +39,14 @@ pub type Nf4Gemm<'a> = Gemm<'a, Nf4Weight<'a>>;
 
 impl Weight for Nf4Weight<'_> {}
 
-impl Format for Nf4Weight<'_> {
-    const NAME: &'static str = "nf4_gemm";
+const NAME: &str = "nf4_gemm";
 
-    fn entries() -> [(Epilogues, &'static Kernel); 4] {
+impl Stored for Nf4Weight<'_> {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn entries(&self) -> [(Epilogues, &'static Kernel); 4] {
         [
             (Epilogues::Store, &NF4_GEMM_STORE),
             (Epilogues::Residual, &NF4_GEMM_RESIDUAL),
@@ -59,12 +63,12 @@ impl Format for Nf4Weight<'_> {
     ) -> Result<()> {
         let (n, k) = (round_up(problem.n, 64), problem.k);
         if k % abi::GEMM_BLOCK_K as usize != 0 {
-            return Err(refuse(Self::NAME, format!("k = {k} is not a multiple of 64")));
+            return Err(refuse(NAME, format!("k = {k} is not a multiple of 64")));
         }
-        check_len(Self::NAME, "codes", self.codes, volume(&[n, k / 2]))?;
-        check_len(Self::NAME, "absmax", self.absmax, volume(&[n, k / 64]))?;
-        check_aligned(Self::NAME, "codes", self.codes.address())?;
-        check_aligned(Self::NAME, "absmax", self.absmax.address())?;
+        check_len(NAME, "codes", self.codes, volume(&[n, k / 2]))?;
+        check_len(NAME, "absmax", self.absmax, volume(&[n, k / 64]))?;
+        check_aligned(NAME, "codes", self.codes.address())?;
+        check_aligned(NAME, "absmax", self.absmax.address())?;
         params.w = footprint.reads(self.codes)?;
         params.absmax = footprint.reads(self.absmax)?;
         Ok(())

@@ -91,7 +91,7 @@ impl Primitive {
     ];
 
     /// How many of an element's `PROBE_MATH_WORDS` words are the same bits on every machine.
-    pub const EXACT_MATH_WORDS: usize = 12;
+    pub const EXACT_MATH_WORDS: usize = 15;
 
     /// The entry point, which is the primitive's name, too.
     ///

@@ -7,18 +7,21 @@ use std::collections::HashMap;
 
 use half::bf16;
 
+use crate::config::PipelineConfig;
 use crate::device::{Device, View};
 use crate::kernels::bf16_gemm::Bf16Weight;
 use crate::kernels::conv2d::Filter;
 use crate::kernels::gemm::{self, Activation, Epilogue, Gemm, Problem, Segment, Workspace};
 use crate::kernels::gemv::{Gemv, GemvActivation, GemvAddend, GemvWeight};
+use crate::kernels::kept::{Format, KeptLayout, PANEL};
+use crate::kernels::kept_gemm::KeptWeight;
 use crate::kernels::nf4_gemm::Nf4Weight;
 use crate::kernels::nf4_quantize::Nf4Layout;
 use crate::memory::arena::Slot;
 use crate::program::place::ALIGNMENT;
 use crate::program::{Kind, Recorder, STREAM, Tier};
-use crate::weights::upload::Target;
-use crate::weights::{InNf4, Needed, Part};
+use crate::weights::target::Target;
+use crate::weights::{Needed, Part};
 use crate::{Error, Result};
 
 /// How the Linear layers of the transformer and T5 are kept.
@@ -30,16 +33,28 @@ pub enum Quantize {
     /// are large.
     #[default]
     Nf4,
+    /// As the files have them: Linears in NF4, in fp8 or in the types of GGUF stay so, bit for bit, and those in 16 or 32 bits are
+    /// bf16. A transformer or T5 whose files hold no Linear in few bits is kept as with [`Quantize::Nf4`].
+    Keep,
     /// NF4 whatever the files hold: smaller, and farther from the reference.
     Nf4All,
     /// bf16, as most files hold them.
     None,
 }
 
+impl Quantize {
+    /// What serves a model unless told otherwise: [`Quantize::Keep`] where its files hold the transformer or T5 in fp8 or in types
+    /// of GGUF, else [`Quantize::Nf4`].
+    pub fn usual(config: &PipelineConfig) -> Quantize {
+        if config.in_formats.is_empty() { Quantize::Nf4 } else { Quantize::Keep }
+    }
+}
+
 impl std::fmt::Display for Quantize {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(match self {
             Quantize::Nf4 => "nf4",
+            Quantize::Keep => "keep",
             Quantize::Nf4All => "nf4-all",
             Quantize::None => "none",
         })
@@ -53,8 +68,24 @@ pub(crate) struct Linear {
     pub n: usize,
     /// Input features.
     pub k: usize,
-    storage: Storage,
+    /// One below the other; several where parts that run as one product are stored in several ways.
+    pieces: Vec<Piece>,
     bias: Option<View<f32>>,
+}
+
+/// Rows of a matrix.
+#[derive(Clone, Debug)]
+struct Piece {
+    rows: usize,
+    storage: Storage,
+}
+
+/// How a part of a matrix is kept.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Form {
+    Nf4,
+    Kept(Format),
+    Bf16,
 }
 
 /// How a matrix lies in memory, which decides the kernel that multiplies with it.
@@ -64,6 +95,8 @@ enum Storage {
     Nf4Fragments { codes: View<u8>, absmax: View<f32> },
     /// For a few rows, by the bandwidth-bound GEMV.
     Nf4Rows { codes: View<u8>, absmax: View<f32> },
+    /// For tokens, in panels, or for a few rows, as `layout` says.
+    Kept { format: Format, layout: KeptLayout, bytes: View<u8> },
     /// For both.
     Bf16 { values: View<bf16>, pitch: usize },
 }
@@ -104,6 +137,8 @@ pub(crate) struct Weights {
     pub list: Vec<Weight>,
     /// Bytes of NF4 codes and absmax, by [`Part`].
     pub nf4_bytes: [u64; 4],
+    /// Bytes of Linears in the other formats of few bits of their files, likewise.
+    pub kept_bytes: [u64; 4],
     /// Bytes that they fill, one behind the other; [`Target`] tells places in these.
     pub image_bytes: usize,
     made: HashMap<(Part, String), Made>,
@@ -123,7 +158,7 @@ pub(crate) struct Network<'a> {
     weights: &'a mut Weights,
     part: Part,
     quantize: Quantize,
-    in_files: &'a InNf4,
+    config: &'a PipelineConfig,
     /// Printed with the weights that follow; how soon they leave the device when they do not all fit.
     unit: (String, Tier),
 }
@@ -175,6 +210,42 @@ impl<'a> Product<'a> {
         let segments = vec![Segment { begin: 0, end: linear.n, pitch, activation, epilogue }];
         Product { x, linear, rope: None, segments }
     }
+
+    /// The part of it that `rows` of the weight make, from row `first` on: columns of the result, of whole segments.
+    fn of_piece<'b>(&'b self, first: usize, rows: usize, bias: Option<&'b View<f32>>) -> Result<Problem<'b>> {
+        let (own, end) = (|s: &&Segment<'_>| s.begin >= first && s.end <= first + rows, first + rows);
+        let segments: Vec<Segment<'_>> = self.segments.iter().filter(own).copied().collect();
+        if segments.first().map(|s| s.begin) != Some(first) || segments.last().map(|s| s.end) != Some(end) {
+            let what = format!(
+                "columns {first}..{end} of a product, whose weights are of one kind, are no segments"
+            );
+            return Err(Error::Internal(what));
+        }
+        let moved = |s: Segment<'b>| Segment { begin: s.begin - first, end: s.end - first, ..s };
+        Ok(Problem {
+            x: self.x.view,
+            x_pitch: self.x.pitch,
+            m: self.x.rows,
+            n: rows,
+            k: self.linear.k,
+            bias,
+            rope: self.rope.map(|r| (r.cos, r.sin)),
+            norm_eps: self.rope.map_or(0.0, |r| r.eps),
+            segments: segments.into_iter().map(moved).collect(),
+        })
+    }
+}
+
+impl Linear {
+    /// Those of each piece.
+    fn biases(&self) -> Result<Vec<Option<View<f32>>>> {
+        let mut first = 0;
+        let mut of_piece = |piece: &Piece| {
+            first += piece.rows;
+            self.bias.as_ref().map(|bias| bias.slice(first - piece.rows, piece.rows)).transpose()
+        };
+        self.pieces.iter().map(&mut of_piece).collect()
+    }
 }
 
 /// Operands of [`Network::gemv`].
@@ -197,16 +268,16 @@ pub(crate) struct FewRows<'a> {
 }
 
 impl<'a> Network<'a> {
-    /// The network `part`; `quantize` says how its Linear layers are kept, whose files hold `in_files` in NF4.
+    /// The network `part`; `quantize` says how its Linear layers are kept, and `config` what its files hold in few bits.
     pub fn new(
         recorder: &'a mut Recorder,
         weights: &'a mut Weights,
         part: Part,
         quantize: Quantize,
-        in_files: &'a InNf4,
+        config: &'a PipelineConfig,
     ) -> Self {
         let unit = (format!("{part}.weights"), Tier::Fixed);
-        Network { recorder, weights, part, quantize, in_files, unit }
+        Network { recorder, weights, part, quantize, config, unit }
     }
 
     /// What kernels are launched on.
@@ -295,7 +366,8 @@ impl<'a> Network<'a> {
         let shape = [out_channels, channels, 1, 1];
         self.needs(format!("{name}.weight"), &shape, Target::Bf16 { slot, pitch });
         let bias = Some(self.vector(&format!("{name}.bias"), out_channels)?);
-        let linear = Linear { n: out_channels, k: channels, storage: Storage::Bf16 { values, pitch }, bias };
+        let pieces = vec![Piece { rows: out_channels, storage: Storage::Bf16 { values, pitch } }];
+        let linear = Linear { n: out_channels, k: channels, pieces, bias };
         self.keep(name, Made::Linear(linear.clone()));
         Ok(linear)
     }
@@ -315,19 +387,94 @@ impl<'a> Network<'a> {
         self.matrix(&[(name, n)], k, true, Nf4Layout::Rows, false)
     }
 
-    /// Whether a matrix of these parts is kept in NF4.
-    fn is_quantized(&self, parts: &[(&str, usize)], k: usize, left_wide: bool) -> bool {
+    /// How the parts of a matrix are kept.
+    fn kinds(&self, parts: &[(&str, usize)], k: usize, left_wide: bool) -> Vec<Form> {
         // NF4 blocks are 64 weights of one row; what they do not fit stays bf16.
         let fits = k % crate::weights::nf4::BLOCK == 0;
-        // Where they differ all become bf16: of those in NF4 it is what the product would be with, anyway.
-        let all_are =
-            || parts.iter().all(|(name, _)| self.in_files.holds(self.part, &format!("{name}.weight")));
-        fits && match self.quantize {
-            Quantize::None => false,
-            Quantize::Nf4All => true,
-            Quantize::Nf4 if self.in_files.has_any(self.part) => all_are(),
-            Quantize::Nf4 => !left_wide,
+        let (in_nf4, in_formats) = (&self.config.in_nf4, &self.config.in_formats);
+        if self.quantize == Quantize::Keep && in_formats.has_any(self.part) {
+            let kind = |name: &str| {
+                let name = format!("{name}.weight");
+                match in_formats.of(self.part, &name) {
+                    Some(format) if format.takes(k) => Form::Kept(format),
+                    _ if fits && in_nf4.holds(self.part, &name) => Form::Nf4,
+                    _ => Form::Bf16,
+                }
+            };
+            let kinds: Vec<Form> = parts.iter().map(|(name, _)| kind(name)).collect();
+            // Columns of a product are cut between whole vectors.
+            let are_cut = parts.iter().all(|(_, rows)| rows % 8 == 0);
+            if are_cut || kinds.windows(2).all(|pair| pair[0] == pair[1]) {
+                return kinds;
+            }
+            return vec![Form::Bf16; parts.len()];
         }
+        // Where they differ all become bf16: of those in NF4 it is what the product would be with, anyway.
+        let all_are = || parts.iter().all(|(name, _)| in_nf4.holds(self.part, &format!("{name}.weight")));
+        let is_nf4 = fits
+            && match self.quantize {
+                Quantize::None => false,
+                Quantize::Nf4All => true,
+                Quantize::Nf4 | Quantize::Keep if in_nf4.has_any(self.part) => all_are(),
+                Quantize::Nf4 | Quantize::Keep => !left_wide,
+            };
+        vec![if is_nf4 { Form::Nf4 } else { Form::Bf16 }; parts.len()]
+    }
+
+    /// Memory for a piece of a matrix, of parts of so many rows, and what becomes of each.
+    fn piece(
+        &mut self,
+        form: Form,
+        parts: &[usize],
+        k: usize,
+        layout: Nf4Layout,
+    ) -> Result<(Piece, Vec<Target>)> {
+        let num_rows: usize = parts.iter().sum();
+        let mut next = 0;
+        let first_rows = parts.iter().map(|rows| {
+            next += rows;
+            next - rows
+        });
+        let (storage, targets) = match form {
+            Form::Nf4 => {
+                let (codes, codes_slot) = self.resident::<u8>(layout.codes_len(num_rows, k))?;
+                let (absmax, absmax_slot) = self.resident::<f32>(layout.absmax_len(num_rows, k))?;
+                self.weights.nf4_bytes[self.part as usize] += (codes.num_bytes() + absmax.num_bytes()) as u64;
+                let target = |first_row| Target::Nf4 {
+                    layout,
+                    codes: codes_slot,
+                    absmax: absmax_slot,
+                    first_row,
+                    num_rows,
+                };
+                let targets = first_rows.map(target).collect();
+                let storage = match layout {
+                    Nf4Layout::Fragments => Storage::Nf4Fragments { codes, absmax },
+                    Nf4Layout::Rows => Storage::Nf4Rows { codes, absmax },
+                };
+                (storage, targets)
+            }
+            Form::Kept(format) => {
+                let layout = match layout {
+                    Nf4Layout::Fragments => KeptLayout::Panels,
+                    Nf4Layout::Rows => KeptLayout::Rows,
+                };
+                let (bytes, slot) = self.resident::<u8>(format.kept_len(layout, num_rows, k))?;
+                self.weights.kept_bytes[self.part as usize] += bytes.num_bytes() as u64;
+                let target = |first_row| Target::Kept { format, layout, slot, first_row, num_rows };
+                (Storage::Kept { format, layout, bytes }, first_rows.map(target).collect())
+            }
+            Form::Bf16 => {
+                let pitch = k.next_multiple_of(8);
+                let (values, slot) = self.resident::<bf16>(num_rows * pitch)?;
+                let target = |(first_row, rows): (usize, &usize)| Target::Bf16 {
+                    slot: slot.part(first_row * pitch, rows * pitch),
+                    pitch,
+                };
+                (Storage::Bf16 { values, pitch }, first_rows.zip(parts).map(target).collect())
+            }
+        };
+        Ok((Piece { rows: num_rows, storage }, targets))
     }
 
     fn matrix(
@@ -343,37 +490,21 @@ impl<'a> Network<'a> {
             return Ok(linear);
         }
         let n: usize = parts.iter().map(|(_, rows)| rows).sum();
-        let nf4 = self.is_quantized(parts, k, left_wide);
-        let mut targets: Vec<Target> = Vec::new();
-        let storage = if nf4 {
-            let (codes, codes_slot) = self.resident::<u8>(layout.codes_len(n, k))?;
-            let (absmax, absmax_slot) = self.resident::<f32>(layout.absmax_len(n, k))?;
-            self.weights.nf4_bytes[self.part as usize] += (codes.num_bytes() + absmax.num_bytes()) as u64;
-            let mut first_row = 0;
-            for &(_, rows) in parts {
-                targets.push(Target::Nf4 {
-                    layout,
-                    codes: codes_slot,
-                    absmax: absmax_slot,
-                    first_row,
-                    num_rows: n,
-                });
-                first_row += rows;
-            }
-            match layout {
-                Nf4Layout::Fragments => Storage::Nf4Fragments { codes, absmax },
-                Nf4Layout::Rows => Storage::Nf4Rows { codes, absmax },
-            }
-        } else {
-            let pitch = k.next_multiple_of(8);
-            let (values, slot) = self.resident::<bf16>(n * pitch)?;
-            let mut first_row = 0;
-            for &(_, rows) in parts {
-                targets.push(Target::Bf16 { slot: slot.part(first_row * pitch, rows * pitch), pitch });
-                first_row += rows;
-            }
-            Storage::Bf16 { values, pitch }
-        };
+        let kinds = self.kinds(parts, k, left_wide);
+        let all_rows: Vec<usize> = parts.iter().map(|(_, rows)| *rows).collect();
+        let (mut pieces, mut targets, mut at) = (Vec::new(), Vec::new(), 0);
+        while let Some(&kind) = kinds.get(at) {
+            // What is kept in panels goes on with the next part where one ends.
+            let joins = |i: &usize| {
+                kinds[*i] == kind
+                    && (!matches!(kind, Form::Kept(_)) || all_rows[*i - 1].is_multiple_of(PANEL))
+            };
+            let end = at + 1 + (at + 1..kinds.len()).take_while(joins).count();
+            let (piece, of_piece) = self.piece(kind, &all_rows[at..end], k, layout)?;
+            pieces.push(piece);
+            targets.extend(of_piece);
+            at = end;
+        }
         let biases = bias.then(|| self.resident::<f32>(n)).transpose()?;
         let mut first_row = 0;
         for (&(name, rows), target) in parts.iter().zip(targets) {
@@ -384,7 +515,7 @@ impl<'a> Network<'a> {
             }
             first_row += rows;
         }
-        let linear = Linear { n, k, storage, bias: biases.map(|(view, _)| view) };
+        let linear = Linear { n, k, pieces, bias: biases.map(|(view, _)| view) };
         self.keep(first, Made::Linear(linear.clone()));
         Ok(linear)
     }
@@ -392,39 +523,48 @@ impl<'a> Network<'a> {
     /// One or two matrix products, in one launch where their weights are of one kind.
     pub fn gemm(&mut self, products: &[Product<'_>]) -> Result<()> {
         let (mut nf4, mut dense) = (Vec::new(), Vec::new());
-        for p in products {
-            let problem = Problem {
-                x: p.x.view,
-                x_pitch: p.x.pitch,
-                m: p.x.rows,
-                n: p.linear.n,
-                k: p.linear.k,
-                bias: p.linear.bias.as_ref(),
-                rope: p.rope.map(|r| (r.cos, r.sin)),
-                norm_eps: p.rope.map_or(0.0, |r| r.eps),
-                segments: p.segments.clone(),
-            };
-            match &p.linear.storage {
-                Storage::Nf4Fragments { codes, absmax } => nf4.push((problem, Nf4Weight { codes, absmax })),
-                Storage::Bf16 { values, pitch } => {
-                    dense.push((problem, Bf16Weight { values, pitch: *pitch }));
-                }
-                Storage::Nf4Rows { .. } => {
-                    return Err(Error::Unsupported(
-                        "a matrix product with weights laid out for few rows".to_string(),
-                    ));
+        let mut kept: Vec<(Problem<'_>, KeptWeight<'_>)> = Vec::new();
+        let biases = products.iter().map(|p| p.linear.biases()).collect::<Result<Vec<_>>>()?;
+        for (p, biases) in products.iter().zip(&biases) {
+            let mut first = 0;
+            for (piece, bias) in p.linear.pieces.iter().zip(biases) {
+                let problem = p.of_piece(first, piece.rows, bias.as_ref())?;
+                first += piece.rows;
+                match &piece.storage {
+                    Storage::Nf4Fragments { codes, absmax } => {
+                        nf4.push((problem, Nf4Weight { codes, absmax }))
+                    }
+                    Storage::Kept { format, layout: KeptLayout::Panels, bytes } => {
+                        kept.push((problem, KeptWeight { format: *format, bytes }));
+                    }
+                    Storage::Bf16 { values, pitch } => {
+                        dense.push((problem, Bf16Weight { values, pitch: *pitch }));
+                    }
+                    Storage::Nf4Rows { .. } | Storage::Kept { .. } => {
+                        return Err(Error::Unsupported(
+                            "a matrix product with weights laid out for few rows".to_string(),
+                        ));
+                    }
                 }
             }
         }
         self.multiply(&nf4)?;
+        // Those of one format are neighbors then; the order of products of one format stays.
+        kept.sort_by_key(|(_, weight)| weight.format);
+        for of_format in kept.chunk_by(|a, b| a.1.format == b.1.format) {
+            self.multiply(of_format)?;
+        }
         self.multiply(&dense)
     }
 
-    /// One launch, unless there is nothing to do.
+    /// As few launches as can be.
     fn multiply<W: gemm::Weight>(&mut self, problems: &[(Problem<'_>, W)]) -> Result<()> {
-        if problems.is_empty() {
-            return Ok(());
-        }
+        problems
+            .chunks(crate::abi::GEMM_MAX_PROBLEMS as usize)
+            .try_for_each(|some| self.multiply_at_once(some))
+    }
+
+    fn multiply_at_once<W: gemm::Weight>(&mut self, problems: &[(Problem<'_>, W)]) -> Result<()> {
         let split = Gemm { problems, workspace: None }.split(self.device().capability());
         if split.split == 0 {
             return Gemm { problems, workspace: None }.launch(self.device(), STREAM);
@@ -435,10 +575,16 @@ impl<'a> Network<'a> {
 
     /// `out[rows, n] = act_out(linear(act_in(x[rows, k]))) + add`, f32, a few rows at a time.
     pub fn gemv(&mut self, linear: &Linear, few: &FewRows<'_>) -> Result<()> {
-        let weight = match &linear.storage {
+        let [Piece { storage, .. }] = &linear.pieces[..] else {
+            return Err(Error::Unsupported("few rows times a matrix of several kinds".to_string()));
+        };
+        let weight = match storage {
             Storage::Nf4Rows { codes, absmax } => GemvWeight::Nf4 { codes, absmax },
             Storage::Bf16 { values, pitch } => GemvWeight::Bf16 { weight: values, pitch: *pitch },
-            Storage::Nf4Fragments { .. } => {
+            Storage::Kept { format, layout: KeptLayout::Rows, bytes } => {
+                GemvWeight::Kept { format: *format, bytes }
+            }
+            Storage::Nf4Fragments { .. } | Storage::Kept { .. } => {
                 return Err(Error::Unsupported(
                     "few rows times weights laid out for matrix products".to_string(),
                 ));

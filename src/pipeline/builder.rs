@@ -17,7 +17,7 @@ pub struct PipelineBuilder<'a> {
     model: &'a Model,
     plan: Option<Plan>,
     shapes: Vec<Shape>,
-    quantize: Quantize,
+    quantize: Option<Quantize>,
     budget: Option<u64>,
     host_budget: Option<u64>,
     device: Option<Device>,
@@ -33,7 +33,7 @@ impl<'a> PipelineBuilder<'a> {
             model,
             plan: None,
             shapes: Vec::new(),
-            quantize: Quantize::Nf4,
+            quantize: None,
             budget: None,
             host_budget: None,
             device: None,
@@ -62,9 +62,9 @@ impl<'a> PipelineBuilder<'a> {
         self
     }
 
-    /// How Linear layers of the transformer and T5 are kept; NF4 unless told otherwise.
+    /// How Linear layers of the transformer and T5 are kept; [`Quantize::usual`] unless told otherwise.
     pub fn quantize(self, quantize: Quantize) -> Self {
-        PipelineBuilder { quantize, ..self }
+        PipelineBuilder { quantize: Some(quantize), ..self }
     }
 
     /// The machine; the first GPU unless told otherwise, or the emulator where there is none.
@@ -114,7 +114,9 @@ impl<'a> PipelineBuilder<'a> {
             Some(plan) => plan.clone(),
             None => {
                 let first = self.shapes.first().copied().unwrap_or(self.model.shape(1024, 1024));
-                let mut plan = Plan::new(self.model.config(), first, self.quantize)?;
+                let config = self.model.config();
+                let quantize = self.quantize.unwrap_or_else(|| Quantize::usual(config));
+                let mut plan = Plan::new(config, first, quantize)?;
                 for shape in self.shapes.iter().skip(1) {
                     plan = plan.with_shape(*shape)?;
                 }

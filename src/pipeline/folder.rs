@@ -10,7 +10,7 @@ use crate::config::{PipelineConfig, file_parts};
 use crate::files::Temporary;
 #[cfg(feature = "hub")]
 use crate::weights::hub;
-use crate::weights::{InNf4, ModelFiles, Part, PartFiles};
+use crate::weights::{InFormats, InNf4, ModelFiles, Part, PartFiles};
 use crate::{Error, Result};
 
 /// Where tokenizers and configs are looked for that a file does not hold.
@@ -223,7 +223,7 @@ impl ModelFolder {
         self.files.dir()
     }
 
-    /// What the config files say, and what the weight files hold in 4 bits, where they are there.
+    /// What the config files say, and what the weight files hold in few bits, where they are there.
     ///
     /// # Errors
     /// [`Error::Io`](crate::Error::Io) when a config file is missing or unreadable,
@@ -233,6 +233,7 @@ impl ModelFolder {
         let config = PipelineConfig::open(self.path()).and_then(|config| config.with_files(&self.files));
         let mut config = config.map_err(|error| self.advised(error))?;
         config.in_nf4 = InNf4::find(&self.files, &config)?;
+        config.in_formats = InFormats::find(&self.files, &config)?;
         Ok(config)
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{Model, ModelFolder, Plan, Quantize, Shape, human_bytes};
 use crate::config::{PipelineConfig, refusal};
 use crate::weights::layouts::lora::LoraFile;
-use crate::weights::{Component, ModelFiles, Part, PartFiles, bitsandbytes};
+use crate::weights::{Component, InFormats, ModelFiles, Part, PartFiles, bitsandbytes};
 use crate::{Error, Result};
 
 /// Pixels of a side of the picture that is planned.
@@ -122,7 +122,8 @@ impl Inspection {
             Ok(config) => match config.check_agreement_in(&files) {
                 Ok(()) => match parts.iter().try_for_each(|part| is_whole(part, &config)) {
                     Ok(()) => {
-                        inspection.device_bytes = planned(&config);
+                        let in_formats = InFormats::find(&files, &config)?;
+                        inspection.device_bytes = planned(&PipelineConfig { in_formats, ..config });
                         usage(path, &parts)
                     }
                     Err(error) => Use::No(error.to_string()),
@@ -181,7 +182,8 @@ fn is_whole(part: &PartFiles, config: &PipelineConfig) -> Result<()> {
 fn planned(config: &PipelineConfig) -> Vec<(Quantize, u64)> {
     let shape = Shape::square(SIDE).steps(config.steps).t5_length(config.t5_length);
     let plan = |how| Some((how, Plan::new(config, shape, how).ok()?.arena_bytes()));
-    [Quantize::Nf4, Quantize::None].into_iter().filter_map(plan).collect()
+    let keep = (!config.in_formats.is_empty()).then_some(Quantize::Keep);
+    keep.into_iter().chain([Quantize::Nf4, Quantize::None]).filter_map(plan).collect()
 }
 
 /// How a file of sound parts is used.

@@ -482,6 +482,12 @@ impl Plan {
         (of(Part::Transformer), of(Part::T5))
     }
 
+    /// Bytes of the transformer's and T5's Linears that stay in fp8 or in types of GGUF: codes and scales, without those in NF4.
+    pub fn kept_bytes(&self) -> (u64, u64) {
+        let of = |part: Part| self.weights.kept_bytes[part as usize];
+        (of(Part::Transformer), of(Part::T5))
+    }
+
     /// Pinned host memory: while loading, and while generating.
     pub fn host_bytes(&self) -> (u64, u64) {
         let loading = self.first().staging.host_bytes() as u64;
@@ -590,6 +596,11 @@ impl fmt::Display for Plan {
         line("always resident", sum(true))?;
         line("  of it NF4 of the transformer", flux)?;
         line("  of it NF4 of T5", t5)?;
+        let (flux, t5) = self.kept_bytes();
+        if flux + t5 > 0 {
+            line("  of it as files hold the transformer", flux)?;
+            line("  of it as files hold T5", t5)?;
+        }
         line("buffers, if none shared bytes", sum(false))?;
         line("arena: the one device allocation", self.arena_bytes())?;
         line("pinned host memory while loading", loading)?;

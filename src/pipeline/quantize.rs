@@ -13,7 +13,7 @@ use crate::models::flux;
 use crate::weights::layouts::diffusers;
 use crate::weights::nf4::BLOCK;
 use crate::weights::quantize::{Item, Output, QUANTIZATION, config_file};
-use crate::weights::upload::Target;
+use crate::weights::target::Target;
 use crate::weights::{Dtype, Part};
 use crate::{Error, Result};
 

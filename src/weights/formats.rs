@@ -10,56 +10,12 @@ use half::f16;
 use super::gguf::blocks;
 use crate::Result;
 
-/// A format that reads as f32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(missing_docs, reason = "named as the files name them")]
-pub enum Format {
-    /// Sign, 4 bits of exponent (bias 7), 3 of mantissa: up to 448, NaN, no infinities.
-    F8E4M3,
-    /// Sign, 5 bits of exponent (bias 15), 2 of mantissa: the upper half of an f16.
-    F8E5M2,
-    Q4_0,
-    Q4_1,
-    Q5_0,
-    Q5_1,
-    Q8_0,
-    Q2K,
-    Q3K,
-    Q4K,
-    Q5K,
-    Q6K,
-}
+pub use crate::kernels::kept::Format;
 
 /// Numbers of the largest block; smaller ones are decoded so many at a time.
 pub(super) const MOST_VALUES: usize = 256;
 
 impl Format {
-    /// Numbers in a block.
-    pub fn values(self) -> usize {
-        match self {
-            Format::F8E4M3 | Format::F8E5M2 => 1,
-            Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 | Format::Q8_0 => 32,
-            Format::Q2K | Format::Q3K | Format::Q4K | Format::Q5K | Format::Q6K => 256,
-        }
-    }
-
-    /// Bytes of a block.
-    pub fn bytes(self) -> usize {
-        match self {
-            Format::F8E4M3 | Format::F8E5M2 => 1,
-            Format::Q4_0 => 18,
-            Format::Q4_1 => 20,
-            Format::Q5_0 => 22,
-            Format::Q5_1 => 24,
-            Format::Q8_0 => 34,
-            Format::Q2K => 84,
-            Format::Q3K => 110,
-            Format::Q4K => 144,
-            Format::Q5K => 176,
-            Format::Q6K => 210,
-        }
-    }
-
     /// What whole blocks mean: `out` has room for exactly that.
     pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
         let mut each = |decode: fn(&[u8], &mut [f32])| {
@@ -114,25 +70,6 @@ impl Format {
             skip = 0;
         }
         Ok(())
-    }
-}
-
-impl std::fmt::Display for Format {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Format::F8E4M3 => "F8_E4M3",
-            Format::F8E5M2 => "F8_E5M2",
-            Format::Q4_0 => "Q4_0",
-            Format::Q4_1 => "Q4_1",
-            Format::Q5_0 => "Q5_0",
-            Format::Q5_1 => "Q5_1",
-            Format::Q8_0 => "Q8_0",
-            Format::Q2K => "Q2_K",
-            Format::Q3K => "Q3_K",
-            Format::Q4K => "Q4_K",
-            Format::Q5K => "Q5_K",
-            Format::Q6K => "Q6_K",
-        })
     }
 }
 

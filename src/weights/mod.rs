@@ -18,7 +18,7 @@
 //!
 //! Files are read by `pread`, never mapped: a mapped file that shrinks kills the process, and pages of a mapping
 //! count as ours. Checkpoints that come already quantized by [`bitsandbytes`] keep their codes, and read as what they mean
-//! where these are not wanted; [`quantize`] writes such. Other [`formats`] of few bits read as f32.
+//! where these are not wanted; [`quantize`] writes such. Other [`formats`] of few bits stay what they are, too ([`kept`]), or read as f32.
 //!
 //! A part may lie in a folder of diffusers or in a file of its own, alone or with others, under one of several sets of names
 //! ([`layouts`]); [`parts`] finds what the networks need in any of them.
@@ -31,12 +31,14 @@ mod fp8;
 pub mod generated;
 pub mod gguf;
 pub mod hub;
+pub mod kept;
 pub mod layouts;
 pub mod nf4;
 pub(crate) mod packed;
 pub mod parts;
 pub mod quantize;
 pub mod safetensors;
+pub(crate) mod target;
 pub mod tensor;
 pub mod upload;
 
@@ -46,6 +48,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use self::formats::Format;
 use self::layouts::diffusers;
 use crate::config::PipelineConfig;
 use crate::{Error, Result};
@@ -140,6 +143,47 @@ impl InNf4 {
     /// Whether any of `part` is.
     pub fn has_any(&self, part: Part) -> bool {
         self.names.iter().any(|(of, _)| *of == part)
+    }
+}
+
+/// Which matrices a model's files hold in formats of few bits that kernels multiply with as they are, under the names of [`Needed`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct InFormats {
+    formats: BTreeMap<(Part, String), Format>,
+}
+
+impl InFormats {
+    /// Of the transformer and T5 in `files`; as [`InNf4::find`].
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a model that the kernels cannot run.
+    pub fn find(files: &ModelFiles, config: &PipelineConfig) -> Result<InFormats> {
+        let needed = crate::models::flux::needed(config)?;
+        let mut formats = BTreeMap::new();
+        for part in [Part::Transformer, Part::T5] {
+            let Ok(opened) = files.open(part) else { continue };
+            for (_, needed) in needed.iter().filter(|(of, needed)| *of == part && needed.shape.len() == 2) {
+                if let Some(format) = opened.format(needed) {
+                    formats.insert((part, needed.name.clone()), format);
+                }
+            }
+        }
+        Ok(InFormats { formats })
+    }
+
+    /// That of the matrix `name` of `part`, where it is in one.
+    pub fn of(&self, part: Part, name: &str) -> Option<Format> {
+        self.formats.get(&(part, name.to_string())).copied()
+    }
+
+    /// Whether any of `part` is.
+    pub fn has_any(&self, part: Part) -> bool {
+        self.formats.keys().any(|(of, _)| *of == part)
+    }
+
+    /// Whether none is, of any part.
+    pub fn is_empty(&self) -> bool {
+        self.formats.is_empty()
     }
 }
 

@@ -9,8 +9,9 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::formats::Format;
 use super::layouts::{self, Found, Layout, Stored, diffusers};
-use super::{Component, Dtype, Needed, Part, TensorInfo, bitsandbytes, fp8};
+use super::{Component, Dtype, Encoding, Needed, Part, TensorInfo, bitsandbytes, fp8};
 use crate::{Error, Result};
 
 /// What ComfyUI adds to files of any part: a mark of those in fp8, and a vocabulary.
@@ -145,6 +146,17 @@ impl PartFiles {
     pub(super) fn is_nf4(&self, needed: &Needed) -> bool {
         let state = |stored: &Stored| format!("{}{}", stored.name, bitsandbytes::STATE);
         self.stored(needed).iter().any(|stored| self.component.get(&state(stored)).is_some())
+    }
+
+    /// The format of few bits that `needed` is in, if it is in one.
+    pub(super) fn format(&self, needed: &Needed) -> Option<Format> {
+        let info = self.stored(needed).iter().find_map(|stored| self.component.get(&stored.name))?;
+        match (&info.encoding, info.dtype) {
+            (Encoding::Packed { format, .. }, _) => Some(*format),
+            (Encoding::Plain, Dtype::F8_E4M3) => Some(Format::F8E4M3),
+            (Encoding::Plain, Dtype::F8_E5M2) => Some(Format::F8E5M2),
+            _ => None,
+        }
     }
 
     /// The stored tensor of which `needed` is all or a part, as it reads; nothing where it is not there.

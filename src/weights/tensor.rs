@@ -11,6 +11,7 @@ use super::Dtype;
 use super::bitsandbytes::Quantized;
 use super::formats::Format;
 use super::generated::Values;
+use super::kept::MOST_SCALE;
 use super::nf4::BLOCK;
 use crate::{Error, Result};
 
@@ -281,6 +282,30 @@ impl TensorInfo {
             quantized.read_absmax(row as usize * blocks, &mut absmax[of(4 * blocks)])?;
             quantized.read_codes(row * (row_len / 2) as u64, &mut codes[of(row_len / 2)])
         })
+    }
+
+    /// Of a tensor in this format, rows from `first` on, as many as `out` holds, as they are in the file; returns their scale.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] for a scale of fp8 that kernels cannot take, [`Error::Io`].
+    pub(super) fn read_kept(&self, format: Format, first: usize, out: &mut [u8]) -> Result<f32> {
+        let scale = match self.encoding {
+            Encoding::Packed { format: held, scale } if held == format => scale,
+            _ => return Err(Error::Internal(format!("{} is not in {format}", self.name))),
+        };
+        if scale >= MOST_SCALE {
+            let what = format!(
+                "tensor {} has the scale {scale}: fp8 is kept with scales below {MOST_SCALE}; load it in NF4 or bf16",
+                self.name
+            );
+            return Err(Error::weights(&self.file.path, what));
+        }
+        let row = self.shape.last().map_or(0, |row_len| row_len / format.values() * format.bytes());
+        let count = out.len() / row.max(1);
+        self.runs(first as u64, count, 1, |from, to| {
+            self.read_file(from * row as u64, &mut out[to.start * row..to.end * row])
+        })?;
+        Ok(scale)
     }
 
     /// All of it, as f32. For small tensors and tests; big ones are better read in pieces.

@@ -2,7 +2,7 @@
 //!
 //! Bytes go file -> pinned staging -> arena, a chunk of rows at a time, so that reading, copying and quantizing overlap: threads
 //! read files into the pinned buffers themselves (`ahead.rs`), and bring what the device shall have in another form into it
-//! there. What becomes NF4 passes through a device-side staging region, from which `nf4_quantize` writes codes and absmax: those
+//! there: blocks of few bits that stay what they are in the kernels' order. What becomes NF4 passes through a device-side staging region, from which `nf4_quantize` writes codes and absmax: those
 //! of the file where it has some, or new ones, and then it counts what is not finite, since no code says so later.
 
 use std::ops::{ControlFlow, Range};
@@ -13,86 +13,19 @@ use half::bf16;
 
 use super::ahead::{self, BUFFERS};
 use super::convert::{self, RowsOf};
+use super::kept::KeptRows;
 use super::nf4::BLOCK;
 use super::packed::{Packed, PackedFile, Unread, Writer};
+use super::target::Target;
 use super::{Dtype, Source, TensorInfo};
 use crate::device::{Device, Event, HostBuffer, StreamId, View};
-use crate::kernels::conv2d::Filter;
-use crate::kernels::nf4_quantize::{Nf4Layout, Nf4Quantize, Nf4Source};
+use crate::kernels::kept::{KeptLayout, PANEL, Section};
+use crate::kernels::nf4_quantize::{Nf4Quantize, Nf4Source};
 use crate::memory::arena::{Arena, Slot};
 use crate::models::layers::Weight;
 use crate::program::place::ALIGNMENT;
 use crate::program::{Home, HomePlace};
 use crate::{Error, Result};
-
-/// What becomes of a tensor. Slots are those among all weights, one behind the other; where these are, [`Home`]s say.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Target {
-    /// The host reads it when it needs to; the device never sees it.
-    Host,
-    /// Kept as f32.
-    F32 {
-        /// As many elements as the tensor has.
-        slot: Slot<f32>,
-    },
-    /// bf16 rows, `pitch` elements apart.
-    Bf16 {
-        /// `[rows, pitch]`.
-        slot: Slot<bf16>,
-        /// At least the row length.
-        pitch: usize,
-    },
-    /// `[out, in, 3, 3]` to rows in the order of [`Filter::pack`].
-    Conv {
-        /// `[out, weight_pitch]`.
-        slot: Slot<bf16>,
-        /// Input channels.
-        channels: usize,
-        /// What the taps pass over.
-        filter: Filter,
-    },
-    /// Quantized on the device.
-    Nf4 {
-        /// Order of the codes.
-        layout: Nf4Layout,
-        /// Of the whole Linear.
-        codes: Slot<u8>,
-        /// Of the whole Linear.
-        absmax: Slot<f32>,
-        /// Row of the Linear where this tensor begins.
-        first_row: usize,
-        /// Rows of the Linear.
-        num_rows: usize,
-    },
-}
-
-impl Target {
-    /// Where it begins among all weights, if the device gets it.
-    fn offset(&self) -> Option<usize> {
-        match self {
-            Target::Host => None,
-            Target::F32 { slot } => Some(slot.offset()),
-            Target::Bf16 { slot, .. } | Target::Conv { slot, .. } => Some(slot.offset()),
-            Target::Nf4 { codes, .. } => Some(codes.offset()),
-        }
-    }
-
-    /// The same, as far behind byte `to` of the arena as it is behind byte `from` of all weights.
-    fn moved(self, from: usize, to: usize) -> Target {
-        match self {
-            Target::Host => Target::Host,
-            Target::F32 { slot } => Target::F32 { slot: slot.moved(from, to) },
-            Target::Bf16 { slot, pitch } => Target::Bf16 { slot: slot.moved(from, to), pitch },
-            Target::Conv { slot, channels, filter } => {
-                Target::Conv { slot: slot.moved(from, to), channels, filter }
-            }
-            Target::Nf4 { layout, codes, absmax, first_row, num_rows } => {
-                let (codes, absmax) = (codes.moved(from, to), absmax.moved(from, to));
-                Target::Nf4 { layout, codes, absmax, first_row, num_rows }
-            }
-        }
-    }
-}
 
 /// Bytes of one pinned buffer and of one device-side staging slot: large enough for full PCIe speed, small beside any
 /// model. A tensor with longer rows than this does not exist.
@@ -127,8 +60,10 @@ impl Staging {
     fn largest(weights: &[Weight]) -> usize {
         let largest = weights.iter().map(|weight| {
             let rows = weight.needed.shape[0].max(1);
-            rows * Rows::of(&weight.target, weight.needed.elements() as usize / rows, Stored::As(Dtype::F32))
-                .room
+            let at_once = Rows::at_once(&weight.target);
+            rows.next_multiple_of(at_once)
+                * Rows::of(&weight.target, weight.needed.elements() as usize / rows, Stored::As(Dtype::F32))
+                    .room
         });
         let counters = weights.len() * size_of::<u32>();
         largest.max().unwrap_or(0).max(counters).min(STAGING_BYTES).next_multiple_of(ALIGNMENT)
@@ -163,12 +98,15 @@ enum Stored {
     As(Dtype),
     /// Codes and absmax of NF4, which are kept.
     Nf4,
+    /// Blocks of few bits, which are kept.
+    Blocks,
 }
 
 impl Stored {
     fn of(tensor: &TensorInfo, target: &Target) -> Stored {
         match target {
             Target::Nf4 { .. } if tensor.is_nf4() => Stored::Nf4,
+            Target::Kept { .. } => Stored::Blocks,
             _ => Stored::As(tensor.dtype),
         }
     }
@@ -186,9 +124,20 @@ struct Rows {
 }
 
 impl Rows {
+    /// Rows of it that must go together, or a multiple of these.
+    fn at_once(target: &Target) -> usize {
+        if matches!(target, Target::Kept { layout: KeptLayout::Panels, .. }) { PANEL } else { 1 }
+    }
+
     fn of(target: &Target, row_len: usize, stored: Stored) -> Rows {
+        if let Target::Kept { format, .. } = *target {
+            // Both at once: they are put in another order.
+            let (stored, staged) = (row_len / format.values() * format.bytes(), format.row_bytes(row_len));
+            return Rows { stored, staged, room: stored + staged };
+        }
         let dtype = match stored {
             Stored::As(dtype) => dtype,
+            Stored::Blocks => Dtype::F32,
             Stored::Nf4 => {
                 let bytes = row_len / 2 + row_len / BLOCK * 4;
                 return Rows { stored: bytes, staged: bytes, room: bytes };
@@ -196,7 +145,7 @@ impl Rows {
         };
         let stored = row_len * dtype.bitsize() / 8;
         let staged = match *target {
-            Target::Host => 0,
+            Target::Host | Target::Kept { .. } => 0,
             Target::F32 { .. } => row_len * 4,
             Target::Bf16 { pitch, .. } => pitch * 2,
             // Both at once: it is put in another order.
@@ -443,11 +392,13 @@ impl<'a> Chunk<'a> {
         let num_rows = tensor.shape.first().copied().unwrap_or(1).max(1);
         let row_len = tensor.elements() / num_rows;
         let row = Rows::of(&target, row_len, stored);
-        let at_once = room / row.room.max(1);
+        let together = Rows::at_once(&target);
+        let at_once = room / row.room.max(1) / together * together;
         if at_once == 0 {
+            let bytes = row.room * together;
             return Err(Error::Unsupported(format!(
-                "{}: rows of {} bytes exceed the staging buffer of {room}",
-                tensor.name, row.room
+                "{}: rows of {bytes} bytes exceed the staging buffer of {room}",
+                tensor.name
             )));
         }
         Ok((0..num_rows).step_by(at_once).map(move |first_row| {
@@ -460,8 +411,12 @@ impl<'a> Chunk<'a> {
     /// Reads them to the beginning of `host`, in the form in which they leave it; whether the file holds nothing but zeros.
     fn read(&self, host: &mut [u8]) -> Result<bool> {
         let count = self.shape.rows;
+        if let Target::Kept { format, layout, .. } = self.target {
+            return self.read_kept(KeptRows { format, layout, k: self.shape.row_len, rows: count }, host);
+        }
         let host = &mut host[..count * self.row.room];
         match self.stored {
+            Stored::Blocks => Err(Error::Internal(format!("{} shall be kept as it is", self.tensor.name))),
             Stored::Nf4 => {
                 read_nf4(self.tensor, host, self.first_row, self.shape)?;
                 Ok(host[..count * self.shape.row_len / BLOCK * 4].iter().all(|byte| *byte == 0))
@@ -473,6 +428,17 @@ impl<'a> Chunk<'a> {
                 convert(&self.target, self.tensor, host, self.shape)?;
                 Ok(is_zero)
             }
+        }
+    }
+
+    /// The same of rows that stay in their bits; behind them they lie as the file has them.
+    fn read_kept(&self, rows: KeptRows, host: &mut [u8]) -> Result<bool> {
+        let (kept, stored) = host.split_at_mut(rows.kept_len());
+        let stored = &mut stored[..rows.stored_len()];
+        let scale = self.tensor.read_kept(rows.format, self.first_row, stored)?;
+        match rows.put(stored, scale, kept) {
+            0 => Ok(stored.iter().all(|byte| *byte == 0)),
+            count => Err(self.tensor.not_finite(count)),
         }
     }
 
@@ -543,6 +509,25 @@ impl<'a> Uploader<'a> {
                 self.device.copy_to_device(copy, &dst, host, 0)
             }
             Target::Nf4 { .. } => self.send_nf4(chunk, host, bytes),
+            Target::Kept { format, layout: KeptLayout::Panels, slot, first_row, .. } => {
+                let row_bytes = format.row_bytes(row_len);
+                let bytes = count.next_multiple_of(PANEL) * row_bytes;
+                let dst = self.arena.view(&slot.part((first_row + row) * row_bytes, bytes))?;
+                self.device.copy_to_device(copy, &dst, host, 0)
+            }
+            Target::Kept { format, layout: KeptLayout::Rows, slot, first_row, num_rows } => {
+                let (mut from, mut section_at) = (0, 0);
+                for section in Section::ALL {
+                    let of_row = format.section_row(section, row_len);
+                    let dst = slot.part(section_at + (first_row + row) * of_row, count * of_row);
+                    if dst.len() > 0 {
+                        self.device.copy_to_device(copy, &self.arena.view(&dst)?, host, from)?;
+                    }
+                    from += count * of_row;
+                    section_at += num_rows * of_row;
+                }
+                Ok(())
+            }
         }
     }
 
@@ -575,7 +560,7 @@ impl<'a> Uploader<'a> {
                 bf16s = on_device.cast::<bf16>()?;
                 Nf4Source::Bf16(&bf16s)
             }
-            Stored::As(_) => {
+            Stored::As(_) | Stored::Blocks => {
                 f32s = on_device.cast::<f32>()?;
                 Nf4Source::F32(&f32s)
             }
@@ -608,7 +593,7 @@ fn read_nf4(tensor: &TensorInfo, host: &mut [u8], row: usize, shape: RowsOf) -> 
 /// Rows that lie at the end of `host` as the file holds them, into the form in which they leave it, at its beginning.
 fn convert(target: &Target, tensor: &TensorInfo, host: &mut [u8], shape: RowsOf) -> Result<()> {
     match *target {
-        Target::Host => Ok(()),
+        Target::Host | Target::Kept { .. } => Ok(()),
         Target::F32 { .. } => tensor.check_finite(convert::within::<f32>(tensor.dtype, host, shape)?),
         Target::Bf16 { pitch, .. } => {
             let shape = RowsOf { pitch, ..shape };

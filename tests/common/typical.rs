@@ -12,6 +12,8 @@ use schnell::kernels::gemm::{Activation, Epilogue, Gemm, Problem, Weight};
 use schnell::kernels::gemv::{Gemv, GemvActivation, GemvWeight};
 use schnell::kernels::group_norm_silu::{GroupNorm, GroupNormSilu};
 use schnell::kernels::head_norm_rope::HeadNormRope;
+use schnell::kernels::kept::{Format, KeptLayout};
+use schnell::kernels::kept_gemm::{KeptGemm, KeptWeight};
 use schnell::kernels::layer_norm_mod::LayerNormMod;
 use schnell::kernels::next_step::NextStep;
 use schnell::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
@@ -146,18 +148,41 @@ fn attention(bench: &Bench) {
     }
 }
 
+fn kept_gemm(bench: &Bench) {
+    let [m, n, k] = [128, 256, 512];
+    let (x, bias, gate) = (bench.alloc(m * k), bench.alloc(n), bench.alloc(n));
+    let (out, residual) = (bench.alloc::<bf16>(m * n), bench.alloc::<f32>(m * n));
+    for format in Format::ALL {
+        let bytes = codes(bench, format.kept_len(KeptLayout::Panels, n, k));
+        let weight = KeptWeight { format, bytes: &bytes };
+        for (activation, epilogue) in [
+            (Activation::GeluTanh, Epilogue::Store(&out)),
+            (Activation::None, Epilogue::Add(&residual, Some(&gate))),
+            (Activation::None, Epilogue::MulBf16(&out, &out)),
+        ] {
+            let problem = Problem::simple(&x, [m, n, k], Some(&bias), activation, epilogue);
+            KeptGemm { problems: &[(problem, weight)], workspace: None }
+                .launch(&bench.device, COMPUTE)
+                .unwrap();
+        }
+        gemm_heads(bench, [m, n, k], &x, &bias, weight);
+    }
+}
+
 /// Every number of rows that has an entry point.
 fn gemv(bench: &Bench) {
     let (n, k) = (64, 2048);
     let bias = bench.alloc(n);
     let weight = bench.alloc(n * k);
+    let kept = Format::ALL.map(|format| (format, codes(bench, format.kept_len(KeptLayout::Rows, n, k))));
     let (codes, absmax) = (codes(bench, n * k / 2), bench.alloc(n * k / 64));
+    let wide =
+        [GemvWeight::Bf16 { weight: &weight, pitch: k }, GemvWeight::Nf4 { codes: &codes, absmax: &absmax }];
+    let kept = kept.iter().map(|(format, bytes)| GemvWeight::Kept { format: *format, bytes });
+    let weights: Vec<GemvWeight<'_>> = wide.into_iter().chain(kept).collect();
     for m in [1, 2, 4, 8] {
         let (x, out) = (bench.alloc(m * k), bench.alloc(m * n));
-        for weight in [
-            GemvWeight::Bf16 { weight: &weight, pitch: k },
-            GemvWeight::Nf4 { codes: &codes, absmax: &absmax },
-        ] {
+        for &weight in &weights {
             Gemv {
                 x: &x,
                 pitch: k,
@@ -324,8 +349,18 @@ fn once(bench: &Bench) {
 }
 
 pub fn launch_all(bench: &Bench) {
-    for launch in [nf4_gemm, bf16_gemm, conv2d, attention, gemv, norms, group_norm_silu, head_norm_rope, once]
-    {
+    for launch in [
+        nf4_gemm,
+        kept_gemm,
+        bf16_gemm,
+        conv2d,
+        attention,
+        gemv,
+        norms,
+        group_norm_silu,
+        head_norm_rope,
+        once,
+    ] {
         launch(bench);
     }
 }

@@ -195,7 +195,7 @@ fn comparable(before: &Latency, now: &Conditions) -> Result<()> {
 fn measure(args: &LatencyArgs, prompts: Vec<String>, before: Option<&Latency>) -> Result<(Latency, u64)> {
     let folder = args.plan.folder()?;
     let config = args.plan.config(&folder)?;
-    let plan = Plan::new(&config, args.plan.shape(&config, false), args.plan.quantize())?;
+    let plan = Plan::new(&config, args.plan.shape(&config, false), args.plan.quantize(&config))?;
     let plan = args.plan.within_budget(plan)?;
     let (device, note) = args.device.open(&plan, (args.iterations + args.warm_up) as usize)?;
     let plan = plan.on(device.capability())?;

@@ -27,9 +27,9 @@ pub struct PlanOptions {
     /// A file with the T5 encoder, or its folder, in place of --model's
     #[arg(long, value_name = "FILE|DIR")]
     pub t5: Option<PathBuf>,
-    /// How Linear layers of the transformer and T5 are kept
-    #[arg(long, value_enum, default_value_t = QuantizeOption::Nf4)]
-    pub quantize: QuantizeOption,
+    /// How Linear layers of the transformer and T5 are kept [default: keep where their files hold them in fp8 or in types of GGUF, else nf4]
+    #[arg(long, value_enum)]
+    pub quantize: Option<QuantizeOption>,
     /// Image width in pixels, a multiple of 16 [default: 1024, bundled model: 128]
     #[arg(long)]
     pub width: Option<usize>,
@@ -52,6 +52,8 @@ pub struct PlanOptions {
 
 #[derive(Clone, Copy, ValueEnum)]
 pub enum QuantizeOption {
+    /// As the files have them, where they hold any in few bits: NF4, fp8 and GGUF's types stay, the rest is bf16
+    Keep,
     /// 4 bits a weight, as bitsandbytes does it; what a file holds wide beside NF4, and T5's `wo`, stay wide
     Nf4,
     /// 4 bits a weight, all of them
@@ -76,11 +78,13 @@ impl PlanOptions {
         if true_cfg { shape.true_cfg() } else { shape }
     }
 
-    pub fn quantize(&self) -> Quantize {
+    pub fn quantize(&self, config: &PipelineConfig) -> Quantize {
         match self.quantize {
-            QuantizeOption::Nf4 => Quantize::Nf4,
-            QuantizeOption::Nf4All => Quantize::Nf4All,
-            QuantizeOption::None => Quantize::None,
+            None => Quantize::usual(config),
+            Some(QuantizeOption::Keep) => Quantize::Keep,
+            Some(QuantizeOption::Nf4) => Quantize::Nf4,
+            Some(QuantizeOption::Nf4All) => Quantize::Nf4All,
+            Some(QuantizeOption::None) => Quantize::None,
         }
     }
 

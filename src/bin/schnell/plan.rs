@@ -73,7 +73,7 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::Input("--timeline and --sweep are the same file; name two".to_string()));
     }
     let config = args.options.config(&args.options.folder()?)?;
-    let all = Plan::new(&config, args.options.shape(&config, args.true_cfg), args.options.quantize())?;
+    let all = Plan::new(&config, args.options.shape(&config, args.true_cfg), args.options.quantize(&config))?;
     let all = match card {
         Some(card) => all.on(&card.capability())?,
         None => all,

@@ -83,7 +83,6 @@ fn ctas_per_sm(kernel: &Kernel, capability: &Capability) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::bf16_gemm::BF16_GEMM_STORE;
     use crate::kernels::nf4_gemm::NF4_GEMM_STORE;
     use crate::pipeline::Card;
 
@@ -122,7 +121,7 @@ mod tests {
                 _ => 99 << 10,
             };
             let capability = Capability { arch, smem_per_cta_bytes, ..Capability::unknown() };
-            let kernel = if fields[0].contains("nf4") { &NF4_GEMM_STORE } else { &BF16_GEMM_STORE };
+            let kernel = crate::kernels::all().into_iter().find(|kernel| kernel.name() == fields[0]).unwrap();
             assert_eq!(ctas_per_sm(kernel, &capability), ctas, "{line}");
         }
     }

@@ -115,14 +115,14 @@ pub(crate) fn record(
     recorder.stage_when(When::Encoding, "clip", 1)?;
     recorder.fill(&guards.counters, 0)?;
     // CLIP is small and sensitive: never quantized, as in the reference.
-    let mut net = Network::new(recorder, weights, Part::Clip, Quantize::None, &config.in_nf4);
+    let mut net = Network::new(recorder, weights, Part::Clip, Quantize::None, config);
     clip_stage(&mut net, config, shape, &encoded, &mut inputs, &mut guards)?;
     recorder.stage_when(When::Encoding, "t5", 1)?;
-    let mut net = Network::new(recorder, weights, Part::T5, quantize, &config.in_nf4);
+    let mut net = Network::new(recorder, weights, Part::T5, quantize, config);
     t5_stage(&mut net, config, shape, &encoded, &mut inputs, &mut guards)?;
     encoded.fetch(recorder, &inputs)?;
     let Encoded { pooled, context } = encoded;
-    let mut net = Network::new(recorder, weights, Part::Transformer, quantize, &config.in_nf4);
+    let mut net = Network::new(recorder, weights, Part::Transformer, quantize, config);
     let steps = Steps::new(&mut net, config, shape)?;
     net.recorder.stage("prepare", 1)?;
     steps.send(&mut net, &mut inputs)?;
@@ -146,7 +146,7 @@ pub(crate) fn record(
 
     recorder.stage("vae", 1)?;
     let (height, width) = shape.token_grid(config);
-    let mut net = Network::new(recorder, weights, Part::Vae, Quantize::None, &config.in_nf4);
+    let mut net = Network::new(recorder, weights, Part::Vae, Quantize::None, config);
     let picture = vae::record(&mut net, &config.vae, [2 * height, 2 * width], &steps.latents)?;
     guards.all(recorder, "the decoded picture", &picture.image)?;
     recorder.keep_f32("vae_out".to_string(), &picture.image, &[shape.height, shape.width, 3])?;

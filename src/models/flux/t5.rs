@@ -9,7 +9,7 @@ use crate::config::T5Config;
 use crate::device::View;
 use crate::kernels::FloatOut;
 use crate::kernels::attention::{Attention, Heads, RelativeBias};
-use crate::kernels::gemm::{Activation, Epilogue};
+use crate::kernels::gemm::{Activation, Epilogue, Segment};
 use crate::kernels::rms_norm::RmsNorm;
 use crate::models::layers::{Network, Product, Tokens};
 use crate::program::{STREAM, Tier};
@@ -79,7 +79,14 @@ pub(crate) fn record(
             (&format!("{block}.layer.0.SelfAttention.v"), inner),
         ];
         let linear = net.linear(&parts, width, false)?;
-        net.gemm(&[Product::new(h_tokens, &linear, 3 * inner, none, Epilogue::Store(&qkv))])?;
+        let segments = [0, 1, 2].map(|i| Segment {
+            begin: i * inner,
+            end: (i + 1) * inner,
+            pitch: 3 * inner,
+            activation: none,
+            epilogue: Epilogue::Store([&q, &k, &v][i]),
+        });
+        net.gemm(&[Product { x: h_tokens, linear: &linear, rope: None, segments: segments.to_vec() }])?;
         Attention {
             q: part(&q),
             k: part(&k),

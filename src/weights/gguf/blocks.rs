@@ -26,7 +26,7 @@ fn f16_at(block: &[u8], at: usize) -> f32 {
 }
 
 /// Of 32 values in 16 bytes: the low nibbles are the first half.
-fn nibbles(bytes: &[u8], mut each: impl FnMut(usize, u8)) {
+pub(super) fn nibbles(bytes: &[u8], mut each: impl FnMut(usize, u8)) {
     for (j, byte) in bytes.iter().enumerate() {
         each(j, byte & 15);
         each(j + 16, byte >> 4);
@@ -44,7 +44,7 @@ pub(crate) fn q4_1(block: &[u8], out: &mut [f32]) {
 }
 
 /// Fifth bits, one of each value, and a function that puts that of a value in its place.
-fn fifths(bytes: &[u8]) -> impl Fn(usize) -> u8 {
+pub(super) fn fifths(bytes: &[u8]) -> impl Fn(usize) -> u8 {
     let bits = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     move |i| ((bits >> i & 1) as u8) << 4
 }
@@ -67,7 +67,7 @@ pub(crate) fn q8_0(block: &[u8], out: &mut [f32]) {
 }
 
 /// 2-bit codes of the 16 values of run `t`: 32 bytes have 128 values, each byte four that are 32 apart.
-fn two_bits(qs: &[u8], t: usize) -> impl Iterator<Item = u8> {
+pub(super) fn two_bits(qs: &[u8], t: usize) -> impl Iterator<Item = u8> {
     qs[t / 8 * 32 + t % 2 * 16..][..16].iter().map(move |byte| byte >> (t / 2 % 4 * 2) & 3)
 }
 
@@ -96,15 +96,14 @@ pub(crate) fn q3_k(block: &[u8], out: &mut [f32]) {
 }
 
 /// Scale and minimum of run `j` of eight, 6 bits each.
-fn scale_and_min(packed: &[u8], j: usize) -> (f32, f32) {
-    let (scale, min) = match j {
+pub(super) fn scale_bits(packed: &[u8], j: usize) -> (u8, u8) {
+    match j {
         0..4 => (packed[j] & 63, packed[j + 4] & 63),
         _ => {
             let low = packed[j + 4];
             (low & 15 | packed[j - 4] >> 6 << 4, low >> 4 | packed[j] >> 6 << 4)
         }
-    };
-    (f32::from(scale), f32::from(min))
+    }
 }
 
 /// Of `Q4_K` and `Q5_K`: 32 bytes have the nibbles of two runs of 32 values; `upper` gives the fifth bits of a run, in their
@@ -117,8 +116,8 @@ fn runs_of_nibbles<U: Iterator<Item = u8>>(
 ) {
     let (d, dmin) = (f16_at(block, 0), f16_at(block, 2));
     for (j, out) in out.chunks_exact_mut(32).enumerate() {
-        let (scale, min) = scale_and_min(&block[4..16], j);
-        let (scale, min) = (d * scale, dmin * min);
+        let (scale, min) = scale_bits(&block[4..16], j);
+        let (scale, min) = (d * f32::from(scale), dmin * f32::from(min));
         let run = qs[j / 2 * 32..][..32].iter().map(|byte| byte >> (j % 2 * 4) & 15);
         for ((out, q), upper) in out.iter_mut().zip(run).zip(upper(j)) {
             *out = scale * f32::from(q | upper) - min;

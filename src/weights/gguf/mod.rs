@@ -18,6 +18,7 @@
 //! Source: ggml, `docs/gguf.md`, MIT.
 
 pub mod blocks;
+pub(crate) mod codes;
 
 use std::collections::HashMap;
 use std::fs::File;
