@@ -6,7 +6,8 @@
 #include "operands/kept_tile.cuh"
 
 using Weights = gemm::KeptWeights<kept::F8_E5M2>;
-static_assert(sizeof(gemm::SlicedStorage<Weights, KEPT_GEMM_STAGES_8>) == F8_E5M2_GEMM_SMEM_BYTES, "the header tells the host how much to ask for");
+static_assert(sizeof(gemm::SlicedStorage<Weights, KEPT_GEMM_STAGES_8>) == F8_E5M2_GEMM_SMEM_BYTES,
+              "the header tells the host how much to ask for");
 
 #define F8_E5M2_GEMM(entry, epilogues) \
     GPU_KERNEL(entry, gemm_params, GEMM_THREADS, 2) { gemm::run_problem<Weights, KEPT_GEMM_STAGES_8, gemm::BLOCK_K, gemm::epilogues>(p); }

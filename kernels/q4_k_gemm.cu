@@ -6,7 +6,8 @@
 #include "operands/kept_tile.cuh"
 
 using Weights = gemm::KeptWeights<kept::Q4_K>;
-static_assert(sizeof(gemm::SlicedStorage<Weights, KEPT_GEMM_STAGES>) == Q4_K_GEMM_SMEM_BYTES, "the header tells the host how much to ask for");
+static_assert(sizeof(gemm::SlicedStorage<Weights, KEPT_GEMM_STAGES>) == Q4_K_GEMM_SMEM_BYTES,
+              "the header tells the host how much to ask for");
 
 #define Q4_K_GEMM(entry, epilogues) \
     GPU_KERNEL(entry, gemm_params, GEMM_THREADS, 2) { gemm::run_problem<Weights, KEPT_GEMM_STAGES, gemm::BLOCK_K, gemm::epilogues>(p); }

@@ -6,7 +6,8 @@
 #include "operands/kept_tile.cuh"
 
 using Weights = gemm::KeptWeights<kept::Q8_0>;
-static_assert(sizeof(gemm::SlicedStorage<Weights, KEPT_GEMM_STAGES_8>) == Q8_0_GEMM_SMEM_BYTES, "the header tells the host how much to ask for");
+static_assert(sizeof(gemm::SlicedStorage<Weights, KEPT_GEMM_STAGES_8>) == Q8_0_GEMM_SMEM_BYTES,
+              "the header tells the host how much to ask for");
 
 #define Q8_0_GEMM(entry, epilogues) \
     GPU_KERNEL(entry, gemm_params, GEMM_THREADS, 2) { gemm::run_problem<Weights, KEPT_GEMM_STAGES_8, gemm::BLOCK_K, gemm::epilogues>(p); }

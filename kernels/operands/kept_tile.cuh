@@ -18,7 +18,7 @@ template <typename F> struct KeptWeights {
     static constexpr int TILE_CHUNKS = TILE_BYTES / 16, EXTRA = F::EXTRA;
 
     struct Stage {
-        uint4 codes[2][TILE_CHUNKS];
+        uint4 codes[2 * TILE_CHUNKS]; // of both panels
         uint4 words[BLOCK_N * 4 / 16];
         uint4 extras[EXTRA == 0 ? 1 : BLOCK_N * EXTRA / 16];
     };
@@ -57,7 +57,7 @@ template <typename F> struct KeptWeights {
                 if (2 * TILE_CHUNKS % THREADS != 0 && t >= 2 * TILE_CHUNKS) break;
                 const bool second = t >= TILE_CHUNKS;
                 const uint4 *const from = codes + (second ? t - TILE_CHUNKS + (has_second ? panel : 0) : t);
-                gpu::cp_async<16>(&stage.codes[0][t], from, second && !has_second ? 0 : 16);
+                gpu::cp_async<16>(&stage.codes[t], from, second && !has_second ? 0 : 16);
             }
             codes += TILE_CHUNKS;
             const int t = gpu::thread_x();
@@ -108,7 +108,7 @@ template <typename F> struct KeptWeights {
         constexpr int STEPS = F::GROUP / 16;
         if (k16 % STEPS == 0) load_groups(stage, warp_n, k16 / STEPS);
         const int lane = gpu::lane_id(), u = 2 * k16;
-        const char *const tile = reinterpret_cast<const char *>(stage.codes[warp_n / WARP_N]);
+        const char *const tile = reinterpret_cast<const char *>(stage.codes + warp_n / WARP_N * TILE_CHUNKS);
         GPU_UNROLL
         for (int i = 0; i < MT; ++i) {
             uint32_t even, odd, high = 0;

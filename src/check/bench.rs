@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::{Fill, Lab};
 use crate::device::{Device, StreamId};
 use crate::kernels::count_nonfinite::CountNonfinite;
+use crate::kernels::kept::{Format, KeptLayout};
 use crate::{Error, Result};
 
 const COMPUTE: StreamId = StreamId::Compute;
@@ -68,6 +69,28 @@ pub enum Subject {
         /// Features in.
         k: usize,
     },
+    /// As `Nf4Gemm` with weights in the bits of a file.
+    KeptGemm {
+        /// Which bits.
+        format: Format,
+        /// Rows.
+        m: usize,
+        /// Features out.
+        n: usize,
+        /// Features in.
+        k: usize,
+    },
+    /// As `Nf4Gemv`, likewise.
+    KeptGemv {
+        /// Which bits.
+        format: Format,
+        /// Rows.
+        m: usize,
+        /// Features out.
+        n: usize,
+        /// Features in.
+        k: usize,
+    },
     /// With shift and scale, f32 to bf16.
     LayerNormMod {
         /// Tokens.
@@ -107,6 +130,11 @@ pub fn flux_shapes() -> Vec<Subject> {
         Subject::Nf4Gemv { m: 4, n: 18432, k: 3072 },
         Subject::Bf16Gemm { m: 256, n: 10240, k: 4096 },
     ]);
+    // What files hold most: of each number of bits a single block's first product, and a modulation.
+    for format in [Format::F8E4M3, Format::Q8_0, Format::Q6K, Format::Q5K, Format::Q4K, Format::Q2K] {
+        shapes.push(Subject::KeptGemm { format, m: 1280, n: 21504, k: 3072 });
+    }
+    shapes.push(Subject::KeptGemv { format: Format::Q4K, m: 4, n: 18432, k: 3072 });
     for (side, channels) in [(64, 512), (128, 512), (256, 512), (512, 256), (1024, 128)] {
         shapes.push(Subject::Conv2d { side, channels, upsample: false });
         shapes.push(Subject::GroupNormSilu { side, channels });
@@ -143,6 +171,8 @@ impl std::fmt::Display for Subject {
                 write!(f, "conv2d {side}x{side}x{channels}{}", if upsample { " upsample" } else { "" })
             }
             Subject::Nf4Gemv { m, n, k } => write!(f, "nf4_gemv {m}x{n}x{k}"),
+            Subject::KeptGemm { format, m, n, k } => write!(f, "{format}_gemm {m}x{n}x{k}"),
+            Subject::KeptGemv { format, m, n, k } => write!(f, "{format}_gemv {m}x{n}x{k}"),
             Subject::LayerNormMod { rows, width } => write!(f, "layer_norm_mod {rows}x{width}"),
             Subject::GroupNormSilu { side, channels } => {
                 write!(f, "group_norm_silu {side}x{side}x{channels}")
@@ -155,9 +185,11 @@ impl Subject {
     /// Multiply-adds times two; of the norms none are counted.
     pub fn flops(&self) -> f64 {
         match *self {
-            Subject::Nf4Gemm { m, n, k } | Subject::Bf16Gemm { m, n, k } | Subject::Nf4Gemv { m, n, k } => {
-                2.0 * (m * n * k) as f64
-            }
+            Subject::Nf4Gemm { m, n, k }
+            | Subject::Bf16Gemm { m, n, k }
+            | Subject::Nf4Gemv { m, n, k }
+            | Subject::KeptGemm { m, n, k, .. }
+            | Subject::KeptGemv { m, n, k, .. } => 2.0 * (m * n * k) as f64,
             Subject::Attention { heads, tokens, head_dim } => {
                 4.0 * (heads * tokens * tokens * head_dim) as f64
             }
@@ -175,6 +207,12 @@ impl Subject {
             Subject::Nf4Gemm { m, n, k } => 2 * m * (n + k) + n * k / 2 + n * k / 16,
             Subject::Bf16Gemm { m, n, k } => 2 * (m * (n + k) + n * k),
             Subject::Nf4Gemv { m, n, k } => 4 * m * (n + k) + n * k / 2 + n * k / 16,
+            Subject::KeptGemm { format, m, n, k } => {
+                2 * m * (n + k) + format.kept_len(KeptLayout::Panels, n, k)
+            }
+            Subject::KeptGemv { format, m, n, k } => {
+                4 * m * (n + k) + format.kept_len(KeptLayout::Rows, n, k)
+            }
             Subject::Attention { heads, tokens, head_dim } => 2 * 4 * heads * tokens * head_dim,
             Subject::Conv2d { side, channels, upsample } => {
                 2 * channels
@@ -238,6 +276,8 @@ impl Subject {
             }
             Subject::Conv2d { side, channels, upsample } => launches::conv(lab, side, channels, upsample),
             Subject::Nf4Gemv { m, n, k } => launches::nf4_gemv(lab, m, n, k),
+            Subject::KeptGemm { format, m, n, k } => launches::kept_gemm(lab, format, m, n, k),
+            Subject::KeptGemv { format, m, n, k } => launches::kept_gemv(lab, format, m, n, k),
             Subject::LayerNormMod { rows, width } => launches::layer_norm_mod(lab, rows, width),
             Subject::GroupNormSilu { side, channels } => launches::group_norm_silu(lab, side, channels),
         }
@@ -277,6 +317,8 @@ mod tests {
             Subject::Attention { heads: 1, tokens: 32, head_dim: 64 },
             Subject::Conv2d { side: 4, channels: 32, upsample: true },
             Subject::Nf4Gemv { m: 1, n: 64, k: 64 },
+            Subject::KeptGemm { format: Format::Q4K, m: 16, n: 128, k: 256 },
+            Subject::KeptGemv { format: Format::F8E5M2, m: 3, n: 64, k: 64 },
             Subject::LayerNormMod { rows: 4, width: 64 },
             Subject::GroupNormSilu { side: 4, channels: 64 },
         ];

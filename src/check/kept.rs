@@ -30,7 +30,7 @@ pub(super) fn cases() -> Vec<Case> {
 }
 
 /// Any codes; scales that are finite, and whose weights are of ordinary size.
-fn weights(lab: &Lab, format: Format, layout: KeptLayout, n: usize, k: usize) -> Result<View<u8>> {
+pub(super) fn weights(lab: &Lab, format: Format, layout: KeptLayout, n: usize, k: usize) -> Result<View<u8>> {
     let len = format.kept_len(layout, n, k);
     let mut bytes = bytemuck::cast_slice::<u32, u8>(&random_bits(1, len.div_ceil(4))).to_vec();
     bytes.truncate(len);

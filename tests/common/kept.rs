@@ -38,7 +38,7 @@ impl Stored {
         let mut bytes: Vec<u8> = (0..blocks * format.bytes()).map(|_| rng.bits() as u8).collect();
         if format.is_fp8() {
             // All that are finite, but none so large that nothing else counts.
-            bytes.iter_mut().for_each(|byte| *byte = *byte & 0x80 | (*byte & 0x7f) % 0x50);
+            bytes.iter_mut().for_each(|byte| *byte = *byte & 0x80 | ((*byte & 0x7f) % 0x50));
             return Stored { format, bytes, scale: 0.37 };
         }
         let (places, most) = scales(format);

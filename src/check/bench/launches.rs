@@ -4,7 +4,7 @@ use half::bf16;
 
 use crate::Result;
 use crate::check::kernels::workspace;
-use crate::check::{Lab, random_bits};
+use crate::check::{Lab, kept, random_bits};
 use crate::device::{StreamId, View};
 use crate::kernels::FloatOut;
 use crate::kernels::attention::{Attention, Heads};
@@ -13,6 +13,8 @@ use crate::kernels::conv2d::{Conv2d, ConvOut, Filter};
 use crate::kernels::gemm::{Activation, Epilogue, Problem, Workspace};
 use crate::kernels::gemv::{Gemv, GemvActivation, GemvWeight};
 use crate::kernels::group_norm_silu::{GroupNorm, GroupNormSilu};
+use crate::kernels::kept::{Format, KeptLayout};
+use crate::kernels::kept_gemm::{KeptGemm, KeptWeight};
 use crate::kernels::layer_norm_mod::LayerNormMod;
 use crate::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
 use crate::kernels::nf4_quantize::Nf4Layout;
@@ -45,6 +47,21 @@ pub fn nf4_gemm(lab: &Lab, m: usize, n: usize, k: usize) -> Result<Launch> {
         let problem = Problem::simple(&x, shape, Some(&bias), Activation::None, Epilogue::Store(&out));
         let workspace = Some(Workspace { partials: &partials, arrivals: &arrivals });
         Nf4Gemm { problems: &[(problem, Nf4Weight { codes: &codes, absmax: &absmax })], workspace }
+            .launch(&device, COMPUTE)
+    }))
+}
+
+pub fn kept_gemm(lab: &Lab, format: Format, m: usize, n: usize, k: usize) -> Result<Launch> {
+    let device = lab.device().clone();
+    let bytes = kept::weights(lab, format, KeptLayout::Panels, n, k)?;
+    let (x, bias, out) = (bf16s(lab, m * k)?, lab.f32s(3, n, 1.0)?, lab.alloc::<bf16>(m * n)?);
+    let problem = Problem::simple(&x, [m, n, k], None, Activation::None, Epilogue::Store(&out));
+    let (partials, arrivals) = workspace(lab, &[(problem, KeptWeight { format, bytes: &bytes })])?;
+    Ok(Box::new(move || {
+        let shape = [m, n, k];
+        let problem = Problem::simple(&x, shape, Some(&bias), Activation::None, Epilogue::Store(&out));
+        let workspace = Some(Workspace { partials: &partials, arrivals: &arrivals });
+        KeptGemm { problems: &[(problem, KeptWeight { format, bytes: &bytes })], workspace }
             .launch(&device, COMPUTE)
     }))
 }
@@ -128,6 +145,29 @@ pub fn nf4_gemv(lab: &Lab, m: usize, n: usize, k: usize) -> Result<Launch> {
             k,
             weight: GemvWeight::Nf4 { codes: &codes, absmax: &absmax },
             bias: Some(&bias),
+            act_in: GemvActivation::Silu,
+            act_out: GemvActivation::None,
+            add: None,
+            out: &out,
+            out_pitch: n,
+        }
+        .launch(&device, COMPUTE)
+    }))
+}
+
+pub fn kept_gemv(lab: &Lab, format: Format, m: usize, n: usize, k: usize) -> Result<Launch> {
+    let device = lab.device().clone();
+    let bytes = kept::weights(lab, format, KeptLayout::Rows, n, k)?;
+    let (x, out) = (lab.f32s(1, m * k, 1.0)?, lab.alloc::<f32>(m * n)?);
+    Ok(Box::new(move || {
+        Gemv {
+            x: &x,
+            pitch: k,
+            m,
+            n,
+            k,
+            weight: GemvWeight::Kept { format, bytes: &bytes },
+            bias: None,
             act_in: GemvActivation::Silu,
             act_out: GemvActivation::None,
             add: None,
