@@ -13,7 +13,9 @@ use crate::kernels::conv2d::Filter;
 use crate::kernels::gemm::{self, Activation, Epilogue, Gemm, Problem, Segment, Workspace};
 use crate::kernels::gemv::{Gemv, GemvActivation, GemvAddend, GemvWeight};
 use crate::kernels::nf4_gemm::Nf4Weight;
+use crate::kernels::nf4_half_gemm::Nf4HalfWeight;
 use crate::kernels::nf4_quantize::Nf4Layout;
+use crate::kernels::scale_rows::ScaleRows;
 use crate::memory::arena::Slot;
 use crate::program::place::ALIGNMENT;
 use crate::program::{Kind, Recorder, STREAM, Tier};
@@ -42,6 +44,35 @@ impl std::fmt::Display for Quantize {
             Quantize::Nf4 => "nf4",
             Quantize::Nf4All => "nf4-all",
             Quantize::None => "none",
+        })
+    }
+}
+
+/// How the transformer's matrix products and its attention are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Hash)]
+#[non_exhaustive]
+pub enum Precision {
+    /// bf16 operands, f32 accumulators.
+    #[default]
+    Full,
+    /// fp16 operands; products with NF4 weights have fp16 accumulators within their quant blocks, f32 beyond. Tokens are scaled so that
+    /// nothing overflows. Other pictures than [`Precision::Full`] draws, as near to the reference. Faster on GeForce (compute
+    /// capability 8.6, 8.9 and 12.0), whose tensor cores have twice the rate with fp16 accumulators; no other GPU gains.
+    Fast,
+}
+
+impl Precision {
+    /// Whether tensor cores of compute capability `arch / 10` are faster so than in [`Precision::Full`].
+    pub(crate) fn gains_on(self, arch: u32) -> bool {
+        self == Precision::Fast && matches!(arch, 86 | 89 | 120)
+    }
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Precision::Full => "full",
+            Precision::Fast => "fast",
         })
     }
 }
@@ -123,6 +154,7 @@ pub(crate) struct Network<'a> {
     weights: &'a mut Weights,
     part: Part,
     quantize: Quantize,
+    precision: Precision,
     in_files: &'a InNf4,
     /// Printed with the weights that follow; how soon they leave the device when they do not all fit.
     unit: (String, Tier),
@@ -161,6 +193,8 @@ pub(crate) struct Product<'a> {
     pub rope: Option<Rope<'a>>,
     /// What becomes of the columns.
     pub segments: Vec<Segment<'a>>,
+    /// Where the tokens are fp16 already ([`Network::halve`]): f32 `[rows]`, how much a row counts.
+    pub x_scale: Option<View<f32>>,
 }
 
 impl<'a> Product<'a> {
@@ -173,7 +207,7 @@ impl<'a> Product<'a> {
         epilogue: Epilogue<'a>,
     ) -> Self {
         let segments = vec![Segment { begin: 0, end: linear.n, pitch, activation, epilogue }];
-        Product { x, linear, rope: None, segments }
+        Product { x, linear, rope: None, segments, x_scale: None }
     }
 }
 
@@ -206,7 +240,17 @@ impl<'a> Network<'a> {
         in_files: &'a InNf4,
     ) -> Self {
         let unit = (format!("{part}.weights"), Tier::Fixed);
-        Network { recorder, weights, part, quantize, in_files, unit }
+        Network { recorder, weights, part, quantize, precision: Precision::Full, in_files, unit }
+    }
+
+    /// The same, computed otherwise where [`Network::multiplies_halves`] says so.
+    pub fn with_precision(self, precision: Precision) -> Network<'a> {
+        Network { precision, ..self }
+    }
+
+    /// How it is computed.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// What kernels are launched on.
@@ -389,9 +433,23 @@ impl<'a> Network<'a> {
         Ok(linear)
     }
 
+    /// Whether products with `linear` may take fp16 tokens, which [`Network::halve`] makes.
+    pub fn multiplies_halves(&self, linear: &Linear) -> bool {
+        self.precision == Precision::Fast && matches!(linear.storage, Storage::Nf4Fragments { .. })
+    }
+
+    /// Makes the product's tokens fp16, where they are: nobody else must want to read them. `scale`, f32 `[rows]`, becomes how much
+    /// each row counts.
+    pub fn halve(&self, product: &mut Product<'_>, scale: View<f32>) -> Result<()> {
+        let Tokens { view: x, pitch, rows } = product.x;
+        ScaleRows { x, pitch, rows, width: product.linear.k, scale: &scale }.launch(self.device(), STREAM)?;
+        product.x_scale = Some(scale);
+        Ok(())
+    }
+
     /// One or two matrix products, in one launch where their weights are of one kind.
     pub fn gemm(&mut self, products: &[Product<'_>]) -> Result<()> {
-        let (mut nf4, mut dense) = (Vec::new(), Vec::new());
+        let (mut nf4, mut halves, mut dense) = (Vec::new(), Vec::new(), Vec::new());
         for p in products {
             let problem = Problem {
                 x: p.x.view,
@@ -404,12 +462,20 @@ impl<'a> Network<'a> {
                 norm_eps: p.rope.map_or(0.0, |r| r.eps),
                 segments: p.segments.clone(),
             };
-            match &p.linear.storage {
-                Storage::Nf4Fragments { codes, absmax } => nf4.push((problem, Nf4Weight { codes, absmax })),
-                Storage::Bf16 { values, pitch } => {
+            match (&p.linear.storage, &p.x_scale) {
+                (Storage::Nf4Fragments { codes, absmax }, None) => {
+                    nf4.push((problem, Nf4Weight { codes, absmax }));
+                }
+                (Storage::Nf4Fragments { codes, absmax }, Some(x_scale)) => {
+                    halves.push((problem, Nf4HalfWeight { weight: Nf4Weight { codes, absmax }, x_scale }));
+                }
+                (Storage::Bf16 { values, pitch }, None) => {
                     dense.push((problem, Bf16Weight { values, pitch: *pitch }));
                 }
-                Storage::Nf4Rows { .. } => {
+                (Storage::Bf16 { .. }, Some(_)) => {
+                    return Err(Error::Internal("fp16 tokens for weights in bf16".to_string()));
+                }
+                (Storage::Nf4Rows { .. }, _) => {
                     return Err(Error::Unsupported(
                         "a matrix product with weights laid out for few rows".to_string(),
                     ));
@@ -417,6 +483,7 @@ impl<'a> Network<'a> {
             }
         }
         self.multiply(&nf4)?;
+        self.multiply(&halves)?;
         self.multiply(&dense)
     }
 

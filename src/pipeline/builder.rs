@@ -8,7 +8,7 @@ use crate::{Error, Result};
 
 use super::cache::DEFAULT_PROMPTS;
 use super::load::Binding;
-use super::{Model, OnProgress, Pipeline, Plan, Quantize, Shape};
+use super::{Model, OnProgress, Pipeline, Plan, Precision, Quantize, Shape};
 
 /// How a [`Pipeline`] is loaded: see [`Pipeline::builder`].
 #[derive(Debug)]
@@ -18,6 +18,7 @@ pub struct PipelineBuilder<'a> {
     plan: Option<Plan>,
     shapes: Vec<Shape>,
     quantize: Quantize,
+    precision: Precision,
     budget: Option<u64>,
     host_budget: Option<u64>,
     device: Option<Device>,
@@ -33,6 +34,7 @@ impl<'a> PipelineBuilder<'a> {
             plan: None,
             shapes: Vec::new(),
             quantize: Quantize::Nf4,
+            precision: Precision::Full,
             budget: None,
             host_budget: None,
             device: None,
@@ -65,6 +67,11 @@ impl<'a> PipelineBuilder<'a> {
         PipelineBuilder { quantize, ..self }
     }
 
+    /// How the transformer is computed; [`Precision::Full`] unless told otherwise.
+    pub fn precision(self, precision: Precision) -> Self {
+        PipelineBuilder { precision, ..self }
+    }
+
     /// The machine; the first GPU unless told otherwise, or the emulator where there is none.
     pub fn device(self, device: &Device) -> Self {
         PipelineBuilder { device: Some(device.clone()), ..self }
@@ -90,7 +97,7 @@ impl<'a> PipelineBuilder<'a> {
         PipelineBuilder { cache: Some(dir.into()), ..self }
     }
 
-    /// A plan made before, in place of one made of `warm_up` and `quantize`.
+    /// A plan made before, in place of one made of `warm_up`, `quantize` and `precision`.
     pub fn with_plan(self, plan: Plan) -> Self {
         PipelineBuilder { plan: Some(plan), ..self }
     }
@@ -105,7 +112,8 @@ impl<'a> PipelineBuilder<'a> {
             Some(plan) => plan.clone(),
             None => {
                 let first = self.shapes.first().copied().unwrap_or(self.model.shape(1024, 1024));
-                let mut plan = Plan::new(self.model.config(), first, self.quantize)?;
+                let plan = Plan::new(self.model.config(), first, self.quantize)?;
+                let mut plan = plan.with_precision(self.precision)?;
                 for shape in self.shapes.iter().skip(1) {
                     plan = plan.with_shape(*shape)?;
                 }

@@ -89,7 +89,7 @@ impl Bound {
     /// Records the program again, where it lies, and readies its kernels.
     pub fn new(plan: Arc<ShapePlan>, whole: &Plan, device: &Device, arena: &Arena) -> Result<Bound> {
         let capability = device.capability();
-        let again = plan.record_at(whole.config(), whole.quantize(), capability, arena.address()?)?;
+        let again = plan.record_at(whole.config(), whole.how(), capability, arena.address()?)?;
         let placed = &plan.placed;
         same_operations(placed, &again, arena)?;
         let view = |touch: &crate::program::Touch| {
