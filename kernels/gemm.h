@@ -44,7 +44,8 @@ typedef struct gemm_segment {
 } gemm_segment;
 
 typedef struct gemm_problem {
-    DEV(const bf16_bits) x;    // [m, x_pitch], 16-byte aligned rows
+    DEV(const bf16_bits) x;    // [m, x_pitch], 16-byte aligned rows; nf4_half_gemm: fp16, within 256
+    DEV(const float) x_scale;  // nf4_half_gemm: [m], by which the rows of x are multiplied in the end
     DEV(const void) w;         // nf4_gemm: fragment order; kept: panels (kept_gemm.h); others: bf16 [n, w_pitch], 16-byte aligned rows
     DEV(const float) absmax;   // nf4_gemm: [k / 64, n rounded up to 64]
     DEV(const float) bias;     // [n] or null

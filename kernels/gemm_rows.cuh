@@ -46,7 +46,8 @@ struct FragmentOrder {
 };
 static_assert(ROWS_APART == 16, "FragmentOrder steps from m16 tile to m16 tile");
 
-// A bf16 [rows, k] matrix, k-step by k-step; k is a multiple of K_MULTIPLE. What stays the same from step to step is
+// A bf16 (or fp16) [rows, k] matrix, k-step by k-step; k is a multiple of K_MULTIPLE: of 8 at least, no chunk is cut; of BLOCK_K, all
+// steps that are asked for are whole, and nothing is kept to know that by. What stays the same from step to step is
 // worked out once: in the loop the mere reading of a problem's field is a chain of constant loads, since blockIdx.z picks
 // the problem.
 template <typename Order, int K_MULTIPLE> struct RowLoader {
@@ -63,7 +64,7 @@ template <typename Order, int K_MULTIPLE> struct RowLoader {
     }
 
     GPU_METHOD void fetch(uint4 *stage) {
-        const uint32_t rows = k_left > 0 ? exists : 0;
+        const uint32_t rows = K_MULTIPLE % BLOCK_K == 0 || k_left > 0 ? exists : 0;
         if (K_MULTIPLE % 8 == 0 || k_left >= 8) {
             GPU_UNROLL
             for (int i = 0; i < ROWS_EACH; ++i) gpu::cp_async16_or_zeros(&stage[own_place(i)], row(i), rows & 1u << i);

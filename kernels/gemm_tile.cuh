@@ -29,8 +29,30 @@ template <typename Weights, int STAGES> struct SharedStorage {
     RowSums sums;
 };
 
+// How a k-step is multiplied, and what else of a tile is fetched with its first one. This: bf16 and f32 accumulators;
+// gemm_half.cuh has another.
+template <typename Weights> struct Arithmetic {
+    struct Storage {};
+
+    GPU_METHOD static void fetch(Storage &, const gemm_problem &, int) {}
+
+    GPU_METHOD static void multiply(Accumulators &acc, const XStage &x, const typename Weights::Stage &w,
+                                    const typename Weights::Tables &tables, int warp_n, int warp_m) {
+        const Weights weights(w, tables, warp_n);
+        GPU_UNROLL
+        for (int k16 = 0; k16 < BLOCK_K / 16; ++k16) {
+            uint32_t a[MT][4], b[NT][2];
+            weights.fragments(a, w, tables, warp_n, k16);
+            load_x_fragments(b, x, warp_m, k16);
+            gpu::mma_tile<MT, NT>(acc, a, b);
+        }
+    }
+
+    GPU_METHOD static void finish(Accumulators &, const Storage &, int) {}
+};
+
 // The product's k-steps that the loaders have before them, `num_k` of them.
-template <typename Weights, int STAGES, typename Inputs>
+template <typename How, typename Weights, int STAGES, typename Inputs>
 GPU_FN void multiply(Accumulators &acc, SharedStorage<Weights, STAGES> &smem, Inputs inputs, typename Weights::Loader weight_loader,
                      int num_k, int warp_n, int warp_m) {
     // Called for kb = 0, 1, 2, ..: the loaders step along.
@@ -56,14 +78,7 @@ GPU_FN void multiply(Accumulators &acc, SharedStorage<Weights, STAGES> &smem, In
         gpu::sync_cta(); // stage kb has landed for everyone, and everyone has left the stage that is fetched next
         fetch_to_shared(kb + STAGES - 1);
         auto &stage = smem.stage[kb % STAGES];
-        const Weights weights(stage.w, smem.tables, warp_n);
-        GPU_UNROLL
-        for (int k16 = 0; k16 < BLOCK_K / 16; ++k16) {
-            uint32_t a[MT][4], b[NT][2];
-            weights.fragments(a, stage.w, smem.tables, warp_n, k16);
-            load_x_fragments(b, stage.x, warp_m, k16);
-            gpu::mma_tile<MT, NT>(acc, a, b);
-        }
+        How::multiply(acc, stage.x, stage.w, smem.tables, warp_n, warp_m);
     }
 }
 
@@ -72,14 +87,15 @@ GPU_FN int warp_token(int thread) { return thread / gpu::WARP % 2 * WARP_M; }
 
 // What a CTA multiplies is kept in shared memory until the epilogue: the main loop has no register to spare. A slice has one
 // k-step at least, so a barrier lies between the write and the reads.
-template <typename Weights, int STAGES> struct SlicedStorage {
+template <typename Weights, int STAGES, typename How = Arithmetic<Weights>> struct SlicedStorage : How::Storage {
     SharedStorage<Weights, STAGES> tile;
     Slice slice;
 };
 
 // This CTA's tile, or its slice of one.
-template <typename Weights, int STAGES, int K_MULTIPLE, typename Set> GPU_FN void run_problem(const gemm_params &p) {
-    auto &smem = gpu::shared<SlicedStorage<Weights, STAGES>>();
+template <typename Weights, int STAGES, int K_MULTIPLE, typename Set, typename How = Arithmetic<Weights>>
+GPU_FN void run_problem(const gemm_params &p) {
+    auto &smem = gpu::shared<SlicedStorage<Weights, STAGES, How>>();
     Accumulators acc;
     {
         const int warp_n = warp_feature(gpu::thread_x()), warp_m = warp_token(gpu::thread_x());
@@ -92,10 +108,12 @@ template <typename Weights, int STAGES, int K_MULTIPLE, typename Set> GPU_FN voi
         weight_loader.skip(k_begin);
         if (gpu::thread_x() == 0) smem.slice = slice;
         smem.tile.bias.fetch(q, slice.n0);
-        multiply<Weights, STAGES>(acc, smem.tile, inputs, weight_loader, k_end - k_begin, warp_n, warp_m);
+        How::fetch(smem, q, slice.m0);
+        multiply<How, Weights, STAGES>(acc, smem.tile, inputs, weight_loader, k_end - k_begin, warp_n, warp_m);
     }
     if (smem.slice.number >= 0 && !add_slices(acc, p, smem.slice)) return;
     const int thread = gpu::thread_x_anew(), warp_n = warp_feature(thread), warp_m = warp_token(thread);
+    How::finish(acc, smem, warp_m);
     finish<Set>(acc, p.problem[smem.slice.z], smem.tile.bias, smem.tile.sums, smem.slice.n0, smem.slice.m0, warp_n, warp_m);
 }
 

@@ -11,8 +11,9 @@
 //   async      cp_async<BYTES>(dst, src, valid_bytes) cp_async16_or_zeros(dst, src, exists) cp_async_commit
 //              cp_async_wait<N>
 //   tiles      ldmatrix_x4_tile<N> ldmatrix_x4_trans_tile<N> mma_tile<MT, NT>   (bf16 m16n8k16, f32 accumulate)
+//              mma_half_tile<MT, NT>   (fp16 m16n8k16, fp16 accumulate)
 //   math       exp2_approx divide_approx rsqrt_exact tanh_exact exp_exact fma_exact round_even max_number
-//   bits       permute_bytes half_lo half_hi
+//   bits       permute_bytes half_lo half_hi pack_half2
 //   memory     shared<T>() store_vector store_shared_if atomic_add atomic_count
 //
 // The tile forms exist for the emulator's sake: on the GPU they unroll to single instructions (identical SASS), on a
@@ -189,6 +190,35 @@ template <int MT, int NT> GPU_FN void mma_tile(float (&acc)[MT][NT][4], const ui
     }
 }
 
+GPU_FN void mma_half_16816(uint32_t (&acc)[2], const uint32_t (&a)[4], const uint32_t (&b)[2], const uint32_t (&from)[2]) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3, %4, %5}, {%6, %7}, {%8, %9};"
+                 : "=r"(acc[0]), "=r"(acc[1])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(from[0]), "r"(from[1]));
+}
+// As mma_tile with everything in fp16: operands, and accumulators by pairs, (g, 2t..) in one register and (g + 8, 2t..) in the other.
+// With FROM_ZERO the accumulators are what is multiplied alone, whatever they were. Products are exact and summed in f32 at least
+// (in an order of the machine's own), and each sum of 16 with the accumulator is rounded to fp16 once: what is published of the
+// hardware. The emulator adds in ascending k.
+template <int MT, int NT, bool FROM_ZERO = false>
+GPU_FN void mma_half_tile(uint32_t (&acc)[MT][NT][2], const uint32_t (&a)[MT][4], const uint32_t (&b)[NT][2]) {
+    GPU_UNROLL
+    for (int i = 0; i < MT; ++i) {
+        GPU_UNROLL
+        for (int j = 0; j < NT; ++j) {
+            const uint32_t from[2] = {FROM_ZERO ? 0u : acc[i][j][0], FROM_ZERO ? 0u : acc[i][j][1]};
+            mma_half_16816(acc[i][j], a[i], b[j], from);
+        }
+    }
+}
+
+// Four of the bytes a (0 to 3) and b (4 to 7), by the four lower nibbles of the selector. A nibble with its upper bit set gives the
+// sign of the byte that its other bits name, eight times.
+GPU_FN uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
+    uint32_t d;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(selector));
+    return d;
+}
+
 GPU_FN float bits_to_float(uint32_t u) { return __uint_as_float(u); }
 GPU_FN uint32_t float_to_bits(float f) { return __float_as_uint(f); }
 GPU_FN float fma_exact(float a, float b, float c) { return __fmaf_rn(a, b, c); }
@@ -212,25 +242,27 @@ GPU_FN float rsqrt_exact(float x) { return __frcp_rn(__fsqrt_rn(x)); }
 GPU_FN float exp_exact(float x) { return expf(x); }
 GPU_FN float tanh_exact(float x) { return tanhf(x); }
 
-// Four of the bytes of `a` (0 to 3) and `b` (4 to 7): byte i is the one that nibble i of `selector` names, 0 to 7.
-GPU_FN uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
-// The f16 in the low, and in the high half.
-GPU_FN float half_lo(uint32_t pair) {
-    float f;
-    asm("{ .reg .b16 lo, hi; mov.b32 {lo, hi}, %1; cvt.f32.f16 %0, lo; }" : "=f"(f) : "r"(pair));
-    return f;
-}
-GPU_FN float half_hi(uint32_t pair) {
-    float f;
-    asm("{ .reg .b16 lo, hi; mov.b32 {lo, hi}, %1; cvt.f32.f16 %0, hi; }" : "=f"(f) : "r"(pair));
-    return f;
-}
-
 // Two floats to a bf16 pair, each rounded to nearest even; `lo` in the low half.
 GPU_FN uint32_t pack_bf16x2(float lo, float hi) {
     uint32_t d;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
     return d;
+}
+// The same to an fp16 pair; what is larger than 65,504 becomes infinite.
+GPU_FN uint32_t pack_half2(float lo, float hi) {
+    uint32_t d;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
+    return d;
+}
+GPU_FN float half_lo(uint32_t pair) {
+    float f;
+    asm("{ .reg .f16 lo, hi; mov.b32 {lo, hi}, %1; cvt.f32.f16 %0, lo; }" : "=f"(f) : "r"(pair));
+    return f;
+}
+GPU_FN float half_hi(uint32_t pair) {
+    float f;
+    asm("{ .reg .f16 lo, hi; mov.b32 {lo, hi}, %1; cvt.f32.f16 %0, hi; }" : "=f"(f) : "r"(pair));
+    return f;
 }
 // 16 bytes of gmem by one instruction. Of an assignment nvcc makes four where the address is also stored to by parts, on another
 // path: each lane's 4 x 4 bytes, each time a part of every sector.
@@ -289,6 +321,7 @@ struct emu_runtime {
     void (*cp_async_wait)(emu_thread *self, uint32_t pending, const emu_site *);
     void (*ldmatrix)(emu_thread *self, uint32_t *frag, const void *const *rows, uint32_t tiles, uint32_t trans, const emu_site *);
     void (*mma)(emu_thread *self, float *acc, const uint32_t *a, const uint32_t *b, uint32_t mt, uint32_t nt, const emu_site *);
+    void (*mma_half)(emu_thread *self, uint32_t *acc, const uint32_t *a, const uint32_t *b, uint32_t mt, uint32_t nt, const emu_site *);
 };
 extern const emu_runtime *schnell_emu_runtime;
 extern thread_local emu_thread *schnell_emu_self __attribute__((tls_model("initial-exec")));
@@ -349,6 +382,21 @@ template <int N> GPU_FN void ldmatrix_x4_trans_tile(uint32_t (&frag)[N][4], cons
 template <int MT, int NT> GPU_FN void mma_tile(float (&acc)[MT][NT][4], const uint32_t (&a)[MT][4], const uint32_t (&b)[NT][2], EMU_SITE) {
     schnell_emu_runtime->mma(schnell_emu_self, &acc[0][0][0], &a[0][0], &b[0][0], MT, NT, &site);
 }
+template <int MT, int NT, bool FROM_ZERO = false>
+GPU_FN void mma_half_tile(uint32_t (&acc)[MT][NT][2], const uint32_t (&a)[MT][4], const uint32_t (&b)[NT][2], EMU_SITE) {
+    if (FROM_ZERO) memset(acc, 0, sizeof acc);
+    schnell_emu_runtime->mma_half(schnell_emu_self, &acc[0][0][0], &a[0][0], &b[0][0], MT, NT, &site);
+}
+
+GPU_FN uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
+    const uint64_t bytes = (uint64_t)b << 32 | a;
+    uint32_t d = 0;
+    for (int i = 0; i < 4; ++i) {
+        const uint32_t nibble = selector >> (4 * i), byte = (uint32_t)(bytes >> (nibble & 7u) * 8) & 0xffu;
+        d |= (nibble & 8u ? (byte & 0x80u ? 0xffu : 0u) : byte) << (8 * i);
+    }
+    return d;
+}
 
 GPU_FN float bits_to_float(uint32_t u) {
     float f;
@@ -371,26 +419,28 @@ GPU_FN float rsqrt_exact(float x) { return 1.0f / sqrtf(x); }
 GPU_FN float exp_exact(float x) { return expf(x); }
 GPU_FN float tanh_exact(float x) { return tanhf(x); }
 
-GPU_FN uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
-    const uint64_t bytes = (uint64_t)b << 32 | a;
-    uint32_t d = 0;
-    for (int i = 0; i < 4; ++i) d |= (uint32_t)(uint8_t)(bytes >> (selector >> 4 * i & 7) * 8) << 8 * i;
-    return d;
-}
-GPU_FN float half_to_float(uint32_t half) {
-    const uint32_t sign = (half & 0x8000u) << 16, rest = (half & 0x7fffu) << 13;
-    if (rest >= 0x0f800000u) return bits_to_float(sign | 0x70000000u | rest); // infinity and what is no number
-    return bits_to_float(sign | float_to_bits(bits_to_float(rest) * 0x1p112f)); // the power is the biases' difference; subnormals too
-}
-GPU_FN float half_lo(uint32_t pair) { return half_to_float(pair & 0xffffu); }
-GPU_FN float half_hi(uint32_t pair) { return half_to_float(pair >> 16); }
-
 GPU_FN uint32_t bf16_round(float f) {
     uint32_t u = float_to_bits(f);
     if ((u & 0x7fffffffu) > 0x7f800000u) return 0x7fffu; // the canonical NaN, as the GPU's conversion gives
     return (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
 }
 GPU_FN uint32_t pack_bf16x2(float lo, float hi) { return bf16_round(lo) | bf16_round(hi) << 16; }
+GPU_FN uint32_t half_round(float f) {
+    const uint32_t u = float_to_bits(f), sign = u >> 16 & 0x8000u, magnitude = u & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return 0x7fffu; // the canonical NaN
+    if (magnitude >= 0x477ff000u) return sign | 0x7c00u; // from half a step above 65,504 on
+    if (magnitude >= 0x38800000u) return sign | (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
+    // Below 2^-14 fp16's steps are 2^-24, which are those of floats from 0.5 to 1.
+    return sign | (float_to_bits(bits_to_float(magnitude) + 0.5f) - 0x3f000000u);
+}
+GPU_FN uint32_t pack_half2(float lo, float hi) { return half_round(lo) | half_round(hi) << 16; }
+GPU_FN float half_to_float(uint32_t half) {
+    const uint32_t sign = (half & 0x8000u) << 16, magnitude = half & 0x7fffu;
+    if (magnitude >= 0x7c00u) return bits_to_float(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
+    return bits_to_float(sign | float_to_bits(bits_to_float(magnitude << 13) * 0x1p112f));
+}
+GPU_FN float half_lo(uint32_t pair) { return half_to_float(pair & 0xffffu); }
+GPU_FN float half_hi(uint32_t pair) { return half_to_float(pair >> 16); }
 GPU_FN void store_vector(uint4 *to, uint4 v) { *to = v; }
 GPU_FN void store_vector(float4 *to, float4 v) { *to = v; }
 GPU_FN void store_shared_if(bool applies, uint4 *to, uint4 v) {

@@ -192,6 +192,36 @@ GPU_KERNEL(probe_mma_1x3, probe_params, PROBE_THREADS, 1) { mma<1, 3>(p); }
 GPU_KERNEL(probe_mma_2x4, probe_params, PROBE_THREADS, 1) { mma<2, 4>(p); }
 GPU_KERNEL(probe_mma_4x8, probe_params, PROBE_THREADS, 1) { mma<4, 8>(p); }
 
+// The same in fp16, by pairs: acc[MT][NT][2]; behind the output, what the first step alone gives from zero.
+template <int MT, int NT> GPU_FN void mma_half(const probe_params &p) {
+    constexpr int A = PROBE_MMA_STEPS * MT * 4, B = PROBE_MMA_STEPS * NT * 2, C = MT * NT * 2;
+    const int lane = gpu::lane_id();
+    const uint32_t *const in = p.input + gpu::warp_id() * (A + B + C) * gpu::WARP + lane;
+    uint32_t *const out = p.output + gpu::warp_id() * 2 * C * gpu::WARP + lane;
+    uint32_t acc[MT][NT][2], from_zero[MT][NT][2];
+    GPU_UNROLL
+    for (int i = 0; i < C; ++i)
+        acc[i / (2 * NT)][i / 2 % NT][i % 2] = from_zero[i / (2 * NT)][i / 2 % NT][i % 2] = in[(A + B + i) * gpu::WARP];
+    GPU_UNROLL
+    for (int step = 0; step < PROBE_MMA_STEPS; ++step) {
+        uint32_t a[MT][4], b[NT][2];
+        GPU_UNROLL
+        for (int i = 0; i < MT * 4; ++i) a[i / 4][i % 4] = in[(step * MT * 4 + i) * gpu::WARP];
+        GPU_UNROLL
+        for (int i = 0; i < NT * 2; ++i) b[i / 2][i % 2] = in[(A + step * NT * 2 + i) * gpu::WARP];
+        if (step == 0) gpu::mma_half_tile<MT, NT, true>(from_zero, a, b);
+        gpu::mma_half_tile<MT, NT>(acc, a, b);
+    }
+    GPU_UNROLL
+    for (int i = 0; i < C; ++i) {
+        out[i * gpu::WARP] = acc[i / (2 * NT)][i / 2 % NT][i % 2];
+        out[(C + i) * gpu::WARP] = from_zero[i / (2 * NT)][i / 2 % NT][i % 2];
+    }
+}
+
+GPU_KERNEL(probe_mma_half_1x8, probe_params, PROBE_THREADS, 1) { mma_half<1, 8>(p); }
+GPU_KERNEL(probe_mma_half_2x3, probe_params, PROBE_THREADS, 1) { mma_half<2, 3>(p); }
+
 GPU_KERNEL(probe_math, probe_params, PROBE_THREADS, 1) {
     const int i = gpu::cta_x() * PROBE_THREADS + gpu::thread_x();
     const int count = p.num_input_words / 3;
@@ -213,18 +243,19 @@ GPU_KERNEL(probe_math, probe_params, PROBE_THREADS, 1) {
     words[9] = gpu::float_to_bits(gpu::bf16_lo(u));
     words[10] = gpu::float_to_bits(gpu::bf16_hi(u));
     words[11] = gpu::float_to_bits(gpu::bits_to_float(u));
-    words[12] = gpu::float_to_bits(gpu::half_lo(u));
-    words[13] = gpu::float_to_bits(gpu::half_hi(u));
-    words[14] = gpu::permute_bytes(u, p.input[count + i], p.input[2 * count + i] & 0x7777u);
+    words[12] = gpu::pack_half2(x, y);
+    words[13] = gpu::float_to_bits(gpu::half_lo(u));
+    words[14] = gpu::float_to_bits(gpu::half_hi(u));
+    words[15] = gpu::permute_bytes(u, p.input[count + i], p.input[2 * count + i]);
     // Within a few units in the last place.
-    words[15] = gpu::float_to_bits(gpu::exp2_approx(x));
-    words[16] = gpu::float_to_bits(gpu::exp_exact(x));
-    words[17] = gpu::float_to_bits(gpu::tanh_exact(x));
-    words[18] = gpu::float_to_bits(gpu::silu(x));
-    words[19] = gpu::float_to_bits(gpu::quick_gelu(x));
-    words[20] = gpu::float_to_bits(gpu::gelu_tanh(x));
-    words[21] = gpu::float_to_bits(gpu::gelu_erf(x));
-    words[22] = gpu::float_to_bits(gpu::divide_approx(x, 1.0f + gpu::exp_exact(-y)));
+    words[16] = gpu::float_to_bits(gpu::exp2_approx(x));
+    words[17] = gpu::float_to_bits(gpu::exp_exact(x));
+    words[18] = gpu::float_to_bits(gpu::tanh_exact(x));
+    words[19] = gpu::float_to_bits(gpu::silu(x));
+    words[20] = gpu::float_to_bits(gpu::quick_gelu(x));
+    words[21] = gpu::float_to_bits(gpu::gelu_tanh(x));
+    words[22] = gpu::float_to_bits(gpu::gelu_erf(x));
+    words[23] = gpu::float_to_bits(gpu::divide_approx(x, 1.0f + gpu::exp_exact(-y)));
 }
 
 #ifndef __CUDACC__

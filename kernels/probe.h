@@ -10,7 +10,7 @@
 #define PROBE_INDEX_WORDS 8
 #define PROBE_WARP_WORDS 21
 #define PROBE_LDMATRIX_TILES 3
-#define PROBE_MATH_WORDS 23
+#define PROBE_MATH_WORDS 24
 #define PROBE_ECHO_WORDS 12
 // cp.async of 4, 8 and 16 bytes with every number of valid bytes: 5 + 9 + 17 cases; 16 bytes or none: 2.
 #define PROBE_COPY_CASES 33

@@ -102,6 +102,8 @@ pub const NEXT_STEP_THREADS: u32 = 32;
 pub const NEXT_STEP_SMEM_BYTES: u32 = 0;
 pub const NF4_GEMM_STAGES: u32 = 2;
 pub const NF4_GEMM_SMEM_BYTES: u32 = 45600;
+pub const NF4_HALF_GEMM_STAGES: u32 = 2;
+pub const NF4_HALF_GEMM_SMEM_BYTES: u32 = 44080;
 pub const NF4_QUANTIZE_THREADS: u32 = 256;
 pub const NF4_QUANTIZE_BLOCKS: u32 = 8;
 pub const NF4_QUANTIZE_SMEM_BYTES: u32 = 0;
@@ -110,7 +112,7 @@ pub const PROBE_SMEM_BYTES: u32 = 8192;
 pub const PROBE_INDEX_WORDS: u32 = 8;
 pub const PROBE_WARP_WORDS: u32 = 21;
 pub const PROBE_LDMATRIX_TILES: u32 = 3;
-pub const PROBE_MATH_WORDS: u32 = 23;
+pub const PROBE_MATH_WORDS: u32 = 24;
 pub const PROBE_ECHO_WORDS: u32 = 12;
 pub const PROBE_COPY_CASES: u32 = 33;
 pub const PROBE_PIPELINE_GROUPS: u32 = 10;
@@ -162,6 +164,9 @@ pub const RMS_NORM_ROWS: u32 = 4;
 pub const RMS_NORM_SMALL_WIDTH: u32 = 1024;
 pub const RMS_NORM_WIDE_WIDTH: u32 = 4096;
 pub const RMS_NORM_SMEM_BYTES: u32 = 0;
+pub const SCALE_ROWS_THREADS: u32 = 256;
+pub const SCALE_ROWS_SMEM_BYTES: u32 = 32;
+pub const SCALE_ROWS_WIDE_WIDTH: u32 = 16384;
 pub const SELECT_ROW_THREADS: u32 = 256;
 pub const SELECT_ROW_SMEM_BYTES: u32 = 0;
 pub const TO_RGB_THREADS: u32 = 256;
@@ -267,6 +272,7 @@ const _: () = {
 #[derive(Debug, Default, Copy, Clone)]
 pub struct gemm_problem {
     pub x: u64,
+    pub x_scale: u64,
     pub w: u64,
     pub absmax: u64,
     pub bias: u64,
@@ -284,24 +290,25 @@ pub struct gemm_problem {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of gemm_problem"][::std::mem::size_of::<gemm_problem>() - 248usize];
+    ["Size of gemm_problem"][::std::mem::size_of::<gemm_problem>() - 256usize];
     ["Alignment of gemm_problem"][::std::mem::align_of::<gemm_problem>() - 8usize];
     ["Offset of field: gemm_problem::x"][::std::mem::offset_of!(gemm_problem, x) - 0usize];
-    ["Offset of field: gemm_problem::w"][::std::mem::offset_of!(gemm_problem, w) - 8usize];
-    ["Offset of field: gemm_problem::absmax"][::std::mem::offset_of!(gemm_problem, absmax) - 16usize];
-    ["Offset of field: gemm_problem::bias"][::std::mem::offset_of!(gemm_problem, bias) - 24usize];
-    ["Offset of field: gemm_problem::rope_cos"][::std::mem::offset_of!(gemm_problem, rope_cos) - 32usize];
-    ["Offset of field: gemm_problem::rope_sin"][::std::mem::offset_of!(gemm_problem, rope_sin) - 40usize];
-    ["Offset of field: gemm_problem::x_pitch"][::std::mem::offset_of!(gemm_problem, x_pitch) - 48usize];
-    ["Offset of field: gemm_problem::w_pitch"][::std::mem::offset_of!(gemm_problem, w_pitch) - 56usize];
-    ["Offset of field: gemm_problem::m"][::std::mem::offset_of!(gemm_problem, m) - 64usize];
-    ["Offset of field: gemm_problem::n"][::std::mem::offset_of!(gemm_problem, n) - 68usize];
-    ["Offset of field: gemm_problem::k"][::std::mem::offset_of!(gemm_problem, k) - 72usize];
+    ["Offset of field: gemm_problem::x_scale"][::std::mem::offset_of!(gemm_problem, x_scale) - 8usize];
+    ["Offset of field: gemm_problem::w"][::std::mem::offset_of!(gemm_problem, w) - 16usize];
+    ["Offset of field: gemm_problem::absmax"][::std::mem::offset_of!(gemm_problem, absmax) - 24usize];
+    ["Offset of field: gemm_problem::bias"][::std::mem::offset_of!(gemm_problem, bias) - 32usize];
+    ["Offset of field: gemm_problem::rope_cos"][::std::mem::offset_of!(gemm_problem, rope_cos) - 40usize];
+    ["Offset of field: gemm_problem::rope_sin"][::std::mem::offset_of!(gemm_problem, rope_sin) - 48usize];
+    ["Offset of field: gemm_problem::x_pitch"][::std::mem::offset_of!(gemm_problem, x_pitch) - 56usize];
+    ["Offset of field: gemm_problem::w_pitch"][::std::mem::offset_of!(gemm_problem, w_pitch) - 64usize];
+    ["Offset of field: gemm_problem::m"][::std::mem::offset_of!(gemm_problem, m) - 72usize];
+    ["Offset of field: gemm_problem::n"][::std::mem::offset_of!(gemm_problem, n) - 76usize];
+    ["Offset of field: gemm_problem::k"][::std::mem::offset_of!(gemm_problem, k) - 80usize];
     ["Offset of field: gemm_problem::num_segments"]
-        [::std::mem::offset_of!(gemm_problem, num_segments) - 76usize];
-    ["Offset of field: gemm_problem::norm_eps"][::std::mem::offset_of!(gemm_problem, norm_eps) - 80usize];
-    ["Offset of field: gemm_problem::reserved"][::std::mem::offset_of!(gemm_problem, reserved) - 84usize];
-    ["Offset of field: gemm_problem::segment"][::std::mem::offset_of!(gemm_problem, segment) - 88usize];
+        [::std::mem::offset_of!(gemm_problem, num_segments) - 84usize];
+    ["Offset of field: gemm_problem::norm_eps"][::std::mem::offset_of!(gemm_problem, norm_eps) - 88usize];
+    ["Offset of field: gemm_problem::reserved"][::std::mem::offset_of!(gemm_problem, reserved) - 92usize];
+    ["Offset of field: gemm_problem::segment"][::std::mem::offset_of!(gemm_problem, segment) - 96usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -314,13 +321,13 @@ pub struct gemm_params {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of gemm_params"][::std::mem::size_of::<gemm_params>() - 520usize];
+    ["Size of gemm_params"][::std::mem::size_of::<gemm_params>() - 536usize];
     ["Alignment of gemm_params"][::std::mem::align_of::<gemm_params>() - 8usize];
     ["Offset of field: gemm_params::problem"][::std::mem::offset_of!(gemm_params, problem) - 0usize];
-    ["Offset of field: gemm_params::partials"][::std::mem::offset_of!(gemm_params, partials) - 496usize];
-    ["Offset of field: gemm_params::arrivals"][::std::mem::offset_of!(gemm_params, arrivals) - 504usize];
-    ["Offset of field: gemm_params::num_whole"][::std::mem::offset_of!(gemm_params, num_whole) - 512usize];
-    ["Offset of field: gemm_params::num_slices"][::std::mem::offset_of!(gemm_params, num_slices) - 516usize];
+    ["Offset of field: gemm_params::partials"][::std::mem::offset_of!(gemm_params, partials) - 512usize];
+    ["Offset of field: gemm_params::arrivals"][::std::mem::offset_of!(gemm_params, arrivals) - 520usize];
+    ["Offset of field: gemm_params::num_whole"][::std::mem::offset_of!(gemm_params, num_whole) - 528usize];
+    ["Offset of field: gemm_params::num_slices"][::std::mem::offset_of!(gemm_params, num_slices) - 532usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -777,6 +784,25 @@ const _: () = {
     ["Offset of field: rms_norm_params::eps"][::std::mem::offset_of!(rms_norm_params, eps) - 56usize];
     ["Offset of field: rms_norm_params::reserved"]
         [::std::mem::offset_of!(rms_norm_params, reserved) - 60usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct scale_rows_params {
+    pub x: u64,
+    pub scale: u64,
+    pub pitch: i64,
+    pub rows: i32,
+    pub width: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of scale_rows_params"][::std::mem::size_of::<scale_rows_params>() - 32usize];
+    ["Alignment of scale_rows_params"][::std::mem::align_of::<scale_rows_params>() - 8usize];
+    ["Offset of field: scale_rows_params::x"][::std::mem::offset_of!(scale_rows_params, x) - 0usize];
+    ["Offset of field: scale_rows_params::scale"][::std::mem::offset_of!(scale_rows_params, scale) - 8usize];
+    ["Offset of field: scale_rows_params::pitch"][::std::mem::offset_of!(scale_rows_params, pitch) - 16usize];
+    ["Offset of field: scale_rows_params::rows"][::std::mem::offset_of!(scale_rows_params, rows) - 24usize];
+    ["Offset of field: scale_rows_params::width"][::std::mem::offset_of!(scale_rows_params, width) - 28usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]

@@ -110,7 +110,7 @@ pub use error::{Error, Result};
 #[cfg(feature = "fetch")]
 pub use fetch::{Fetch, FetchProgress};
 pub use image::ImageFormat;
-pub use models::layers::Quantize;
+pub use models::layers::{Precision, Quantize};
 pub use pipeline::timing::{StageTime, Timings};
 pub use pipeline::{
     Card, Dump, DumpValues, InspectedPart, Inspection, Interval, Model, ModelFolder, Noise, NoiseFile,

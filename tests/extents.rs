@@ -9,14 +9,16 @@ use schnell::device::{Device, View};
 use schnell::kernels::attention::{Attention, Heads, RelativeBias};
 use schnell::kernels::bf16_gemm::{Bf16Gemm, Bf16Weight};
 use schnell::kernels::conv2d::{Conv2d, ConvOut, Filter};
-use schnell::kernels::gemm::{Activation, Epilogue, Problem, Segment};
+use schnell::kernels::gemm::{Activation, Epilogue, Gemm, Problem, Segment};
 use schnell::kernels::gemv::{Gemv, GemvActivation, GemvWeight};
 use schnell::kernels::group_norm_silu::{GroupNorm, GroupNormSilu};
 use schnell::kernels::head_norm_rope::HeadNormRope;
 use schnell::kernels::kept::Format;
 use schnell::kernels::kept_gemm::{KeptGemm, KeptWeight};
-use schnell::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
+use schnell::kernels::nf4_gemm::Nf4Weight;
+use schnell::kernels::nf4_half_gemm::Nf4HalfWeight;
 use schnell::kernels::nf4_quantize::{Nf4Layout, Nf4Quantize, Nf4Source};
+use schnell::kernels::scale_rows::ScaleRows;
 use schnell::kernels::to_rgb::ToRgb;
 use schnell::kernels::unpack_latents::UnpackLatents;
 use schnell::{Error, Result};
@@ -75,13 +77,23 @@ fn nf4_gemm() {
     let good = Problem::simple(&s.halves, [5, 8, 64], None, Activation::None, Epilogue::StoreF32(&s.floats));
     let launch = |problem: Problem| {
         let weight = Nf4Weight { codes: &s.bytes, absmax: &s.floats };
-        Nf4Gemm { problems: &[(problem, weight)], workspace: None }.launch(&s.device, COMPUTE)
+        let half = Nf4HalfWeight { weight, x_scale: &s.floats };
+        let halves =
+            Gemm { problems: &[(problem.clone(), half)], workspace: None }.launch(&s.device, COMPUTE);
+        let launched = Gemm { problems: &[(problem, weight)], workspace: None }.launch(&s.device, COMPUTE);
+        assert_eq!(launched.is_ok(), halves.is_ok());
+        launched.and(halves)
     };
     launch(good.clone()).unwrap();
     refused(launch(Problem { x_pitch: QUARTER, ..good.clone() }));
     refused(launch(Problem { n: usize::MAX - 7, ..good.clone() }));
     refused(launch(Problem { n: 1 << 59, ..good.clone() }));
     refused(launch(Problem { k: QUARTER, ..good }));
+    let rows = ScaleRows { x: &s.halves, pitch: 8, rows: 5, width: 8, scale: &s.floats };
+    rows.launch(&s.device, COMPUTE).unwrap();
+    refused(ScaleRows { pitch: QUARTER, ..rows }.launch(&s.device, COMPUTE));
+    refused(ScaleRows { rows: QUARTER, ..rows }.launch(&s.device, COMPUTE));
+    refused(ScaleRows { width: QUARTER, pitch: QUARTER, ..rows }.launch(&s.device, COMPUTE));
 }
 
 #[test]

@@ -26,34 +26,12 @@ fn weights(rng: &mut Rng, n: usize, k: usize) -> Weights {
     Weights { raw, seen }
 }
 
-/// Fragment order, from its definition in kernels/nf4_quantize.cu.
-fn pack(raw: &[f32], n: usize, k: usize) -> (Vec<u8>, Vec<f32>) {
-    let n_padded = n.next_multiple_of(64);
-    let mut codes = vec![0u8; n_padded * k / 2];
-    let mut scales = vec![0f32; n_padded * k / 64];
-    for row in 0..n {
-        for kb in 0..k / 64 {
-            let (block, absmax) = nf4::quantize(&raw[row * k + kb * 64..row * k + kb * 64 + 64]);
-            scales[kb * n_padded + row] = absmax[0];
-            for kk in (0..64).step_by(2) {
-                let (tile, f) = (row / 64, row % 64);
-                let (g, i, h) = (f / 8, f % 8 / 2, f % 2);
-                let (k16, r) = (kk / 16, kk % 16);
-                let (t, q) = (r % 8 / 2, r / 8);
-                let at = ((tile * (k / 64) + kb) * 4 + i) * 512 + (4 * g + t) * 16 + k16 * 4 + q * 2 + h;
-                codes[at] = block[kk] << 4 | block[kk + 1];
-            }
-        }
-    }
-    (codes, scales)
-}
-
 fn launch(bench: &Bench, problems: &[Problem<'_>], weights: &[Weights]) -> bool {
     let packed: Vec<(View<u8>, View<f32>)> = problems
         .iter()
         .zip(weights)
         .map(|(p, w)| {
-            let (codes, absmax) = pack(&w.raw, p.n, p.k);
+            let (codes, absmax) = nf4::pack(&w.raw, p.n, p.k);
             (bench.upload(&codes), bench.upload(&absmax))
         })
         .collect();

@@ -250,6 +250,81 @@ fn mma_multiplies_what_the_fragments_say() {
     }
 }
 
+/// The same in fp16, whose sums are whole numbers up to 2,048 here and so exact; and one that is not.
+#[test]
+fn mma_half_multiplies_and_rounds_each_step_to_fp16() {
+    for (mt, nt) in [(1, 8), (2, 3)] {
+        let primitive = Primitive::MmaHalf(mt, nt);
+        let mut rng = Rng(9);
+        let mut integer = |limit: i64| (rng.bits() % (2 * limit as u64 + 1)) as i64 - limit;
+        let pair = |lo: f32, hi: f32| {
+            f16::from_f32(lo).to_bits() as u32 | (f16::from_f32(hi).to_bits() as u32) << 16
+        };
+        let steps = 2;
+        let (mut input, mut want) = (Vec::new(), Vec::new());
+        for _warp in 0..2 {
+            let mut matrix = |rows: usize, columns: usize, limit| -> Vec<Vec<i64>> {
+                (0..rows).map(|_| (0..columns).map(|_| integer(limit)).collect()).collect()
+            };
+            let (mut a, b) = (matrix(16 * mt, 16 * steps, 7), matrix(16 * steps, 8 * nt, 7));
+            let c = matrix(16 * mt, 8 * nt, 400);
+            // A sum of 2,049 after the first step is 2,048 in fp16, and with 1 more after the second still: not 2,050.
+            let is_rounded = |row: usize| row == 1;
+            a[1].fill(0);
+            let mut operands = |num: usize, registers, at: &dyn Fn(usize, usize, usize, usize) -> i64| {
+                for step in 0..steps {
+                    for (tile, register, lane) in each(num, registers) {
+                        let value = |i: usize| at(tile, step, lane, 2 * register + i) as f32;
+                        input.push(pair(value(0), value(1)));
+                    }
+                }
+            };
+            operands(mt, 4, &|tile, step, lane, i| {
+                let (row, k) = a_place(lane, i);
+                match is_rounded(16 * tile + row) {
+                    true => (k == 0) as i64,
+                    false => a[16 * tile + row][16 * step + k],
+                }
+            });
+            operands(nt, 2, &|tile, step, lane, i| {
+                let (k, column) = b_place(lane, i);
+                if k == 0 { 1 } else { b[16 * step + k][8 * tile + column] }
+            });
+            let sums = |from_zero: bool| -> Vec<u32> {
+                let value = |tile: usize, lane: usize, i: usize| {
+                    let (row, column) = c_place(lane, i);
+                    let (row, column) = (16 * (tile / nt) + row, 8 * (tile % nt) + column);
+                    if is_rounded(row) {
+                        return if from_zero { 1.0 } else { 2048.0 };
+                    }
+                    let last = if from_zero { 16 } else { 16 * steps };
+                    let products = (0..last).map(|k| a[row][k] * if k % 16 == 0 { 1 } else { b[k][column] });
+                    let sum = products.sum::<i64>() + if from_zero { 0 } else { c[row][column] };
+                    assert!(sum.abs() <= 2048, "exact in fp16");
+                    sum as f32
+                };
+                each(mt * nt, 2)
+                    .map(|(tile, register, lane)| {
+                        pair(value(tile, lane, 2 * register), value(tile, lane, 2 * register + 1))
+                    })
+                    .collect()
+            };
+            for (tile, register, lane) in each(mt * nt, 2) {
+                let at = |i: usize| {
+                    let (row, column) = c_place(lane, 2 * register + i);
+                    let row = 16 * (tile / nt) + row;
+                    if is_rounded(row) { 2048.0 } else { c[row][8 * (tile % nt) + column] as f32 }
+                };
+                input.push(pair(at(0), at(1)));
+            }
+            want.extend(sums(false));
+            want.extend(sums(true));
+        }
+        assert_eq!(Some(input.len()), primitive.num_inputs());
+        check(primitive, &input, &want);
+    }
+}
+
 /// (tile, register, lane), lanes fastest: the order of the probe's words.
 fn each(num_tiles: usize, num_registers: usize) -> impl Iterator<Item = (usize, usize, usize)> {
     (0..num_tiles * num_registers * 32).map(move |i| (i / 32 / num_registers, i / 32 % num_registers, i % 32))
@@ -258,6 +333,26 @@ fn each(num_tiles: usize, num_registers: usize) -> impl Iterator<Item = (usize, 
 fn gelu_erf(x: f64) -> f64 {
     let x = candle_core::Tensor::new(&[x], &candle_core::Device::Cpu).unwrap();
     x.gelu_erf().unwrap().to_vec1::<f64>().unwrap()[0]
+}
+
+/// Words of `pack_half2`, `half_lo`, `half_hi`, `permute_bytes`.
+fn halves_and_bytes_are_right(words: &[u32], [x, y, z]: [f32; 3]) {
+    let half_bits = |f: f32| if f.is_nan() { 0x7fff } else { f16::from_f32(f).to_bits() as u32 };
+    assert_eq!(words[0], half_bits(x) | half_bits(y) << 16, "pack_half2({x:e}, {y:e})");
+    for (word, half) in [(words[1], x.to_bits() as u16), (words[2], (x.to_bits() >> 16) as u16)] {
+        let (got, want) = (f32::from_bits(word), f16::from_bits(half).to_f32());
+        assert!(
+            got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(),
+            "fp16 {half:#x}: {word:#x}"
+        );
+    }
+    let bytes = [x.to_bits().to_le_bytes(), y.to_bits().to_le_bytes()].concat();
+    let selected = |nibble: u32| match (bytes[(nibble & 7) as usize], nibble & 8) {
+        (byte, 0) => byte,
+        (byte, _) => ((byte as i8) >> 7) as u8,
+    };
+    let want = u32::from_le_bytes(std::array::from_fn(|i| selected(z.to_bits() >> (4 * i) & 15)));
+    assert_eq!(words[3], want, "bytes of {:#x} and {:#x} by {:#x}", x.to_bits(), y.to_bits(), z.to_bits());
 }
 
 #[test]
@@ -289,7 +384,7 @@ fn arithmetic_is_ieee_where_it_says_exact() {
     };
     let bf16_bits = |f: f32| if f.is_nan() { 0x7fff } else { bf16::from_f32(f).to_bits() as u32 };
     for i in 0..n {
-        let (x, y, z, words) = (x[i], y[i], z[i], &got[i * 23..i * 23 + 23]);
+        let (x, y, z, words) = (x[i], y[i], z[i], &got[i * 24..i * 24 + 24]);
         let u = x.to_bits();
         for (k, want) in [
             (0, x * y),
@@ -313,19 +408,17 @@ fn arithmetic_is_ieee_where_it_says_exact() {
         assert_eq!(words[6], bf16_bits(x) | bf16_bits(y) << 16, "pack({x:e}, {y:e})");
         assert_eq!(words[7], bf16_bits(x), "bf16 of {x:e}");
         assert!(same(words[11], x));
-        let bytes = [x.to_bits().to_le_bytes(), y.to_bits().to_le_bytes()].concat();
-        let nibble = |i: u32| bytes[(z.to_bits() >> (4 * i) & 7) as usize];
-        assert_eq!(words[14].to_le_bytes(), [0, 1, 2, 3].map(nibble), "bytes of {x:e} and {y:e} by {z:e}");
+        halves_and_bytes_are_right(&words[12..16], [x, y, z]);
         let d = x as f64;
         for (k, want) in [
-            (15, d.exp2()),
-            (16, d.exp()),
-            (17, d.tanh()),
-            (18, d / (1.0 + (-d).exp())),
-            (19, d / (1.0 + (-1.702 * d).exp())),
-            (20, 0.5 * d * (1.0 + (0.797_884_560_802_865_4 * (d + 0.044715 * d * d * d)).tanh())),
-            (21, gelu_erf(d)),
-            (22, d / (1.0 + (-(y as f64)).exp())),
+            (16, d.exp2()),
+            (17, d.exp()),
+            (18, d.tanh()),
+            (19, d / (1.0 + (-d).exp())),
+            (20, d / (1.0 + (-1.702 * d).exp())),
+            (21, 0.5 * d * (1.0 + (0.797_884_560_802_865_4 * (d + 0.044715 * d * d * d)).tanh())),
+            (22, gelu_erf(d)),
+            (23, d / (1.0 + (-(y as f64)).exp())),
         ] {
             if d.abs() > 20.0 || want.is_nan() {
                 continue; // the formulas overflow on their way, each in its own place

@@ -26,7 +26,7 @@ macro_rules! tests {
 
 tests! {
     attention bf16_gemm conv2d count_nonfinite euler_step gemv group_norm_silu head_norm_rope kept_gemm kept_gemv
-    next_step nf4_gemm nf4_quantize norms probe probe_sm90 select_row to_rgb unpack_latents
+    next_step nf4_gemm nf4_half_gemm nf4_quantize norms probe probe_sm90 scale_rows select_row to_rgb unpack_latents
 }
 
 fn small_cases(test: &str) -> impl Iterator<Item = Case> {

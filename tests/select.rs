@@ -16,7 +16,9 @@ use schnell::kernels::kept::Format;
 use schnell::kernels::kept_gemm::{KeptGemm, KeptWeight};
 use schnell::kernels::layer_norm_mod::LayerNormMod;
 use schnell::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
+use schnell::kernels::nf4_half_gemm::{Nf4HalfGemm, Nf4HalfWeight};
 use schnell::kernels::rms_norm::RmsNorm;
+use schnell::kernels::scale_rows::ScaleRows;
 
 /// The entry's name, after asking for machines that differ in all that must not matter.
 fn chosen(device: &Device, select: impl Fn(&Capability) -> Config) -> &'static str {
@@ -47,12 +49,15 @@ fn products_by_their_epilogues() {
     let (out, out_f32, norm) =
         (bench.alloc::<bf16>(m * n), bench.alloc::<f32>(m * n), bench.alloc::<f32>(128));
     let table = bench.alloc::<f32>(m * 64);
-    let both = |problem: &Problem<'_>| -> Result<[&'static str; 2], schnell::Error> {
-        let nf4 = [(problem.clone(), Nf4Weight { codes: &codes, absmax: &absmax })];
+    let all = |problem: &Problem<'_>| -> Result<[&'static str; 3], schnell::Error> {
+        let weight = Nf4Weight { codes: &codes, absmax: &absmax };
+        let nf4 = [(problem.clone(), weight)];
+        let half = [(problem.clone(), Nf4HalfWeight { weight, x_scale: &table })];
         let dense = [(problem.clone(), Bf16Weight { values: &values, pitch: k })];
         Nf4Gemm { problems: &nf4, workspace: None }.select(bench.device.capability())?;
         Ok([
             chosen(&bench.device, |c| Nf4Gemm { problems: &nf4, workspace: None }.select(c).unwrap()),
+            chosen(&bench.device, |c| Nf4HalfGemm { problems: &half, workspace: None }.select(c).unwrap()),
             chosen(&bench.device, |c| Bf16Gemm { problems: &dense, workspace: None }.select(c).unwrap()),
         ])
     };
@@ -67,8 +72,8 @@ fn products_by_their_epilogues() {
         (none, Epilogue::AddBf16(&out, &out), "combine"),
         (none, Epilogue::MulBf16(&out, &out), "combine"),
     ] {
-        let names = both(&simple(activation, epilogue)).unwrap();
-        assert_eq!(names, [format!("nf4_gemm_{entry}_sm80"), format!("bf16_gemm_{entry}_sm80")]);
+        let names = all(&simple(activation, epilogue)).unwrap();
+        assert_eq!(names, ["nf4", "nf4_half", "bf16"].map(|of| format!("{of}_gemm_{entry}_sm80")));
     }
     let segment = |begin, end, activation, epilogue| Segment { begin, end, pitch: 128, activation, epilogue };
     let head = segment(0, 128, none, Epilogue::NormRope { out: &out, weight: &norm });
@@ -84,20 +89,30 @@ fn products_by_their_epilogues() {
             chosen(&bench.device, |c| KeptGemm { problems: &kept, workspace: None }.select(c).unwrap());
         assert_eq!(name, format!("{}_gemm_residual_sm80", format.to_string().to_lowercase()));
     }
-    let names = both(&with_rest(gelu, Epilogue::Store(&out))).unwrap();
-    assert_eq!(names, ["nf4_gemm_heads_sm80", "bf16_gemm_heads_sm80"]);
+    let names = all(&with_rest(gelu, Epilogue::Store(&out))).unwrap();
+    assert_eq!(names, ["nf4_gemm_heads_sm80", "nf4_half_gemm_heads_sm80", "bf16_gemm_heads_sm80"]);
     // No model needs these, and no entry point has code for them.
     for problem in [
         simple(gelu, Epilogue::StoreF32(&out_f32)),
         with_rest(Activation::QuickGelu, Epilogue::Store(&out)),
         with_rest(none, Epilogue::Add(&out_f32, None)),
     ] {
-        let refusal = both(&problem).unwrap_err();
+        let refusal = all(&problem).unwrap_err();
         assert!(matches!(refusal, schnell::Error::Unsupported(_)), "{refusal}");
         let launched =
             Nf4Gemm { problems: &[(problem, Nf4Weight { codes: &codes, absmax: &absmax })], workspace: None }
                 .launch(&bench.device, StreamId::Compute);
         assert!(launched.unwrap_err().to_string().contains("no entry point has the epilogues"));
+    }
+}
+
+#[test]
+fn rows_to_scale_by_their_width() {
+    let bench = bench();
+    let (x, scale) = (&bench.alloc::<bf16>(1 << 15), &bench.alloc::<f32>(1));
+    for (width, entry) in [(8, "wide"), (16384, "wide"), (16392, "any")] {
+        let rows = ScaleRows { x, pitch: width, rows: 1, width, scale };
+        assert_eq!(chosen(&bench.device, |c| rows.select(c)), format!("scale_rows_{entry}"), "{width}");
     }
 }
 

@@ -22,7 +22,7 @@ CLIP_TOKENS = 77 # of every CLIP text encoder that FLUX has
 # Tiles that are not full, which their multiply-adds do not show: stage, kernel, what is written, and the share that is used.
 PARTIAL = [
     ("clip", r"\w*gemm_.*", ".*", CLIP_TOKENS / 128),
-    ("step", r"nf4_gemm_.*", "transformer.velocity", 64 / 128), # 64 features: 16 channels of 2 x 2
+    ("step", r"nf4_(half_)?gemm_.*", "transformer.velocity", 64 / 128), # 64 features: 16 channels of 2 x 2
     ("vae", r"conv2d_narrow_.*", "vae.image", 3 / 8),           # red, green, blue
 ]
 # Two warps each compute the same scores of a wide head: 64 of 96 products are needed.

@@ -203,7 +203,7 @@ def all_rows(archs=None):
     jobs = [(source, arch, model) for source in sources() for arch in toolkit.targets(source.stem)]
     jobs = [job for job in jobs if not archs or job[1] in archs]
     # The longest first.
-    jobs.sort(key=lambda job: (job[0].stem not in ("attention", "nf4_gemm", "bf16_gemm"), job[0].stem))
+    jobs.sort(key=lambda job: (job[0].stem not in ("attention", "nf4_gemm", "nf4_half_gemm", "bf16_gemm"), job[0].stem))
     with multiprocessing.Pool(2) as pool:
         found = [row for rows in pool.imap_unordered(rows_of, jobs) for row in rows]
     return sorted(found, key=lambda row: (row["entry"], int(row["arch"].rstrip("a"))))

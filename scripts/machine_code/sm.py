@@ -49,6 +49,11 @@ def wavefronts(x):
     return {"LDGSTS": max(1, x.vector_bytes // 4), "SHFL": 1}.get(x.base, 0)
 
 
+def hmma_clocks(x, sm):
+    """Of one product: with f32 accumulation, unless the machine code says fp16 (HMMA.16816.F16)."""
+    return sm["hmma_half" if x.op.endswith(".F16") else "hmma"] / (2 if "1688" in x.op else 1)
+
+
 class Step:
     """An instruction as the model sees it."""
     __slots__ = ("base", "pipe", "wavefronts", "stall", "write", "read", "wait", "pending", "clocks", "leaps")
@@ -61,7 +66,7 @@ class Step:
         # Groups of asynchronous copies that may still be on their way.
         match = re.search(r"DEPBAR\S* SB0, (0x\w+)", x.body)
         self.pending = int(match[1], 16) if match else None
-        self.clocks = {TENSOR: sm["hmma"] / (2 if "1688" in x.op else 1), ALU: pipes["alu"], FMA: pipes["fma"],
+        self.clocks = {TENSOR: hmma_clocks(x, sm), ALU: pipes["alu"], FMA: pipes["fma"],
                        IMAD: pipes["imad"], MIO: pipes["mio"], MUFU: pipes["mufu"]}.get(self.pipe, 0)
         if self.base in ("BRA", "CALL", "BSYNC"):
             self.stall = max(self.stall, 4 if self.base == "BSYNC" else 6)
@@ -218,8 +223,8 @@ def loop_clocks(instructions, arch, ctas, warps, conflicts=()):
 
 def tensor_clocks(instructions, arch, warps):
     """The least that the tensor cores take for a CTA's turn."""
-    hmma = constants()["sm"][arch.rstrip("a")]["hmma"]
-    return sum(hmma / (2 if "1688" in x.op else 1) for x in instructions if pipe_of(x) == TENSOR) * warps / SCHEDULERS
+    of = constants()["sm"][arch.rstrip("a")]
+    return sum(hmma_clocks(x, of) for x in instructions if pipe_of(x) == TENSOR) * warps / SCHEDULERS
 
 
 @lru_cache(maxsize=None)

@@ -33,6 +33,15 @@ pub enum Subject {
         /// Features in.
         k: usize,
     },
+    /// The same with fp16 accumulators, and before it the tokens made fp16.
+    Nf4HalfGemm {
+        /// Tokens.
+        m: usize,
+        /// Features out.
+        n: usize,
+        /// Features in.
+        k: usize,
+    },
     /// The same with bf16 weights.
     Bf16Gemm {
         /// Tokens.
@@ -119,7 +128,9 @@ pub fn flux_shapes() -> Vec<Subject> {
             Subject::Nf4Gemm { m: image, n: 4 * d, k: d },
             Subject::Nf4Gemm { m: image, n: d, k: 4 * d },
             Subject::Nf4Gemm { m: joint, n: 7 * d, k: d },
+            Subject::Nf4HalfGemm { m: joint, n: 7 * d, k: d },
             Subject::Nf4Gemm { m: joint, n: d, k: 5 * d },
+            Subject::Nf4HalfGemm { m: joint, n: d, k: 5 * d },
             Subject::Attention { heads: 24, tokens: joint, head_dim: 128 },
             Subject::LayerNormMod { rows: joint, width: d },
         ]);
@@ -163,6 +174,7 @@ impl std::fmt::Display for Subject {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match *self {
             Subject::Nf4Gemm { m, n, k } => write!(f, "nf4_gemm {m}x{n}x{k}"),
+            Subject::Nf4HalfGemm { m, n, k } => write!(f, "nf4_half_gemm {m}x{n}x{k}"),
             Subject::Bf16Gemm { m, n, k } => write!(f, "bf16_gemm {m}x{n}x{k}"),
             Subject::Attention { heads, tokens, head_dim } => {
                 write!(f, "attention {heads}x{tokens}x{head_dim}")
@@ -186,6 +198,7 @@ impl Subject {
     pub fn flops(&self) -> f64 {
         match *self {
             Subject::Nf4Gemm { m, n, k }
+            | Subject::Nf4HalfGemm { m, n, k }
             | Subject::Bf16Gemm { m, n, k }
             | Subject::Nf4Gemv { m, n, k }
             | Subject::KeptGemm { m, n, k, .. }
@@ -205,6 +218,7 @@ impl Subject {
     pub fn bytes(&self) -> usize {
         match *self {
             Subject::Nf4Gemm { m, n, k } => 2 * m * (n + k) + n * k / 2 + n * k / 16,
+            Subject::Nf4HalfGemm { m, n, k } => 2 * m * (n + 3 * k) + n * k / 2 + n * k / 16,
             Subject::Bf16Gemm { m, n, k } => 2 * (m * (n + k) + n * k),
             Subject::Nf4Gemv { m, n, k } => 4 * m * (n + k) + n * k / 2 + n * k / 16,
             Subject::KeptGemm { format, m, n, k } => {
@@ -270,6 +284,7 @@ impl Subject {
     fn prepare(&self, lab: &Lab) -> Result<launches::Launch> {
         match *self {
             Subject::Nf4Gemm { m, n, k } => launches::nf4_gemm(lab, m, n, k),
+            Subject::Nf4HalfGemm { m, n, k } => launches::nf4_half_gemm(lab, m, n, k),
             Subject::Bf16Gemm { m, n, k } => launches::bf16_gemm(lab, m, n, k),
             Subject::Attention { heads, tokens, head_dim } => {
                 launches::attention(lab, heads, tokens, head_dim)
@@ -313,6 +328,7 @@ mod tests {
         let device = Device::emulator(crate::device::EmulatorOptions::default());
         let small = [
             Subject::Nf4Gemm { m: 16, n: 128, k: 64 },
+            Subject::Nf4HalfGemm { m: 16, n: 128, k: 64 },
             Subject::Bf16Gemm { m: 16, n: 128, k: 64 },
             Subject::Attention { heads: 1, tokens: 32, head_dim: 64 },
             Subject::Conv2d { side: 4, channels: 32, upsample: true },

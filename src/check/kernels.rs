@@ -22,9 +22,11 @@ use crate::kernels::group_norm_silu::{GroupNorm, GroupNormSilu};
 use crate::kernels::head_norm_rope::HeadNormRope;
 use crate::kernels::layer_norm_mod::{LayerNormMod, Rest};
 use crate::kernels::next_step::NextStep;
-use crate::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
+use crate::kernels::nf4_gemm::Nf4Weight;
+use crate::kernels::nf4_half_gemm::Nf4HalfWeight;
 use crate::kernels::nf4_quantize::{Nf4Layout, Nf4Quantize, Nf4Source};
 use crate::kernels::rms_norm::RmsNorm;
+use crate::kernels::scale_rows::ScaleRows;
 use crate::kernels::select_row::SelectRow;
 use crate::kernels::to_rgb::ToRgb;
 use crate::kernels::unpack_latents::UnpackLatents;
@@ -33,6 +35,8 @@ pub(super) const COMPUTE: StreamId = StreamId::Compute;
 /// Allowed relative L2 error and largest error, of f32 and of bf16 outputs.
 pub(super) const F32: (f64, f64) = (2e-5, 1e-4);
 pub(super) const BF16: (f64, f64) = (2e-3, 8e-3);
+/// Of f32 outputs that are sums in fp16: one that lies near the middle of two numbers, 2^-11 of it apart, falls to the other side.
+const HALF: (f64, f64) = (1e-3, 4e-3);
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = vec![
@@ -46,6 +50,8 @@ pub(super) fn cases() -> Vec<Case> {
         small("unpack_latents", unpack_latents),
         small("nf4_gemm_heads", |lab| nf4_gemm_heads(lab, HEADS)),
         small("nf4_gemm_heads_split", |lab| nf4_gemm_heads(lab, SPLIT_HEADS)),
+        small("nf4_half_gemm_heads", |lab| nf4_half_gemm_heads(lab, HEADS)),
+        small("nf4_half_gemm_heads_split", |lab| nf4_half_gemm_heads(lab, SPLIT_HEADS)),
         small("bf16_gemm_heads", |lab| bf16_gemm_heads(lab, HEADS)),
         small("bf16_gemm_heads_split", |lab| bf16_gemm_heads(lab, SPLIT_HEADS)),
         small("bf16_gemm_epilogues", bf16_gemm_epilogues),
@@ -57,6 +63,9 @@ pub(super) fn cases() -> Vec<Case> {
         let name = format!("nf4_quantize_{layout:?}").to_lowercase();
         cases.push(small(name, move |lab| nf4_quantize(lab, layout)));
     }
+    for width in [200, 16392] {
+        cases.push(small(format!("scale_rows_{width}"), move |lab| scale_rows(lab, width)));
+    }
     for m in [1, 2, 4, 7] {
         cases.push(small(format!("gemv_{m}"), move |lab| gemv(lab, m)));
     }
@@ -64,11 +73,13 @@ pub(super) fn cases() -> Vec<Case> {
     let shape = [33, 136, 448];
     cases.push(small("bf16_gemm_33x136x448", move |lab| bf16_gemm(lab, shape)));
     cases.push(small("nf4_gemm_33x136x448", move |lab| nf4_gemm(lab, shape)));
+    cases.push(small("nf4_half_gemm_33x136x448", move |lab| nf4_half_gemm(lab, shape)));
     // Less than a tile, a tile and a bit, many k-steps.
     for shape in [[5, 40, 64], [130, 136, 192], [257, 256, 1024]] {
         let [m, n, k] = shape;
         cases.push(large(format!("bf16_gemm_{m}x{n}x{k}"), move |lab| bf16_gemm(lab, shape)));
         cases.push(large(format!("nf4_gemm_{m}x{n}x{k}"), move |lab| nf4_gemm(lab, shape)));
+        cases.push(large(format!("nf4_half_gemm_{m}x{n}x{k}"), move |lab| nf4_half_gemm(lab, shape)));
     }
     // One per entry point: with and without a bias.
     for (heads, head_dim) in [(2, 40), (2, 128), (1, 200), (1, 512)] {
@@ -165,12 +176,25 @@ const HEADS: HeadsShape = ([130, 20], 2 * 128 + 136, 128);
 /// So few tiles of so many k-steps that every machine splits them.
 const SPLIT_HEADS: HeadsShape = ([30, 20], 2 * 128 + 8, 1536);
 
-fn nf4_gemm_heads(lab: &Lab, shape: HeadsShape) -> Result<Vec<Output>> {
-    let (_, n, k) = shape;
+/// Codes and absmax `[n, k]` in fragment order.
+fn nf4_weight(lab: &Lab, seed: u64, [n, k]: [usize; 2]) -> Result<(View<u8>, View<f32>)> {
     let layout = Nf4Layout::Fragments;
-    let codes = lab.upload(bytemuck::cast_slice::<u32, u8>(&random_bits(1, layout.codes_len(n, k) / 4)))?;
-    let absmax = lab.f32s(2, layout.absmax_len(n, k), 0.2)?;
+    let codes = random_bits(seed, layout.codes_len(n, k) / 4);
+    let absmax = lab.f32s(seed + 1, layout.absmax_len(n, k), 0.2)?;
+    Ok((lab.upload(bytemuck::cast_slice::<u32, u8>(&codes))?, absmax))
+}
+
+fn nf4_gemm_heads(lab: &Lab, shape: HeadsShape) -> Result<Vec<Output>> {
+    let (codes, absmax) = nf4_weight(lab, 1, [shape.1, shape.2])?;
     gemm_heads(lab, shape, Nf4Weight { codes: &codes, absmax: &absmax })
+}
+
+/// Of bf16 up to 1, whose bits are fp16 up to 2.
+fn nf4_half_gemm_heads(lab: &Lab, shape: HeadsShape) -> Result<Vec<Output>> {
+    let (codes, absmax) = nf4_weight(lab, 1, [shape.1, shape.2])?;
+    let weight = Nf4Weight { codes: &codes, absmax: &absmax };
+    let x_scale = lab.f32s(9, shape.0[0], 2.0)?;
+    gemm_heads(lab, shape, Nf4HalfWeight { weight, x_scale: &x_scale })
 }
 
 fn bf16_gemm_heads(lab: &Lab, shape: HeadsShape) -> Result<Vec<Output>> {
@@ -461,11 +485,29 @@ fn bf16_gemm(lab: &Lab, [m, n, k]: [usize; 3]) -> Result<Vec<Output>> {
     Ok(vec![lab.close("f32", &out, F32.0, F32.1)?, lab.close_bf16("gelu", &gelu, BF16.0, BF16.1)?])
 }
 
-fn nf4_gemm(lab: &Lab, [m, n, k]: [usize; 3]) -> Result<Vec<Output>> {
-    let (x, bias, gate) = (lab.bf16s(1, m * k, 1.0)?, lab.f32s(2, n, 1.0)?, lab.f32s(3, n, 1.0)?);
-    let layout = Nf4Layout::Fragments;
-    let codes = lab.upload(bytemuck::cast_slice::<u32, u8>(&random_bits(4, layout.codes_len(n, k) / 4)))?;
-    let absmax = lab.f32s(5, layout.absmax_len(n, k), 0.2)?;
+fn nf4_gemm(lab: &Lab, shape: [usize; 3]) -> Result<Vec<Output>> {
+    let (codes, absmax) = nf4_weight(lab, 4, [shape[1], shape[2]])?;
+    let x = lab.bf16s(1, shape[0] * shape[2], 1.0)?;
+    nf4_epilogues(lab, &x, shape, Nf4Weight { codes: &codes, absmax: &absmax }, F32)
+}
+
+fn nf4_half_gemm(lab: &Lab, shape: [usize; 3]) -> Result<Vec<Output>> {
+    let [m, n, k] = shape;
+    let (codes, absmax) = nf4_weight(lab, 4, [n, k])?;
+    let (x, scale) = (lab.bf16s(1, m * k, 1.0)?, lab.alloc::<f32>(m)?);
+    ScaleRows { x: &x, pitch: k, rows: m, width: k, scale: &scale }.launch(lab.device(), COMPUTE)?;
+    let weight = Nf4Weight { codes: &codes, absmax: &absmax };
+    nf4_epilogues(lab, &x, shape, Nf4HalfWeight { weight, x_scale: &scale }, HALF)
+}
+
+fn nf4_epilogues<W: Weight>(
+    lab: &Lab,
+    x: &View<bf16>,
+    [m, n, k]: [usize; 3],
+    weight: W,
+    allowed: (f64, f64),
+) -> Result<Vec<Output>> {
+    let (bias, gate) = (lab.f32s(2, n, 1.0)?, lab.f32s(3, n, 1.0)?);
     let (residual, gelu) = (lab.f32s(6, m * n, 1.0)?, lab.alloc::<bf16>(m * n)?);
     let product = lab.bf16s(7, m * n, 1.0)?;
     for (activation, epilogue) in [
@@ -473,15 +515,21 @@ fn nf4_gemm(lab: &Lab, [m, n, k]: [usize; 3]) -> Result<Vec<Output>> {
         (Activation::None, Epilogue::MulBf16(&product, &product)),
         (Activation::GeluTanh, Epilogue::Store(&gelu)),
     ] {
-        let problem = Problem::simple(&x, [m, n, k], Some(&bias), activation, epilogue);
-        Nf4Gemm { problems: &[(problem, Nf4Weight { codes: &codes, absmax: &absmax })], workspace: None }
-            .launch(lab.device(), COMPUTE)?;
+        let problem = Problem::simple(x, [m, n, k], Some(&bias), activation, epilogue);
+        Gemm { problems: &[(problem, weight)], workspace: None }.launch(lab.device(), COMPUTE)?;
     }
     Ok(vec![
-        lab.close("residual", &residual, F32.0, F32.1)?,
+        lab.close("residual", &residual, allowed.0, allowed.1)?,
         lab.close_bf16("product", &product, BF16.0, BF16.1)?,
         lab.close_bf16("gelu", &gelu, BF16.0, BF16.1)?,
     ])
+}
+
+fn scale_rows(lab: &Lab, width: usize) -> Result<Vec<Output>> {
+    let (rows, pitch) = (9, width + 8);
+    let (x, scale) = (lab.bf16s(1, rows * pitch, 4.0)?, lab.alloc::<f32>(rows)?);
+    ScaleRows { x: &x, pitch, rows, width, scale: &scale }.launch(lab.device(), COMPUTE)?;
+    Ok(vec![lab.bits("x", &x)?, lab.bits("scale", &scale)?])
 }
 
 /// `masked`: causal and with a position bias, as the text encoders use it.

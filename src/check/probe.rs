@@ -1,6 +1,6 @@
 //! Every primitive of `kernels/gpu.cuh`: see [`crate::kernels::probe`].
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::{Case, Lab, Output, Values, case, random_bits, random_f32s};
 use crate::Result;
@@ -13,7 +13,8 @@ pub(super) fn cases() -> Vec<Case> {
     let plain = Primitive::ALL
         .into_iter()
         .map(|primitive| case("probe", name(primitive), move |lab| probe(lab, primitive)));
-    let products = Primitive::ALL.into_iter().filter(|primitive| matches!(primitive, Primitive::Mma(..)));
+    let products =
+        Primitive::ALL.into_iter().filter(|p| matches!(p, Primitive::Mma(..) | Primitive::MmaHalf(..)));
     let rounding = products.map(|primitive| {
         case("probe", format!("{}_rounding", name(primitive)), move |lab| probe_mma_rounding(lab, primitive))
     });
@@ -47,6 +48,15 @@ fn probe(lab: &Lab, primitive: Primitive) -> Result<Vec<Output>> {
             let words = mma_words(primitive, small, |word| ((word >> 20) as f32).to_bits());
             Ok(vec![lab.bits("acc", &run_probe(lab, primitive, &words)?)?])
         }
+        Primitive::MmaHalf(..) => {
+            // Whole numbers up to 7, and 255 to begin with: sums are exact in fp16, too.
+            let pair = |word: u32, mask: u32| {
+                let value = |bits: u32| f16::from_f32(bits as f32 - (mask / 2) as f32).to_bits() as u32;
+                value(word & mask) | value(word >> 16 & mask) << 16
+            };
+            let words = mma_words(primitive, |word| pair(word, 15), |word| pair(word, 511));
+            Ok(vec![lab.bits("acc", &run_probe(lab, primitive, &words)?)?])
+        }
         Primitive::Warp => {
             // Integers, then floats of one size, whose sums have one fixed tree.
             let mut words = random_bits(5, 64);
@@ -60,11 +70,15 @@ fn probe(lab: &Lab, primitive: Primitive) -> Result<Vec<Output>> {
     }
 }
 
-/// The words of an mma probe: per warp two kinds, bf16 pairs and then f32 accumulators.
+/// The words of an mma probe: per warp two kinds, pairs of operands and then accumulators.
 fn mma_words(primitive: Primitive, pair: impl Fn(u32) -> u32, acc: impl Fn(u32) -> u32) -> Vec<u32> {
-    let Primitive::Mma(mt, nt) = primitive else { return Vec::new() };
+    let (mt, nt, words) = match primitive {
+        Primitive::Mma(mt, nt) => (mt, nt, 4),
+        Primitive::MmaHalf(mt, nt) => (mt, nt, 2),
+        _ => return Vec::new(),
+    };
     let num_pairs = abi::PROBE_MMA_STEPS as usize * (4 * mt + 2 * nt) * 32;
-    let per_warp = num_pairs + 4 * mt * nt * 32;
+    let per_warp = num_pairs + words * mt * nt * 32;
     let random = random_bits(8, primitive.num_inputs().unwrap_or(0));
     let words = random.iter().enumerate();
     words.map(|(i, &word)| if i % per_warp < num_pairs { pair(word) } else { acc(word) }).collect()
@@ -74,6 +88,18 @@ fn mma_words(primitive: Primitive, pair: impl Fn(u32) -> u32, acc: impl Fn(u32) 
 /// Allowed is 2^-18: 32 truncations of f32, one per product.
 fn probe_mma_rounding(lab: &Lab, primitive: Primitive) -> Result<Vec<Output>> {
     let fraction = |bits: u32| (bits & 0xffff) as f32 / 32768.0 - 1.0;
+    if matches!(primitive, Primitive::MmaHalf(..)) {
+        let pair = |word: u32| {
+            let value = |bits: u32| f16::from_f32(fraction(bits)).to_bits() as u32;
+            value(word) | value(word >> 16) << 16
+        };
+        let acc = lab.download(&run_probe(lab, primitive, &mma_words(primitive, pair, pair))?)?;
+        let halves = acc.iter().flat_map(|word| [*word as u16, (word >> 16) as u16]);
+        let values = halves.map(|bits| f16::from_bits(bits).to_f32()).collect::<Vec<f32>>();
+        // Each of two steps is rounded to 11 bits: where a sum lies near the middle, to the other side.
+        let acc = lab.upload(&values)?;
+        return Ok(vec![lab.close("acc", &acc, 2e-3, 4e-3)?]);
+    }
     let pair = |word: u32| {
         let value = |bits: u32| bf16::from_f32(fraction(bits)).to_bits() as u32;
         value(word) | value(word >> 16) << 16
@@ -97,6 +123,7 @@ fn probe_math(lab: &Lab) -> Result<Vec<Output>> {
         "bf16_lo",
         "bf16_hi",
         "bits",
+        "pack_half2",
         "half_lo",
         "half_hi",
         "permute_bytes",
@@ -137,7 +164,7 @@ fn probe_math(lab: &Lab) -> Result<Vec<Output>> {
         let floats =
             |count: usize| column(k).take(count).map(|&word| f32::from_bits(word)).collect::<Vec<f32>>();
         let values = match *name {
-            "pack_bf16x2" | "float_to_bf16" | "permute_bytes" => {
+            "pack_bf16x2" | "float_to_bf16" | "pack_half2" | "permute_bytes" => {
                 Values::Bytes(column(k).flat_map(|w| w.to_le_bytes()).collect())
             }
             _ if k < Primitive::EXACT_MATH_WORDS => Values::Ulps { values: floats(n), ulps: 0, floor: 0.0 },

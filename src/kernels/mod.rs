@@ -25,12 +25,14 @@ pub mod kept_gemv;
 pub mod layer_norm_mod;
 pub mod next_step;
 pub mod nf4_gemm;
+pub mod nf4_half_gemm;
 pub mod nf4_quantize;
 #[cfg(feature = "check")]
 pub mod probe;
 #[cfg(feature = "check")]
 pub mod probe_sm90;
 pub mod rms_norm;
+pub mod scale_rows;
 pub mod select_row;
 pub mod to_rgb;
 pub mod unpack_latents;
@@ -89,10 +91,16 @@ pub fn all() -> Vec<&'static Kernel> {
         &nf4_gemm::NF4_GEMM_RESIDUAL,
         &nf4_gemm::NF4_GEMM_COMBINE,
         &nf4_gemm::NF4_GEMM_HEADS,
+        &nf4_half_gemm::NF4_HALF_GEMM_STORE,
+        &nf4_half_gemm::NF4_HALF_GEMM_RESIDUAL,
+        &nf4_half_gemm::NF4_HALF_GEMM_COMBINE,
+        &nf4_half_gemm::NF4_HALF_GEMM_HEADS,
         &nf4_quantize::NF4_QUANTIZE,
         &rms_norm::RMS_NORM_SMALL,
         &rms_norm::RMS_NORM_WIDE,
         &rms_norm::RMS_NORM_ANY,
+        &scale_rows::SCALE_ROWS_WIDE,
+        &scale_rows::SCALE_ROWS_ANY,
         &select_row::SELECT_ROW,
         &to_rgb::TO_RGB,
         &unpack_latents::UNPACK_LATENTS,
@@ -108,6 +116,8 @@ pub fn all() -> Vec<&'static Kernel> {
         &probe::MMA_1X3,
         &probe::MMA_2X4,
         &probe::MMA_4X8,
+        &probe::MMA_HALF_1X8,
+        &probe::MMA_HALF_2X3,
         &probe::MATH,
         &probe_sm90::BARRIERS,
         &probe_sm90::COPIES,

@@ -37,6 +37,25 @@ pub struct Nf4Weight<'a> {
 /// Products with [`Nf4Weight`]s.
 pub type Nf4Gemm<'a> = Gemm<'a, Nf4Weight<'a>>;
 
+impl Nf4Weight<'_> {
+    pub(super) fn check(&self, kernel: &str, problem: &Problem<'_>) -> Result<()> {
+        let (n, k) = (round_up(problem.n, 64), problem.k);
+        if k % abi::GEMM_BLOCK_K as usize != 0 {
+            return Err(refuse(kernel, format!("k = {k} is not a multiple of 64")));
+        }
+        check_len(kernel, "codes", self.codes, volume(&[n, k / 2]))?;
+        check_len(kernel, "absmax", self.absmax, volume(&[n, k / 64]))?;
+        check_aligned(kernel, "codes", self.codes.address())?;
+        check_aligned(kernel, "absmax", self.absmax.address())
+    }
+
+    pub(super) fn place(&self, params: &mut abi::gemm_problem, footprint: &mut Footprint<'_>) -> Result<()> {
+        params.w = footprint.reads(self.codes)?;
+        params.absmax = footprint.reads(self.absmax)?;
+        Ok(())
+    }
+}
+
 impl Weight for Nf4Weight<'_> {}
 
 const NAME: &str = "nf4_gemm";
@@ -61,16 +80,7 @@ impl Stored for Nf4Weight<'_> {
         params: &mut abi::gemm_problem,
         footprint: &mut Footprint<'_>,
     ) -> Result<()> {
-        let (n, k) = (round_up(problem.n, 64), problem.k);
-        if k % abi::GEMM_BLOCK_K as usize != 0 {
-            return Err(refuse(NAME, format!("k = {k} is not a multiple of 64")));
-        }
-        check_len(NAME, "codes", self.codes, volume(&[n, k / 2]))?;
-        check_len(NAME, "absmax", self.absmax, volume(&[n, k / 64]))?;
-        check_aligned(NAME, "codes", self.codes.address())?;
-        check_aligned(NAME, "absmax", self.absmax.address())?;
-        params.w = footprint.reads(self.codes)?;
-        params.absmax = footprint.reads(self.absmax)?;
-        Ok(())
+        self.check(NAME, problem)?;
+        self.place(params, footprint)
     }
 }

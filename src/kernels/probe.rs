@@ -33,6 +33,8 @@ probe!(
     MMA_1X3 = probe_mma_1x3,
     MMA_2X4 = probe_mma_2x4,
     MMA_4X8 = probe_mma_4x8,
+    MMA_HALF_1X8 = probe_mma_half_1x8,
+    MMA_HALF_2X3 = probe_mma_half_2x3,
     MATH = probe_math,
     DEADLOCK = probe_fault_deadlock,
     DIVERGENT = probe_fault_divergent,
@@ -69,13 +71,15 @@ pub enum Primitive {
     LdMatrix,
     /// `mma_tile` of so many fragments of 16 rows and of 8 columns.
     Mma(usize, usize),
+    /// `mma_half_tile`, likewise; its accumulators, then those of its first step from zero.
+    MmaHalf(usize, usize),
     /// Arithmetic: the first [`Primitive::EXACT_MATH_WORDS`] words of an element are exact, the others approximate.
     Math,
 }
 
 impl Primitive {
     /// All of them.
-    pub const ALL: [Primitive; 12] = [
+    pub const ALL: [Primitive; 14] = [
         Primitive::Echo,
         Primitive::Index,
         Primitive::Count,
@@ -87,16 +91,18 @@ impl Primitive {
         Primitive::Mma(1, 3),
         Primitive::Mma(2, 4),
         Primitive::Mma(4, 8),
+        Primitive::MmaHalf(1, 8),
+        Primitive::MmaHalf(2, 3),
         Primitive::Math,
     ];
 
     /// How many of an element's `PROBE_MATH_WORDS` words are the same bits on every machine.
-    pub const EXACT_MATH_WORDS: usize = 15;
+    pub const EXACT_MATH_WORDS: usize = 16;
 
     /// The entry point, which is the primitive's name, too.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for a size of `mma_tile` that has no entry.
+    /// [`Error::Unsupported`] for a size of `mma_tile` or `mma_half_tile` that has no entry.
     pub fn kernel(self) -> Result<&'static Kernel> {
         Ok(match self {
             Primitive::Echo => &ECHO,
@@ -110,7 +116,9 @@ impl Primitive {
             Primitive::Mma(1, 3) => &MMA_1X3,
             Primitive::Mma(2, 4) => &MMA_2X4,
             Primitive::Mma(4, 8) => &MMA_4X8,
-            Primitive::Mma(mt, nt) => {
+            Primitive::MmaHalf(1, 8) => &MMA_HALF_1X8,
+            Primitive::MmaHalf(2, 3) => &MMA_HALF_2X3,
+            Primitive::Mma(mt, nt) | Primitive::MmaHalf(mt, nt) => {
                 return Err(Error::Unsupported(format!("probe: no entry for mma {mt} x {nt}")));
             }
             Primitive::Math => &MATH,
@@ -139,6 +147,10 @@ impl Primitive {
                 let per_lane = abi::PROBE_MMA_STEPS as usize * (4 * mt + 2 * nt) + 4 * mt * nt;
                 Some(per_lane * THREADS)
             }
+            Primitive::MmaHalf(mt, nt) => {
+                let per_lane = abi::PROBE_MMA_STEPS as usize * (4 * mt + 2 * nt) + 2 * mt * nt;
+                Some(per_lane * THREADS)
+            }
             Primitive::Math => None,
         }
     }
@@ -157,7 +169,7 @@ impl Primitive {
                 (abi::PROBE_PIPELINE_RINGS * abi::PROBE_PIPELINE_GROUPS) as usize * THREADS * 4
             }
             Primitive::LdMatrix => THREADS * abi::PROBE_LDMATRIX_TILES as usize * 4,
-            Primitive::Mma(mt, nt) => 4 * mt * nt * THREADS,
+            Primitive::Mma(mt, nt) | Primitive::MmaHalf(mt, nt) => 4 * mt * nt * THREADS,
             Primitive::Math => num_inputs / 3 * abi::PROBE_MATH_WORDS as usize,
         }
     }

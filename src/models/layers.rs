@@ -16,7 +16,9 @@ use crate::kernels::gemv::{Gemv, GemvActivation, GemvAddend, GemvWeight};
 use crate::kernels::kept::{Format, KeptLayout, PANEL};
 use crate::kernels::kept_gemm::KeptWeight;
 use crate::kernels::nf4_gemm::Nf4Weight;
+use crate::kernels::nf4_half_gemm::Nf4HalfWeight;
 use crate::kernels::nf4_quantize::Nf4Layout;
+use crate::kernels::scale_rows::ScaleRows;
 use crate::memory::arena::Slot;
 use crate::program::place::ALIGNMENT;
 use crate::program::{Kind, Recorder, STREAM, Tier};
@@ -57,6 +59,35 @@ impl std::fmt::Display for Quantize {
             Quantize::Keep => "keep",
             Quantize::Nf4All => "nf4-all",
             Quantize::None => "none",
+        })
+    }
+}
+
+/// How the transformer's matrix products and its attention are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Hash)]
+#[non_exhaustive]
+pub enum Precision {
+    /// bf16 operands, f32 accumulators.
+    #[default]
+    Full,
+    /// fp16 operands; products with NF4 weights have fp16 accumulators within their quant blocks, f32 beyond. Tokens are scaled so that
+    /// nothing overflows. Other pictures than [`Precision::Full`] draws, as near to the reference. Faster on GeForce (compute
+    /// capability 8.6, 8.9 and 12.0), whose tensor cores have twice the rate with fp16 accumulators; no other GPU gains.
+    Fast,
+}
+
+impl Precision {
+    /// Whether tensor cores of compute capability `arch / 10` are faster so than in [`Precision::Full`].
+    pub(crate) fn gains_on(self, arch: u32) -> bool {
+        self == Precision::Fast && matches!(arch, 86 | 89 | 120)
+    }
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Precision::Full => "full",
+            Precision::Fast => "fast",
         })
     }
 }
@@ -158,6 +189,7 @@ pub(crate) struct Network<'a> {
     weights: &'a mut Weights,
     part: Part,
     quantize: Quantize,
+    precision: Precision,
     config: &'a PipelineConfig,
     /// Printed with the weights that follow; how soon they leave the device when they do not all fit.
     unit: (String, Tier),
@@ -196,6 +228,8 @@ pub(crate) struct Product<'a> {
     pub rope: Option<Rope<'a>>,
     /// What becomes of the columns.
     pub segments: Vec<Segment<'a>>,
+    /// Where the tokens are fp16 already ([`Network::halve`]): f32 `[rows]`, how much a row counts.
+    pub x_scale: Option<View<f32>>,
 }
 
 impl<'a> Product<'a> {
@@ -208,7 +242,7 @@ impl<'a> Product<'a> {
         epilogue: Epilogue<'a>,
     ) -> Self {
         let segments = vec![Segment { begin: 0, end: linear.n, pitch, activation, epilogue }];
-        Product { x, linear, rope: None, segments }
+        Product { x, linear, rope: None, segments, x_scale: None }
     }
 
     /// The part of it that `rows` of the weight make, from row `first` on: columns of the result, of whole segments.
@@ -277,7 +311,17 @@ impl<'a> Network<'a> {
         config: &'a PipelineConfig,
     ) -> Self {
         let unit = (format!("{part}.weights"), Tier::Fixed);
-        Network { recorder, weights, part, quantize, config, unit }
+        Network { recorder, weights, part, quantize, precision: Precision::Full, config, unit }
+    }
+
+    /// The same, computed otherwise where [`Network::multiplies_halves`] says so.
+    pub fn with_precision(self, precision: Precision) -> Network<'a> {
+        Network { precision, ..self }
+    }
+
+    /// How it is computed.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// What kernels are launched on.
@@ -520,9 +564,24 @@ impl<'a> Network<'a> {
         Ok(linear)
     }
 
+    /// Whether products with `linear` may take fp16 tokens, which [`Network::halve`] makes.
+    pub fn multiplies_halves(&self, linear: &Linear) -> bool {
+        let is_nf4 = |piece: &Piece| matches!(piece.storage, Storage::Nf4Fragments { .. });
+        self.precision == Precision::Fast && linear.pieces.iter().all(is_nf4)
+    }
+
+    /// Makes the product's tokens fp16, where they are: nobody else must want to read them. `scale`, f32 `[rows]`, becomes how much
+    /// each row counts.
+    pub fn halve(&self, product: &mut Product<'_>, scale: View<f32>) -> Result<()> {
+        let Tokens { view: x, pitch, rows } = product.x;
+        ScaleRows { x, pitch, rows, width: product.linear.k, scale: &scale }.launch(self.device(), STREAM)?;
+        product.x_scale = Some(scale);
+        Ok(())
+    }
+
     /// One or two matrix products, in one launch where their weights are of one kind.
     pub fn gemm(&mut self, products: &[Product<'_>]) -> Result<()> {
-        let (mut nf4, mut dense) = (Vec::new(), Vec::new());
+        let (mut nf4, mut halves, mut dense) = (Vec::new(), Vec::new(), Vec::new());
         let mut kept: Vec<(Problem<'_>, KeptWeight<'_>)> = Vec::new();
         let biases = products.iter().map(|p| p.linear.biases()).collect::<Result<Vec<_>>>()?;
         for (p, biases) in products.iter().zip(&biases) {
@@ -530,17 +589,24 @@ impl<'a> Network<'a> {
             for (piece, bias) in p.linear.pieces.iter().zip(biases) {
                 let problem = p.of_piece(first, piece.rows, bias.as_ref())?;
                 first += piece.rows;
-                match &piece.storage {
-                    Storage::Nf4Fragments { codes, absmax } => {
-                        nf4.push((problem, Nf4Weight { codes, absmax }))
+                match (&piece.storage, &p.x_scale) {
+                    (Storage::Nf4Fragments { codes, absmax }, None) => {
+                        nf4.push((problem, Nf4Weight { codes, absmax }));
                     }
-                    Storage::Kept { format, layout: KeptLayout::Panels, bytes } => {
+                    (Storage::Nf4Fragments { codes, absmax }, Some(x_scale)) => {
+                        let weight = Nf4Weight { codes, absmax };
+                        halves.push((problem, Nf4HalfWeight { weight, x_scale }));
+                    }
+                    (_, Some(_)) => {
+                        return Err(Error::Internal("fp16 tokens for weights that are not NF4".to_string()));
+                    }
+                    (Storage::Kept { format, layout: KeptLayout::Panels, bytes }, None) => {
                         kept.push((problem, KeptWeight { format: *format, bytes }));
                     }
-                    Storage::Bf16 { values, pitch } => {
+                    (Storage::Bf16 { values, pitch }, None) => {
                         dense.push((problem, Bf16Weight { values, pitch: *pitch }));
                     }
-                    Storage::Nf4Rows { .. } | Storage::Kept { .. } => {
+                    (Storage::Nf4Rows { .. } | Storage::Kept { .. }, None) => {
                         return Err(Error::Unsupported(
                             "a matrix product with weights laid out for few rows".to_string(),
                         ));
@@ -549,6 +615,7 @@ impl<'a> Network<'a> {
             }
         }
         self.multiply(&nf4)?;
+        self.multiply(&halves)?;
         // Those of one format are neighbors then; the order of products of one format stays.
         kept.sort_by_key(|(_, weight)| weight.format);
         for of_format in kept.chunk_by(|a, b| a.1.format == b.1.format) {

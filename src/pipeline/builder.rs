@@ -8,7 +8,7 @@ use crate::{Error, Result};
 
 use super::cache::DEFAULT_PROMPTS;
 use super::load::Binding;
-use super::{Model, OnProgress, Pipeline, Plan, Quantize, Shape};
+use super::{Model, OnProgress, Pipeline, Plan, Precision, Quantize, Shape};
 
 /// How a [`Pipeline`] is loaded: see [`Pipeline::builder`].
 #[derive(Debug)]
@@ -18,6 +18,7 @@ pub struct PipelineBuilder<'a> {
     plan: Option<Plan>,
     shapes: Vec<Shape>,
     quantize: Option<Quantize>,
+    precision: Precision,
     budget: Option<u64>,
     host_budget: Option<u64>,
     device: Option<Device>,
@@ -34,6 +35,7 @@ impl<'a> PipelineBuilder<'a> {
             plan: None,
             shapes: Vec::new(),
             quantize: None,
+            precision: Precision::Full,
             budget: None,
             host_budget: None,
             device: None,
@@ -65,6 +67,11 @@ impl<'a> PipelineBuilder<'a> {
     /// How Linear layers of the transformer and T5 are kept; [`Quantize::usual`] unless told otherwise.
     pub fn quantize(self, quantize: Quantize) -> Self {
         PipelineBuilder { quantize: Some(quantize), ..self }
+    }
+
+    /// How the transformer is computed; [`Precision::Full`] unless told otherwise.
+    pub fn precision(self, precision: Precision) -> Self {
+        PipelineBuilder { precision, ..self }
     }
 
     /// The machine; the first GPU unless told otherwise, or the emulator where there is none.
@@ -99,7 +106,7 @@ impl<'a> PipelineBuilder<'a> {
         PipelineBuilder { graphs, ..self }
     }
 
-    /// A plan made before, in place of one made of `warm_up` and `quantize`.
+    /// A plan made before, in place of one made of `warm_up`, `quantize` and `precision`.
     pub fn with_plan(self, plan: Plan) -> Self {
         PipelineBuilder { plan: Some(plan), ..self }
     }
@@ -116,7 +123,7 @@ impl<'a> PipelineBuilder<'a> {
                 let first = self.shapes.first().copied().unwrap_or(self.model.shape(1024, 1024));
                 let config = self.model.config();
                 let quantize = self.quantize.unwrap_or_else(|| Quantize::usual(config));
-                let mut plan = Plan::new(config, first, quantize)?;
+                let mut plan = Plan::new(config, first, quantize)?.with_precision(self.precision)?;
                 for shape in self.shapes.iter().skip(1) {
                     plan = plan.with_shape(*shape)?;
                 }

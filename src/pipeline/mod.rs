@@ -47,7 +47,7 @@ use crate::program::{HostRange, Run};
 use crate::sampling;
 use crate::{Error, Result};
 
-pub use crate::models::layers::Quantize;
+pub use crate::models::layers::{Precision, Quantize};
 pub use builder::PipelineBuilder;
 use cache::{Encoding, Modulated, PromptCache};
 use disk::Disk;

@@ -6,6 +6,7 @@ use crate::error::shown;
 use crate::files::Target;
 use crate::image::{ImageFormat, Note};
 use crate::models::flux::BRANCHES;
+use crate::models::layers::Precision;
 use crate::pipeline::load::Prompt;
 use crate::pipeline::plan::{Plan, Shape};
 use crate::pipeline::request::{Noise, Request};
@@ -79,6 +80,9 @@ pub(super) fn notes(request: &Request, plan: &Plan, shape: &Shape, digest: &str)
     }
     if request.timesteps == TimeRounding::Bf16 {
         notes.push(("timesteps", "bf16".to_string()));
+    }
+    if plan.precision() != Precision::Full {
+        notes.push(("precision", plan.precision().to_string()));
     }
     notes.extend([
         ("steps", shape.steps.to_string()),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::config::PipelineConfig;
 use crate::device::Capability;
 use crate::models::flux::{self, Inputs, Outputs};
-use crate::models::layers::{Quantize, Weights};
+use crate::models::layers::{Precision, Quantize, Weights};
 use crate::program::residency::{self, UNIT_IN_THE_MAKING, Unit};
 use crate::program::{HomePlace, Kind, Placed, Program, Recorder, Stage, Streamed, Tier, show};
 use crate::weights::Part;
@@ -156,11 +156,11 @@ impl Recorded {
     fn new(
         config: &PipelineConfig,
         shape: &Shape,
-        quantize: Quantize,
+        how: (Quantize, Precision),
         capability: &Capability,
     ) -> Result<Recorded> {
         let (mut recorder, mut weights) = (Recorder::fresh(capability), Weights::default());
-        let (inputs, outputs) = flux::record(&mut recorder, &mut weights, config, shape, quantize)?;
+        let (inputs, outputs) = flux::record(&mut recorder, &mut weights, config, shape, how)?;
         let staging_len = Staging::new(&weights.list, 0).num_bytes();
         let (staging, _) = recorder.resident::<u8>("load.staging", staging_len, Kind::Load)?;
         let (program, host_bytes) = recorder.finish()?;
@@ -173,12 +173,12 @@ impl ShapePlan {
     fn record(
         config: &PipelineConfig,
         shape: Shape,
-        quantize: Quantize,
+        how: (Quantize, Precision),
         capability: &Capability,
         streamed: &Streamed,
         guard: usize,
     ) -> Result<(ShapePlan, Weights)> {
-        let recorded = Recorded::new(config, &shape, quantize, capability)?;
+        let recorded = Recorded::new(config, &shape, how, capability)?;
         let Recorded { program, weights, inputs, outputs, host_bytes, staging } = recorded;
         let placed = Placed::new(program, streamed, guard)?;
         if placed.homes.last().map_or(0, |home| home.unit.image.end) != weights.image_bytes {
@@ -195,13 +195,13 @@ impl ShapePlan {
     pub(crate) fn record_at(
         &self,
         config: &PipelineConfig,
-        quantize: Quantize,
+        how: (Quantize, Precision),
         capability: &Capability,
         address: u64,
     ) -> Result<crate::program::Program> {
         let addresses = self.placed.offsets.iter().map(|&offset| address + offset as u64).collect();
         let (mut recorder, mut weights) = (Recorder::placed(capability, addresses), Weights::default());
-        flux::record(&mut recorder, &mut weights, config, &self.shape, quantize)?;
+        flux::record(&mut recorder, &mut weights, config, &self.shape, how)?;
         Ok(recorder.finish()?.0)
     }
 
@@ -222,7 +222,7 @@ struct Sizes {
 impl Sizes {
     fn new(plan: &Plan) -> Result<Sizes> {
         let record = |planned: &Arc<ShapePlan>| {
-            let recorded = Recorded::new(&plan.config, &planned.shape, plan.quantize, &plan.capability);
+            let recorded = Recorded::new(&plan.config, &planned.shape, plan.how(), &plan.capability);
             recorded.map(|recorded| recorded.program)
         };
         let programs: Vec<Program> = plan.shapes.iter().map(record).collect::<Result<_>>()?;
@@ -269,6 +269,7 @@ impl Work {
 pub struct Plan {
     config: PipelineConfig,
     quantize: Quantize,
+    precision: Precision,
     /// Of the machine that it is for.
     pub(super) capability: Capability,
     streamed: Streamed,
@@ -306,10 +307,12 @@ impl Plan {
         shape.check(config)?;
         let streamed = Streamed::default();
         let capability = Card::ALL[0].capability();
-        let (first, weights) = ShapePlan::record(config, shape, quantize, &capability, &streamed, 0)?;
+        let (first, weights) =
+            ShapePlan::record(config, shape, (quantize, Precision::Full), &capability, &streamed, 0)?;
         Ok(Plan {
             config: config.clone(),
             quantize,
+            precision: Precision::Full,
             capability,
             streamed,
             budget: None,
@@ -318,6 +321,23 @@ impl Plan {
             weights: Arc::new(weights),
             shapes: vec![Arc::new(first)],
         })
+    }
+
+    /// The same computed with another precision, [`Precision::Full`] until this is called.
+    ///
+    /// # Errors
+    /// Those of [`Plan::within`], for a plan that has a budget.
+    pub fn with_precision(mut self, precision: Precision) -> Result<Plan> {
+        if self.precision == precision {
+            return Ok(self);
+        }
+        self.precision = precision;
+        let plan = self.again()?;
+        match plan.budget {
+            // Other kernels want other buffers.
+            Some(budget) => plan.within(budget),
+            None => plan.fit_host(),
+        }
     }
 
     /// The same within `budget_bytes` of device memory: as many weights as fit stay there, the others lie in pinned memory and are
@@ -425,14 +445,8 @@ impl Plan {
     /// A shape that uses this plan's weights.
     pub(crate) fn plan_shape(&self, shape: Shape) -> Result<ShapePlan> {
         shape.check(&self.config)?;
-        let (planned, weights) = ShapePlan::record(
-            &self.config,
-            shape,
-            self.quantize,
-            &self.capability,
-            &self.streamed,
-            self.guard,
-        )?;
+        let (planned, weights) =
+            ShapePlan::record(&self.config, shape, self.how(), &self.capability, &self.streamed, self.guard)?;
         if weights.image_bytes != self.weights.image_bytes {
             return Err(Error::Internal("weights differ from shape to shape".to_string()));
         }
@@ -456,6 +470,16 @@ impl Plan {
     /// How Linear layers are kept.
     pub fn quantize(&self) -> Quantize {
         self.quantize
+    }
+
+    /// How it is computed.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// What a program is recorded by, beside config and shape.
+    pub(crate) fn how(&self) -> (Quantize, Precision) {
+        (self.quantize, self.precision)
     }
 
     /// Size of the one device allocation.
@@ -578,6 +602,14 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Shape { width, height, steps, t5_length, .. } = self.shape();
         writeln!(f, "{width} x {height}, {steps} steps, {t5_length} T5 tokens, weights {}", self.quantize)?;
+        if self.precision == Precision::Fast {
+            let arch = self.capability.arch;
+            let here = if self.precision.gains_on(arch) { "faster" } else { "no faster" };
+            writeln!(
+                f,
+                "precision fast: other pictures than full draws; {here} on sm_{arch}, GeForce alone gains"
+            )?;
+        }
         writeln!(f)?;
         writeln!(f, "{:<22} {:>14} {:>14}   alive", "region", "offset", "bytes")?;
         let regions = show::regions(&self.first().placed);

@@ -279,7 +279,7 @@ mod tests {
     use crate::config::PipelineConfig;
     use crate::kernels::kept::Format;
     use crate::kernels::kept_gemm;
-    use crate::pipeline::{Quantize, Shape, gib};
+    use crate::pipeline::{Precision, Quantize, Shape, gib};
 
     fn schnell(side: usize) -> Plan {
         Plan::new(&PipelineConfig::schnell(), Shape::square(side), Quantize::Nf4).unwrap()
@@ -355,6 +355,23 @@ mod tests {
         }
     }
 
+    /// What GeForce is asked to be by fast precision, and that others are told apart.
+    #[test]
+    fn fast_precision_is_for_geforce() {
+        for (side, most) in [(512, 2200.0), (1024, 8400.0)] {
+            let (full, fast) = (schnell(side), schnell(side).with_precision(Precision::Fast).unwrap());
+            for card in Card::ALL {
+                let plan = |plan: &Plan| plan.clone().on(&card.capability()).unwrap().predict(card).total_ms;
+                let gained = plan(&full) / plan(&fast);
+                println!("{side} on {}: {:.0} ms, fast {:.0} ms", card.name, plan(&full), plan(&fast));
+                let range = if Precision::Fast.gains_on(card.arch) { 1.4..2.0 } else { 0.6..1.0 };
+                assert!(range.contains(&gained), "{side} on {}: {gained:.2}", card.name);
+            }
+            let rtx3060 = fast.predict(Card::named("rtx3060").unwrap());
+            assert!(rtx3060.total_ms <= most, "{:.0} ms at {side}", rtx3060.total_ms);
+        }
+    }
+
     /// `scripts/sass` sees to it that the lines are those of the kernels; here, that they are read, and as what they are.
     #[test]
     fn kernels_with_products_have_lines_for_every_card() {
@@ -368,7 +385,7 @@ mod tests {
             // Those of kept weights come with the next `scripts/sass --write`: until then they are predicted by their bytes alone.
             let kept = Format::ALL.map(|format| kept_gemm::entries(format)[0].1.stem());
             let others: BTreeSet<&str> = stems.iter().copied().filter(|stem| !kept.contains(stem)).collect();
-            let expected = BTreeSet::from(["attention", "bf16_gemm", "conv2d", "nf4_gemm"]);
+            let expected = BTreeSet::from(["attention", "bf16_gemm", "conv2d", "nf4_gemm", "nf4_half_gemm"]);
             assert_eq!(others, expected, "{}", card.name);
             let of_kept = stems.len() - others.len();
             assert!(of_kept == 0 || of_kept == kept.len(), "{}", card.name);

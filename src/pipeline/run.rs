@@ -106,7 +106,7 @@ impl Bound {
         graphs: bool,
     ) -> Result<Bound> {
         let capability = device.capability();
-        let again = plan.record_at(whole.config(), whole.quantize(), capability, arena.address()?)?;
+        let again = plan.record_at(whole.config(), whole.how(), capability, arena.address()?)?;
         let placed = &plan.placed;
         same_operations(placed, &again, arena)?;
         let view = |touch: &crate::program::Touch| {

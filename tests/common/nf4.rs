@@ -47,3 +47,25 @@ pub fn quantize(weights: &[f32]) -> (Vec<u8>, Vec<f32>) {
 pub fn dequantize(code: u8, absmax: f32) -> bf16 {
     bf16::from_f32(CODES[code as usize] * absmax)
 }
+
+/// Codes and absmax in fragment order, from its definition in kernels/nf4_quantize.cu.
+pub fn pack(raw: &[f32], n: usize, k: usize) -> (Vec<u8>, Vec<f32>) {
+    let n_padded = n.next_multiple_of(64);
+    let mut codes = vec![0u8; n_padded * k / 2];
+    let mut scales = vec![0f32; n_padded * k / 64];
+    for row in 0..n {
+        for kb in 0..k / 64 {
+            let (block, absmax) = quantize(&raw[row * k + kb * 64..row * k + kb * 64 + 64]);
+            scales[kb * n_padded + row] = absmax[0];
+            for kk in (0..64).step_by(2) {
+                let (tile, f) = (row / 64, row % 64);
+                let (g, i, h) = (f / 8, f % 8 / 2, f % 2);
+                let (k16, r) = (kk / 16, kk % 16);
+                let (t, q) = (r % 8 / 2, r / 8);
+                let at = ((tile * (k / 64) + kb) * 4 + i) * 512 + (4 * g + t) * 16 + k16 * 4 + q * 2 + h;
+                codes[at] = block[kk] << 4 | block[kk + 1];
+            }
+        }
+    }
+    (codes, scales)
+}

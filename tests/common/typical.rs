@@ -16,9 +16,11 @@ use schnell::kernels::kept::{Format, KeptLayout};
 use schnell::kernels::kept_gemm::{KeptGemm, KeptWeight};
 use schnell::kernels::layer_norm_mod::LayerNormMod;
 use schnell::kernels::next_step::NextStep;
-use schnell::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
+use schnell::kernels::nf4_gemm::Nf4Weight;
+use schnell::kernels::nf4_half_gemm::Nf4HalfWeight;
 use schnell::kernels::nf4_quantize::{Nf4Layout, Nf4Quantize, Nf4Source};
 use schnell::kernels::rms_norm::RmsNorm;
+use schnell::kernels::scale_rows::ScaleRows;
 use schnell::kernels::select_row::SelectRow;
 use schnell::kernels::to_rgb::ToRgb;
 use schnell::kernels::unpack_latents::UnpackLatents;
@@ -31,22 +33,34 @@ fn codes(bench: &Bench, len: usize) -> View<u8> {
     bench.upload(&(0..len).map(|_| rng.bits() as u8).collect::<Vec<u8>>())
 }
 
-fn nf4_gemm(bench: &Bench) {
-    let [m, n, k] = [128, 256, 256];
-    let (x, bias, gate) = (bench.alloc(m * k), bench.alloc(n), bench.alloc(n));
+fn nf4_gemms(bench: &Bench) {
+    let shape @ [m, n, k] = [128, 256, 256];
     let layout = Nf4Layout::Fragments;
     let (codes, absmax) = (codes(bench, layout.codes_len(n, k)), bench.alloc(layout.absmax_len(n, k)));
-    let (out, residual) = (bench.alloc::<bf16>(m * n), bench.alloc::<f32>(m * n));
+    let (x, scale) = (bench.alloc(m * k), bench.alloc(m));
     let weight = Nf4Weight { codes: &codes, absmax: &absmax };
+    nf4_gemm(bench, shape, &x, weight);
+    nf4_gemm(bench, shape, &x, Nf4HalfWeight { weight, x_scale: &scale });
+    for width in [3072, 15360] {
+        let (x, scale) = (bench.alloc(2 * width), bench.alloc(2));
+        ScaleRows { x: &x, pitch: width, rows: 2, width, scale: &scale }
+            .launch(&bench.device, COMPUTE)
+            .unwrap();
+    }
+}
+
+fn nf4_gemm<W: Weight>(bench: &Bench, [m, n, k]: [usize; 3], x: &View<bf16>, weight: W) {
+    let (bias, gate) = (bench.alloc(n), bench.alloc(n));
+    let (out, residual) = (bench.alloc::<bf16>(m * n), bench.alloc::<f32>(m * n));
     for (activation, epilogue) in [
         (Activation::GeluTanh, Epilogue::Store(&out)),
         (Activation::None, Epilogue::Add(&residual, Some(&gate))),
         (Activation::None, Epilogue::MulBf16(&out, &out)),
     ] {
-        let problem = Problem::simple(&x, [m, n, k], Some(&bias), activation, epilogue);
-        Nf4Gemm { problems: &[(problem, weight)], workspace: None }.launch(&bench.device, COMPUTE).unwrap();
+        let problem = Problem::simple(x, [m, n, k], Some(&bias), activation, epilogue);
+        Gemm { problems: &[(problem, weight)], workspace: None }.launch(&bench.device, COMPUTE).unwrap();
     }
-    gemm_heads(bench, [m, n, k], &x, &bias, weight);
+    gemm_heads(bench, [m, n, k], x, &bias, weight);
 }
 
 fn gemm_heads<W: Weight>(bench: &Bench, shape: [usize; 3], x: &View<bf16>, bias: &View<f32>, weight: W) {
@@ -350,7 +364,7 @@ fn once(bench: &Bench) {
 
 pub fn launch_all(bench: &Bench) {
     for launch in [
-        nf4_gemm,
+        nf4_gemms,
         kept_gemm,
         bf16_gemm,
         conv2d,

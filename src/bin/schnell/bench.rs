@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use schnell::files::{self, Kind, Target};
-use schnell::{Error, Model, Output, Pipeline, Plan, Request, Result, human_bytes};
+use schnell::{Error, Model, Output, Pipeline, Request, Result, human_bytes};
 use serde::{Deserialize, Serialize};
 
 use crate::options::{DeviceOption, PlanOptions};
@@ -113,6 +113,7 @@ struct Conditions {
     device: String,
     model: String,
     quantize: String,
+    precision: String,
     width: usize,
     height: usize,
     steps: usize,
@@ -195,7 +196,7 @@ fn comparable(before: &Latency, now: &Conditions) -> Result<()> {
 fn measure(args: &LatencyArgs, prompts: Vec<String>, before: Option<&Latency>) -> Result<(Latency, u64)> {
     let folder = args.plan.folder()?;
     let config = args.plan.config(&folder)?;
-    let plan = Plan::new(&config, args.plan.shape(&config, false), args.plan.quantize(&config))?;
+    let plan = args.plan.plan(&config, false)?;
     let plan = args.plan.within_budget(plan)?;
     let (device, note) = args.device.open(&plan, (args.iterations + args.warm_up) as usize)?;
     let plan = plan.on(device.capability())?;
@@ -205,6 +206,7 @@ fn measure(args: &LatencyArgs, prompts: Vec<String>, before: Option<&Latency>) -
         device: device.capability().name.clone(),
         model: model.digest()?,
         quantize: plan.quantize().to_string(),
+        precision: plan.precision().to_string(),
         width: shape.width,
         height: shape.height,
         steps: shape.steps,

@@ -144,7 +144,7 @@ pub fn run(args: &Args) -> Result<()> {
     outputs.check_inputs(&[], Some(folder.path()))?;
     // Config files say what cannot be; weights are opened, not yet read, when it can.
     let config = args.plan.config(&folder)?;
-    let plan = Plan::new(&config, args.plan.shape(&config, true_cfg), args.plan.quantize(&config))?;
+    let plan = args.plan.plan(&config, true_cfg)?;
     outputs.check_dump(&plan, &inputs, folder.path())?;
     drop(inputs);
     let noise = noise.read(&plan)?;

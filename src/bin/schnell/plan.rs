@@ -73,7 +73,7 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::Input("--timeline and --sweep are the same file; name two".to_string()));
     }
     let config = args.options.config(&args.options.folder()?)?;
-    let all = Plan::new(&config, args.options.shape(&config, args.true_cfg), args.options.quantize(&config))?;
+    let all = args.options.plan(&config, args.true_cfg)?;
     let all = match card {
         Some(card) => all.on(&card.capability())?,
         None => all,
@@ -149,6 +149,7 @@ fn as_json(plan: &Plan, prediction: Option<&Prediction>) -> serde_json::Value {
             "true_cfg": shape.true_cfg,
         },
         "quantize": plan.quantize().to_string(),
+        "precision": plan.precision().to_string(),
         "arena_bytes": plan.arena_bytes(),
         "regions": regions,
         "pinned_bytes": {"loading": loading, "generating": generating, "streamed_weights": traffic.pinned},

@@ -17,7 +17,9 @@ use crate::kernels::kept::{Format, KeptLayout};
 use crate::kernels::kept_gemm::{KeptGemm, KeptWeight};
 use crate::kernels::layer_norm_mod::LayerNormMod;
 use crate::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
+use crate::kernels::nf4_half_gemm::{Nf4HalfGemm, Nf4HalfWeight};
 use crate::kernels::nf4_quantize::Nf4Layout;
+use crate::kernels::scale_rows::ScaleRows;
 
 const COMPUTE: StreamId = StreamId::Compute;
 
@@ -63,6 +65,27 @@ pub fn kept_gemm(lab: &Lab, format: Format, m: usize, n: usize, k: usize) -> Res
         let workspace = Some(Workspace { partials: &partials, arrivals: &arrivals });
         KeptGemm { problems: &[(problem, KeptWeight { format, bytes: &bytes })], workspace }
             .launch(&device, COMPUTE)
+    }))
+}
+
+/// Tokens are scaled anew each time: those of the last time are numbers like others.
+pub fn nf4_half_gemm(lab: &Lab, m: usize, n: usize, k: usize) -> Result<Launch> {
+    let device = lab.device().clone();
+    let layout = Nf4Layout::Fragments;
+    let codes = random_bytes(lab, layout.codes_len(n, k))?;
+    let absmax = lab.f32s(2, layout.absmax_len(n, k), 0.1)?;
+    let (x, bias, out) = (bf16s(lab, m * k)?, lab.f32s(3, n, 1.0)?, lab.alloc::<bf16>(m * n)?);
+    let scale = lab.alloc::<f32>(m)?;
+    let problem = Problem::simple(&x, [m, n, k], None, Activation::None, Epilogue::Store(&out));
+    let weight = Nf4HalfWeight { weight: Nf4Weight { codes: &codes, absmax: &absmax }, x_scale: &scale };
+    let (partials, arrivals) = workspace(lab, &[(problem, weight)])?;
+    Ok(Box::new(move || {
+        ScaleRows { x: &x, pitch: k, rows: m, width: k, scale: &scale }.launch(&device, COMPUTE)?;
+        let shape = [m, n, k];
+        let problem = Problem::simple(&x, shape, Some(&bias), Activation::None, Epilogue::Store(&out));
+        let weight = Nf4HalfWeight { weight: Nf4Weight { codes: &codes, absmax: &absmax }, x_scale: &scale };
+        let workspace = Some(Workspace { partials: &partials, arrivals: &arrivals });
+        Nf4HalfGemm { problems: &[(problem, weight)], workspace }.launch(&device, COMPUTE)
     }))
 }
 

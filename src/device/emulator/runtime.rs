@@ -37,7 +37,7 @@ use super::pool::Progress;
 use super::sanitizer::{self, Fiber, SANITIZER, Stack};
 use super::tile;
 use super::{AsyncCopies, Order, Span};
-use collectives::{Collective, Warp, ldmatrix, mma, shfl_xor, sync_cta, sync_warp};
+use collectives::{Collective, Warp, ldmatrix, mma, mma_half, shfl_xor, sync_cta, sync_warp};
 use copies::{COPY_GROUPS, PendingCopy, cp_async, cp_async_commit, cp_async_wait};
 use failure::fail;
 use fiber::{Call, give_way};
@@ -276,10 +276,20 @@ pub(super) struct Runtime {
     cp_async_wait: unsafe extern "C" fn(*mut Thread, u32, *const Site),
     ldmatrix: unsafe extern "C" fn(*mut Thread, *mut u32, *const *const u8, u32, u32, *const Site),
     mma: unsafe extern "C" fn(*mut Thread, *mut f32, *const u32, *const u32, u32, u32, *const Site),
+    mma_half: unsafe extern "C" fn(*mut Thread, *mut u32, *const u32, *const u32, u32, u32, *const Site),
 }
 
-static RUNTIME: Runtime =
-    Runtime { sync_cta, sync_warp, shfl_xor, cp_async, cp_async_commit, cp_async_wait, ldmatrix, mma };
+static RUNTIME: Runtime = Runtime {
+    sync_cta,
+    sync_warp,
+    shfl_xor,
+    cp_async,
+    cp_async_commit,
+    cp_async_wait,
+    ldmatrix,
+    mma,
+    mma_half,
+};
 
 unsafe extern "C" {
     fn schnell_emu_set_runtime(runtime: *const c_void);

@@ -19,7 +19,7 @@ use crate::device::{Capability, View};
 use crate::kernels::count_nonfinite::CountNonfinite;
 use crate::kernels::euler_step::EulerStep;
 use crate::kernels::next_step::NextStep;
-use crate::models::layers::{Network, Quantize, Weight, Weights};
+use crate::models::layers::{Network, Precision, Quantize, Weight, Weights};
 use crate::pipeline::plan::Shape;
 use crate::program::{HostRange, Recorder, STREAM, When};
 use crate::weights::{Needed, Part};
@@ -90,7 +90,7 @@ pub(crate) fn weights(config: &PipelineConfig) -> Result<Vec<Weight>> {
     let side = 2 * config.vae.pixels_per_latent();
     let shape = Shape { width: side, height: side, steps: 1, t5_length: 1, true_cfg: false };
     let (mut recorder, mut weights) = (Recorder::fresh(&Capability::unknown()), Weights::default());
-    record(&mut recorder, &mut weights, config, &shape, Quantize::Nf4)?;
+    record(&mut recorder, &mut weights, config, &shape, (Quantize::Nf4, Precision::Full))?;
     Ok(weights.list)
 }
 
@@ -103,7 +103,7 @@ pub(crate) fn record(
     weights: &mut Weights,
     config: &PipelineConfig,
     shape: &Shape,
-    quantize: Quantize,
+    (quantize, precision): (Quantize, Precision),
 ) -> Result<(Inputs, Outputs)> {
     let mut inputs = Inputs::default();
     let mut guards = Guards::new(recorder, shape)?;
@@ -122,7 +122,8 @@ pub(crate) fn record(
     t5_stage(&mut net, config, shape, &encoded, &mut inputs, &mut guards)?;
     encoded.fetch(recorder, &inputs)?;
     let Encoded { pooled, context } = encoded;
-    let mut net = Network::new(recorder, weights, Part::Transformer, quantize, config);
+    let mut net =
+        Network::new(recorder, weights, Part::Transformer, quantize, config).with_precision(precision);
     let steps = Steps::new(&mut net, config, shape)?;
     net.recorder.stage("prepare", 1)?;
     steps.send(&mut net, &mut inputs)?;

@@ -86,7 +86,13 @@ pub(crate) fn record(
             activation: none,
             epilogue: Epilogue::Store([&q, &k, &v][i]),
         });
-        net.gemm(&[Product { x: h_tokens, linear: &linear, rope: None, segments: segments.to_vec() }])?;
+        net.gemm(&[Product {
+            x: h_tokens,
+            linear: &linear,
+            rope: None,
+            segments: segments.to_vec(),
+            x_scale: None,
+        }])?;
         Attention {
             q: part(&q),
             k: part(&k),

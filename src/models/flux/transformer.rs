@@ -18,7 +18,7 @@ use crate::kernels::gemm::{Activation, Epilogue, HEAD_WIDTH, Segment};
 use crate::kernels::head_norm_rope::HeadNormRope;
 use crate::kernels::layer_norm_mod::{LayerNormMod, Rest};
 use crate::kernels::select_row::SelectRow;
-use crate::models::layers::{FewRows, Linear, Network, Product, Rope, Tokens};
+use crate::models::layers::{FewRows, Linear, Network, Precision, Product, Rope, Tokens};
 use crate::program::{STREAM, Tier};
 use crate::{Error, Result};
 
@@ -53,6 +53,8 @@ pub(crate) struct Transformer<'c> {
     k: View<bf16>,
     v: View<bf16>,
     wide: View<bf16>,
+    /// f32 `[L]`: of tokens that are fp16.
+    x_scale: Option<View<f32>>,
 }
 
 /// How the names of a double block's tensors begin.
@@ -182,6 +184,9 @@ impl<'c> Transformer<'c> {
             k: net.buffer("k", tokens * d)?,
             v: net.buffer("v", tokens * d)?,
             wide: net.buffer("wide", tokens * (d + ff))?,
+            x_scale: (net.precision() == Precision::Fast)
+                .then(|| net.buffer("x_scale", tokens))
+                .transpose()?,
         })
     }
 
@@ -364,6 +369,18 @@ impl<'c> Transformer<'c> {
         .launch(net.device(), STREAM)
     }
 
+    /// Products of tokens that nobody reads after them, whose rows are at most all there are.
+    fn multiply<const N: usize>(&self, net: &mut Network<'_>, mut products: [Product<'_>; N]) -> Result<()> {
+        if let Some(scales) = &self.x_scale {
+            let mut row = 0;
+            for product in products.iter_mut().filter(|product| net.multiplies_halves(product.linear)) {
+                net.halve(product, scales.slice(row, product.x.rows)?)?;
+                row += product.x.rows;
+            }
+        }
+        net.gemm(&products)
+    }
+
     fn double(
         &self,
         net: &mut Network<'_>,
@@ -394,10 +411,13 @@ impl<'c> Transformer<'c> {
         let image_qkv = qkv(net, &of_image.qkv)?;
         let text = self.heads(net, &of_text.norms, 0, lt)?;
         let image = self.heads(net, &of_image.norms, lt, li)?;
-        net.gemm(&[
-            text.product(tokens(&h_text, lt), &text_qkv, None),
-            image.product(tokens(&h_image, li), &image_qkv, None),
-        ])?;
+        self.multiply(
+            net,
+            [
+                text.product(tokens(&h_text, lt), &text_qkv, None),
+                image.product(tokens(&h_image, li), &image_qkv, None),
+            ],
+        )?;
         text.finish(net)?;
         image.finish(net)?;
         self.attend(net)?;
@@ -414,25 +434,34 @@ impl<'c> Transformer<'c> {
         let image_out = net.linear(&[(&format!("{name}.attn.to_out.0"), d)], d, true)?;
         let (to_text, to_image) =
             (Epilogue::Add(x_text, Some(&t_gate1)), Epilogue::Add(x_image, Some(&i_gate1)));
-        net.gemm(&[
-            Product::new(wide(&attended_text, lt), &text_out, d, none, to_text),
-            Product::new(wide(&attended_image, li), &image_out, d, none, to_image),
-        ])?;
+        self.multiply(
+            net,
+            [
+                Product::new(wide(&attended_text, lt), &text_out, d, none, to_text),
+                Product::new(wide(&attended_image, li), &image_out, d, none, to_image),
+            ],
+        )?;
         norm(net, [&t_scale2, &t_shift2], [&i_scale2, &i_shift2])?;
         let text_in = net.linear(&[(&format!("{name}.ff_context.net.0.proj"), ff)], d, true)?;
         let image_in = net.linear(&[(&format!("{name}.ff.net.0.proj"), ff)], d, true)?;
-        net.gemm(&[
-            Product::new(tokens(&h_text, lt), &text_in, pitch, gelu, Epilogue::Store(&mlp_text)),
-            Product::new(tokens(&h_image, li), &image_in, pitch, gelu, Epilogue::Store(&mlp_image)),
-        ])?;
+        self.multiply(
+            net,
+            [
+                Product::new(tokens(&h_text, lt), &text_in, pitch, gelu, Epilogue::Store(&mlp_text)),
+                Product::new(tokens(&h_image, li), &image_in, pitch, gelu, Epilogue::Store(&mlp_image)),
+            ],
+        )?;
         let text_out = net.linear(&[(&format!("{name}.ff_context.net.2"), d)], ff, true)?;
         let image_out = net.linear(&[(&format!("{name}.ff.net.2"), d)], ff, true)?;
         let (to_text, to_image) =
             (Epilogue::Add(x_text, Some(&t_gate2)), Epilogue::Add(x_image, Some(&i_gate2)));
-        net.gemm(&[
-            Product::new(wide(&mlp_text, lt), &text_out, d, none, to_text),
-            Product::new(wide(&mlp_image, li), &image_out, d, none, to_image),
-        ])
+        self.multiply(
+            net,
+            [
+                Product::new(wide(&mlp_text, lt), &text_out, d, none, to_text),
+                Product::new(wide(&mlp_image, li), &image_out, d, none, to_image),
+            ],
+        )
     }
 
     fn single(&self, net: &mut Network<'_>, block: usize, modulated: &Modulated<'_>) -> Result<()> {
@@ -454,12 +483,15 @@ impl<'c> Transformer<'c> {
             epilogue: Epilogue::Store(&mlp),
         };
         let h = Tokens { view: &self.h, pitch: d, rows };
-        net.gemm(&[heads.product(h, &linear1, Some(mlp_segment))])?;
+        self.multiply(net, [heads.product(h, &linear1, Some(mlp_segment))])?;
         heads.finish(net)?;
         self.attend(net)?;
         let all = Tokens { view: &self.wide, pitch: d + ff, rows };
         let linear2 = net.linear(&[(&format!("{name}.proj_out"), d)], d + ff, true)?;
-        net.gemm(&[Product::new(all, &linear2, d, Activation::None, Epilogue::Add(&self.x, Some(&gate)))])
+        self.multiply(
+            net,
+            [Product::new(all, &linear2, d, Activation::None, Epilogue::Add(&self.x, Some(&gate)))],
+        )
     }
 
     /// Joint attention of all tokens, into the first `D` columns of the wide buffer.
@@ -547,7 +579,7 @@ impl QkvHeads {
         ];
         segments.extend(rest);
         let rope = self.fused().then_some(Rope { cos: &self.cos, sin: &self.sin, eps: NORM_EPS });
-        Product { x, linear, rope, segments }
+        Product { x, linear, rope, segments, x_scale: None }
     }
 
     /// Normalizes and rotates what the product's epilogue could not.

@@ -10,6 +10,7 @@ pub(super) enum Collective {
     Shuffle { mask: u32 },
     LoadMatrix { tiles: u32, trans: bool },
     Mma { mt: u32, nt: u32 },
+    MmaHalf { mt: u32, nt: u32 },
 }
 
 /// One lane's operands of the collective it waits in.
@@ -205,6 +206,26 @@ pub(super) unsafe extern "C" fn ldmatrix(
     }
 }
 
+/// # Safety
+/// As [`rendezvous`]; the operands are locals of the calling lane, with `4 mt nt` accumulators, `4 mt` and `2 nt` words.
+unsafe fn multiply<N: tile::Numbers>(
+    thread: *mut Thread,
+    site: *const Site,
+    collective: Collective,
+    [mt, nt]: [u32; 2],
+    operands: Operands,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        rendezvous(thread, site, collective, operands, |_, lanes| {
+            let acc = lanes.map(|o| o.out.cast::<N::Acc>());
+            let a = lanes.map(|o| o.a.cast::<u32>());
+            let b = lanes.map(|o| o.b.cast::<u32>());
+            tile::mma::<N>(&acc, &a, &b, mt as usize, nt as usize)
+        })
+    }
+}
+
 pub(super) unsafe extern "C" fn mma(
     thread: *mut Thread,
     acc: *mut f32,
@@ -216,12 +237,19 @@ pub(super) unsafe extern "C" fn mma(
 ) {
     let operands = Operands { out: acc.cast(), a: a.cast(), b: b.cast() };
     // SAFETY: `acc`, `a` and `b` are locals of the calling lane with 4 mt nt, 4 mt and 2 nt words.
-    unsafe {
-        rendezvous(thread, site, Collective::Mma { mt, nt }, operands, |_, lanes| {
-            let acc = lanes.map(|o| o.out.cast::<f32>());
-            let a = lanes.map(|o| o.a.cast::<u32>());
-            let b = lanes.map(|o| o.b.cast::<u32>());
-            tile::mma(&acc, &a, &b, mt as usize, nt as usize)
-        })
-    }
+    unsafe { multiply::<tile::Bf16>(thread, site, Collective::Mma { mt, nt }, [mt, nt], operands) }
+}
+
+pub(super) unsafe extern "C" fn mma_half(
+    thread: *mut Thread,
+    acc: *mut u32,
+    a: *const u32,
+    b: *const u32,
+    mt: u32,
+    nt: u32,
+    site: *const Site,
+) {
+    let operands = Operands { out: acc.cast(), a: a.cast(), b: b.cast() };
+    // SAFETY: `acc`, `a` and `b` are locals of the calling lane with 2 mt nt words of two accumulators, 4 mt and 2 nt words.
+    unsafe { multiply::<tile::Half>(thread, site, Collective::MmaHalf { mt, nt }, [mt, nt], operands) }
 }
