@@ -31,6 +31,7 @@ mod predict;
 mod quantize;
 mod request;
 mod run;
+mod shape;
 pub mod timing;
 mod traffic;
 
@@ -58,11 +59,12 @@ pub use model::Model;
 pub use noise_file::NoiseFile;
 pub use output::{Dump, DumpValues, Output};
 use plan::ShapePlan;
-pub use plan::{Plan, Region, Shape, Work, gib, human_bytes};
+pub use plan::{Plan, Region, Work, gib, human_bytes};
 pub use predict::{Card, Interval, Prediction};
 pub use quantize::{QuantizedLinear, Quantizer};
 pub use request::{Noise, Progress, Request};
 use run::{Bound, Dumps, Pinned};
+pub use shape::Shape;
 pub use traffic::Traffic;
 
 /// Whether to go on: see [`Progress`].

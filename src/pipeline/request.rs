@@ -1,7 +1,7 @@
 //! What is asked of a pipeline, and what it says while it works.
 
 use crate::config::PipelineConfig;
-use crate::pipeline::plan::Shape;
+use crate::pipeline::Shape;
 use crate::sampling::{NoiseKind, TimeRounding};
 
 /// Of the command line and of diffusers.

@@ -20,7 +20,7 @@ use crate::kernels::count_nonfinite::CountNonfinite;
 use crate::kernels::euler_step::EulerStep;
 use crate::kernels::next_step::NextStep;
 use crate::models::layers::{Network, Precision, Quantize, Weight, Weights};
-use crate::pipeline::plan::Shape;
+use crate::pipeline::Shape;
 use crate::program::{HostRange, Recorder, STREAM, When};
 use crate::weights::{Needed, Part};
 use crate::{Error, Result};
