@@ -131,7 +131,7 @@ impl PlanOptions {
     pub fn config(&self, folder: &ModelFolder) -> Result<PipelineConfig> {
         let config = folder.config()?;
         let file = self.model.as_ref().map(PathBuf::from).into_iter().chain(self.transformer.clone());
-        if let Some(file) = file.filter(|path| path.is_file()).last() {
+        if let Some(file) = file.rev().find(|path| path.is_file()) {
             say(format_args!("{}: {}", file.display(), config.flux.in_words()));
         }
         Ok(config)

@@ -73,12 +73,8 @@ pub(crate) fn record(
         net.unit(format!("t5.{i}"), Tier::Encoder);
 
         norm(net, &format!("{block}.layer.0.layer_norm.weight"), &h)?;
-        let parts = [
-            (&format!("{block}.layer.0.SelfAttention.q")[..], inner),
-            (&format!("{block}.layer.0.SelfAttention.k"), inner),
-            (&format!("{block}.layer.0.SelfAttention.v"), inner),
-        ];
-        let linear = net.linear(&parts, width, false)?;
+        let names = ["q", "k", "v"].map(|part| format!("{block}.layer.0.SelfAttention.{part}"));
+        let linear = net.linear(&[0, 1, 2].map(|i| (&names[i][..], inner)), width, false)?;
         let segments = [0, 1, 2].map(|i| Segment {
             begin: i * inner,
             end: (i + 1) * inner,
@@ -86,13 +82,8 @@ pub(crate) fn record(
             activation: none,
             epilogue: Epilogue::Store([&q, &k, &v][i]),
         });
-        net.gemm(&[Product {
-            x: h_tokens,
-            linear: &linear,
-            rope: None,
-            segments: segments.to_vec(),
-            x_scale: None,
-        }])?;
+        let whole = Product::new(h_tokens, &linear, 3 * inner, none, add);
+        net.gemm(&[Product { segments: segments.to_vec(), ..whole }])?;
         Attention {
             q: part(&q),
             k: part(&k),
