@@ -62,7 +62,7 @@ impl std::fmt::Debug for Kernel {
 }
 
 /// How a problem is launched. A kernel with several entry points has a `select` that finds it from the problem and the
-/// [`Capability`] alone, never from memory or what else runs: the same problem is the same bits under every budget.
+/// [`Capability`](super::Capability) alone, never from memory or what else runs: the same problem is the same bits under every budget.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
     /// The entry point: tile, stages and variant are compiled in.

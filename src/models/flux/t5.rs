@@ -50,7 +50,7 @@ pub(crate) fn record(
     let h_tokens = Tokens { view: &h, pitch: width, rows: tokens };
     let attended_tokens = Tokens { view: &attended, pitch: inner, rows: tokens };
     let ff_tokens = Tokens { view: &ff_buffer, pitch: ff_pitch, rows: tokens };
-    let (none, add) = (Activation::None, Epilogue::Add(x, None));
+    let (none, gelu, add) = (Activation::None, Activation::GeluTanh, Epilogue::Add(x, None));
     let [q, k, v] = [0, 1, 2].map(|i| qkv.slice(i * inner, qkv.len() - i * inner));
     let (q, k, v) = (q?, k?, v?);
     let part = |view| Heads { view, pitch: 3 * inner, head_stride: head_dim };
@@ -73,8 +73,12 @@ pub(crate) fn record(
         net.unit(format!("t5.{i}"), Tier::Encoder);
 
         norm(net, &format!("{block}.layer.0.layer_norm.weight"), &h)?;
-        let names = ["q", "k", "v"].map(|part| format!("{block}.layer.0.SelfAttention.{part}"));
-        let linear = net.linear(&[0, 1, 2].map(|i| (&names[i][..], inner)), width, false)?;
+        let parts = [
+            (&format!("{block}.layer.0.SelfAttention.q")[..], inner),
+            (&format!("{block}.layer.0.SelfAttention.k"), inner),
+            (&format!("{block}.layer.0.SelfAttention.v"), inner),
+        ];
+        let linear = net.linear(&parts, width, false)?;
         let segments = [0, 1, 2].map(|i| Segment {
             begin: i * inner,
             end: (i + 1) * inner,
@@ -102,7 +106,6 @@ pub(crate) fn record(
         net.gemm(&[Product::new(attended_tokens, &linear, width, none, add)])?;
 
         norm(net, &format!("{block}.layer.1.layer_norm.weight"), &h)?;
-        let gelu = Activation::GeluTanh;
         let linear = net.linear(&[(&format!("{block}.layer.1.DenseReluDense.wi_0"), ff)], width, false)?;
         net.gemm(&[Product::new(h_tokens, &linear, ff_pitch, gelu, Epilogue::Store(&ff_buffer))])?;
         let linear = net.linear(&[(&format!("{block}.layer.1.DenseReluDense.wi_1"), ff)], width, false)?;
