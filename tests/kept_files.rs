@@ -182,19 +182,8 @@ fn in_types(types: &[Format], modulations: bool) -> Files {
 }
 
 fn mixed() -> Files {
-    const TYPES: [Format; 10] = [
-        Format::Q8_0,
-        Format::Q6K,
-        Format::Q5K,
-        Format::Q5_0,
-        Format::Q5_1,
-        Format::Q4K,
-        Format::Q4_0,
-        Format::Q4_1,
-        Format::Q3K,
-        Format::Q2K,
-    ];
-    in_types(&TYPES, true)
+    let types: Vec<Format> = Format::ALL.into_iter().filter(|format| !format.is_fp8()).collect();
+    in_types(&types, true)
 }
 
 #[test]
