@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::options::{DeviceOption, PlanOptions};
 use crate::statistics::{Interval, PERCENTILES, Summary, change_of_median};
 use crate::terminal::{self, say};
-use crate::{inputs, plot};
+use crate::{inputs, outputs, plot};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -148,11 +148,7 @@ fn latency(args: &LatencyArgs) -> Result<bool> {
     if !(0.0..=1000.0).contains(&args.tolerance) {
         return Err(Error::Input("--tolerance takes per cent, from 0 to 1000".to_string()));
     }
-    let open = |path: &Path| match path == Path::new("-") {
-        true => Ok(Target::stdout()),
-        false => Target::new(path),
-    };
-    let json = args.json.as_deref().map(open).transpose()?;
+    let json = args.json.as_deref().map(outputs::target).transpose()?;
     let histogram = args.histogram.as_deref().map(crate::plan::open_svg).transpose()?;
     let read = |target: &Target| args.compare.as_deref().is_some_and(|path| target.is_file(path));
     if json.iter().chain(&histogram).any(read) {
@@ -161,7 +157,7 @@ fn latency(args: &LatencyArgs) -> Result<bool> {
     let before = args.compare.as_deref().map(Latency::read).transpose()?;
     let (measured, arena) = measure(args, prompts, before.as_ref())?;
     let verdicts = verdicts(args, &measured, before.as_ref());
-    if json.is_none() || args.json.as_deref() != Some(Path::new("-")) {
+    if args.json.as_deref() != Some(Path::new("-")) {
         terminal::print(&table(&measured, arena))?;
     }
     for (_, verdict) in &verdicts {
@@ -240,14 +236,11 @@ fn measure(args: &LatencyArgs, prompts: Vec<String>, before: Option<&Latency>) -
         picture_ms: Vec::new(),
         stages: Vec::new(),
     };
-    let mut rgb = vec![0; 3 * shape.width * shape.height];
     for i in 0..args.warm_up + args.iterations {
         let prompts = &measured.of.prompts;
         let request = Request::new(prompts[i as usize % prompts.len()].clone()).seed(u64::from(i));
         let begun = Instant::now();
         let output = pipeline.generate_with(&request, &mut |_| ControlFlow::Continue(()))?;
-        // As a service hands them on.
-        rgb.copy_from_slice(&output.rgb);
         let ms = begun.elapsed().as_secs_f64() * 1e3;
         if i >= args.warm_up {
             measured.add(ms, &output);

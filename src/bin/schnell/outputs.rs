@@ -11,6 +11,11 @@ use schnell::ImageFormat;
 use schnell::files::{self, Target};
 use schnell::{Dump, Error, Plan, Result};
 
+/// The file of that name, tried; `-` is standard output.
+pub fn target(path: &Path) -> Result<Target> {
+    if path == Path::new("-") { Ok(Target::stdout()) } else { Target::new(path) }
+}
+
 /// Where everything goes.
 pub struct Outputs {
     picture: Target,
@@ -28,13 +33,9 @@ impl Outputs {
                 "--output - would write a PNG to the terminal; redirect it".to_string(),
             ));
         }
-        let open = |path: &Path| match path == Path::new("-") {
-            true => Ok(Target::stdout()),
-            false => Target::new(path),
-        };
-        let picture = open(picture)?;
+        let picture = target(picture)?;
         let format = picture.image_format()?;
-        let timings = timings.map(open).transpose()?;
+        let timings = timings.map(target).transpose()?;
         if timings.as_ref().is_some_and(|timings| timings.is_same(&picture)) {
             return Err(Error::Input(format!(
                 "--output and --timings are the same file, {}; name two",
