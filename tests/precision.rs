@@ -187,6 +187,9 @@ fn plans_say_what_they_are() {
     let h200 = schnell::Card::named("h200").unwrap().capability();
     let there = fast.on(&h200).unwrap();
     assert!(there.to_string().contains("no faster on sm_90"), "{there}");
+    let wide = Plan::new(model.config(), Shape::square(128), Quantize::None).unwrap();
+    let wide = wide.with_precision(Precision::Fast).unwrap();
+    assert!(wide.to_string().contains("precision fast: without effect"), "{wide}");
     let back = there.with_precision(Precision::Full).unwrap();
     assert!(!back.launches().contains("half"));
     assert_eq!(back.regions(), full.on(&h200).unwrap().regions());

@@ -493,7 +493,9 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Shape { width, height, steps, t5_length, .. } = self.shape();
         writeln!(f, "{width} x {height}, {steps} steps, {t5_length} T5 tokens, weights {}", self.quantize)?;
-        if self.precision == Precision::Fast {
+        if self.precision == Precision::Fast && self.nf4_bytes().0 == 0 {
+            writeln!(f, "precision fast: without effect, no Linear of the transformer is in NF4")?;
+        } else if self.precision == Precision::Fast {
             let arch = self.capability.arch;
             let here = if self.precision.gains_on(arch) { "faster" } else { "no faster" };
             writeln!(

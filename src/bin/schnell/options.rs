@@ -105,7 +105,13 @@ impl PlanOptions {
             PrecisionOption::Full => Precision::Full,
             PrecisionOption::Fast => Precision::Fast,
         };
-        Plan::new(config, self.shape(config, true_cfg), self.quantize(config))?.with_precision(precision)
+        let plan = Plan::new(config, self.shape(config, true_cfg), self.quantize(config))?;
+        if precision == Precision::Fast && plan.nf4_bytes().0 == 0 {
+            say(
+                "warning: --precision fast has no effect: no Linear of the transformer is in NF4; see --quantize",
+            );
+        }
+        plan.with_precision(precision)
     }
 
     /// `plan` within the budgets that there are; the refusals' advice is in the command's words.
