@@ -118,7 +118,7 @@ pub use pipeline::{
     Shape, StoredType, Traffic, Use, Work, gib, human_bytes,
 };
 pub use sampling::{NoiseKind, TimeRounding};
-pub use weights::layouts::lora::LoraFile;
+pub use weights::lora::{Lora, LoraFile};
 pub use weights::quantize::QuantizedLinear;
 
 /// The examples of README.md.

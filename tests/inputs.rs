@@ -179,7 +179,7 @@ fn what_is_no_model_is_said() {
             &["holds transformer (Black Forest Labs' names), vae", "--transformer FILE --vae FILE"],
         ),
         ("shard.safetensors", 3, &["a shard of a transformer"]),
-        ("lora.safetensors", 3, &["a LoRA under diffusers' names", "cannot be used yet"]),
+        ("lora.safetensors", 3, &["a LoRA under diffusers' names", "with --lora"]),
         ("noise.safetensors", 3, &["one tensor, noise"]),
         ("other.safetensors", 3, &["no model that is known"]),
         ("pointer", 3, &["Git LFS pointer", "git lfs pull"]),

@@ -206,45 +206,65 @@ fn gguf_files_are_known() {
     says(&text, &["does not load: ", "architecture llama"]);
 }
 
+/// A pair of factors.
+fn pair(stem: &str, ends: [&str; 2], rank: usize, [n, k]: [usize; 2]) -> Listed {
+    let [down, up] = ends.map(|end| format!("{stem}{end}"));
+    vec![(down, Dtype::BF16, vec![rank, k]), (up, Dtype::BF16, vec![n, rank])]
+}
+
 #[test]
 fn loras_are_known() {
     let sandbox = Sandbox::new();
     let path = sandbox.path("lora.safetensors");
-    for (names, words) in [
-        (
-            [
-                "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight",
-                "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight",
-            ],
-            "kohya's names",
-        ),
-        (
-            [
-                "transformer.transformer_blocks.0.attn.to_q.lora_A.weight",
-                "transformer.transformer_blocks.0.attn.to_q.lora_B.weight",
-            ],
-            "diffusers' names",
-        ),
-        (
-            [
-                "diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight",
-                "diffusion_model.double_blocks.0.img_attn.qkv.lora_B.weight",
-            ],
-            "Black Forest Labs' names",
-        ),
-        (
-            [
-                "double_blocks.0.processor.qkv_lora1.down.weight",
-                "double_blocks.0.processor.qkv_lora1.up.weight",
-            ],
-            "XLabs' names",
-        ),
+    let (kohya, peft) = ([".lora_down.weight", ".lora_up.weight"], [".lora_A.weight", ".lora_B.weight"]);
+    let (bfl, comfy) = ("double_blocks.0.img_attn.qkv", "diffusion_model.double_blocks.0.img_attn.qkv");
+    for (stem, ends, n, words) in [
+        ("lora_unet_double_blocks_0_img_attn_qkv", kohya, 9216, "kohya's names"),
+        ("transformer.transformer_blocks.0.attn.to_q", peft, 3072, "diffusers' names"),
+        (comfy, peft, 9216, "Black Forest Labs' names"),
+        (bfl, peft, 9216, "Black Forest Labs' names"),
+        ("double_blocks.0.processor.qkv_lora1", [".down.weight", ".up.weight"], 9216, "XLabs' names"),
     ] {
-        let [down, up] = names.map(str::to_string);
-        sparse(&path, &vec![(down, Dtype::BF16, vec![16, 3072]), (up, Dtype::BF16, vec![9216, 16])]);
+        let mut tensors = pair(stem, ends, 16, [n, 3072]);
+        sparse(&path, &tensors);
         let (text, json) = inspect(&sandbox, &path);
-        says(&text, &["a LoRA under", words, "1 matrices and rank 16", "does not load: "]);
-        assert_eq!((&json["lora"]["targets"], &json["lora"]["ranks"]), (&json!(1), &json!([16])));
+        let changed = n / 3072;
+        let changes = format!("changes {changed} matrices of the transformer\n");
+        let loads = "loads: --lora ";
+        says(&text, &["a LoRA under", words, "1 matrices and rank 16", &changes, loads, "beside a --model"]);
+        let lora = &json["lora"];
+        assert_eq!(
+            (&lora["kind"], &lora["targets"], &lora["ranks"]),
+            (&json!("LoRA"), &json!(1), &json!([16]))
+        );
+        assert_eq!((&lora["changes"], &json["loads"]), (&json!({"transformer": changed}), &json!(true)));
+        assert_eq!(json["warnings"], json!([]));
+        // Not of this model's sizes.
+        let model = ["inspect", path.to_str().unwrap(), "--model", "demo"];
+        let ran = sandbox.run(model);
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        says(&ran.stdout, &["a LoRA under", "does not load: tensor", "expected [16, 256]"]);
+        // One of dev's loads with a word.
+        tensors.extend(pair("lora_unet_guidance_in_in_layer", kohya, 16, [3072, 256]));
+        sparse(&path, &tensors);
+        if words == "kohya's names" {
+            let (text, json) = inspect(&sandbox, &path);
+            says(&text, &["2 matrices", "warning: ", "FLUX.1-dev", loads]);
+            assert_eq!(json["warnings"].as_array().unwrap().len(), 1);
+        }
+    }
+    for (tensors, words) in [
+        (
+            vec![("lycoris_x_embedder.lokr_w1".into(), Dtype::F32, vec![4, 4])],
+            ["a LoKr under", "LoKr is not supported"],
+        ),
+        (pair("lora_unet_img_in", kohya, 513, [3072, 64]), ["and rank 513", "expected 1 to 512"]),
+        (pair("lora_unet_img_in", kohya, 4, [3072, 65]), ["and rank 4", "FLUX.1-schnell, see --model"]),
+    ] {
+        sparse(&path, &tensors);
+        let (text, json) = inspect(&sandbox, &path);
+        says(&text, &["does not load: ", words[0], words[1]]);
+        assert_eq!((&json["loads"], &json["lora"]["changes"]), (&json!(false), &json!({})));
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::fields::read_json;
 use crate::error::shown;
 use crate::files;
-use crate::weights::layouts::lora::LoraFile;
+use crate::weights::lora::LoraFile;
 use crate::weights::{Component, PartFiles};
 use crate::{Error, Result};
 
@@ -63,7 +63,7 @@ pub(crate) fn refusal(file: &Component) -> Error {
 /// What a file is that holds no part of a model, or not the beginning of one.
 fn no_part(file: &Component) -> String {
     if let Some(lora) = LoraFile::of(file) {
-        return format!("{lora}, which cannot be used yet");
+        return format!("{lora}: name it beside a model, with --lora FILE");
     }
     let has = |start: &str| file.iter().any(|tensor| tensor.name.starts_with(start));
     let part = [

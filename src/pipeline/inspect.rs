@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{Model, ModelFolder, Plan, Quantize, Shape, human_bytes};
 use crate::config::{PipelineConfig, refusal};
-use crate::weights::layouts::lora::LoraFile;
+use crate::weights::lora::{Lora, LoraFile};
 use crate::weights::{Component, InFormats, ModelFiles, Part, PartFiles, bitsandbytes};
 use crate::{Error, Result};
 
@@ -33,6 +33,10 @@ pub struct Inspection {
     pub stored: Vec<StoredType>,
     /// Set for a LoRA.
     pub lora: Option<LoraFile>,
+    /// Of each part, how many matrices a LoRA changes.
+    pub changes: Vec<(String, usize)>,
+    /// What of a LoRA is left out, and why.
+    pub warnings: Vec<String>,
     /// What planning a picture of 1024 x 1024 says that it would take on the device, by how Linears are kept. Where a file holds
     /// parts only, the others are those of FLUX.1.
     pub device_bytes: Vec<(Quantize, u64)>,
@@ -79,17 +83,29 @@ pub enum Use {
 }
 
 impl Inspection {
-    /// Looks at a file, a folder, or (feature `hub`) `org/name` in the cache of the Hugging Face tools.
+    /// Looks at a file, a folder, or (feature `hub`) `org/name` in the cache of the Hugging Face tools. Of a LoRA it says whether it
+    /// loads beside FLUX.1-schnell; [`Inspection::beside`] is of another model.
     ///
     /// # Errors
     /// [`Error::Io`] for what is not there, and [`Error::Weights`] and [`Error::Unsupported`] for files that are malformed or of
     /// another kind. What is sound but cannot be used is no error.
     pub fn of(path: impl AsRef<Path>) -> Result<Inspection> {
-        let path = path.as_ref();
-        if path.is_file() { Inspection::of_file(path) } else { Inspection::of_folder(path) }
+        Inspection::looked_at(path.as_ref(), None)
     }
 
-    fn of_file(path: &Path) -> Result<Inspection> {
+    /// The same; of a LoRA, whether it loads beside a model of this config.
+    ///
+    /// # Errors
+    /// Those of [`Inspection::of`].
+    pub fn beside(path: impl AsRef<Path>, config: &PipelineConfig) -> Result<Inspection> {
+        Inspection::looked_at(path.as_ref(), Some(config))
+    }
+
+    fn looked_at(path: &Path, config: Option<&PipelineConfig>) -> Result<Inspection> {
+        if path.is_file() { Inspection::of_file(path, config) } else { Inspection::of_folder(path) }
+    }
+
+    fn of_file(path: &Path, config: Option<&PipelineConfig>) -> Result<Inspection> {
         let component = Arc::new(Component::file(path)?);
         let parts = PartFiles::all(&component);
         let container = match component.gguf_version() {
@@ -103,9 +119,15 @@ impl Inspection {
             parts: Vec::new(),
             stored: stored(&component, ""),
             lora,
+            changes: Vec::new(),
+            warnings: Vec::new(),
             device_bytes: Vec::new(),
             usage: Use::No(String::new()),
         };
+        if inspection.lora.is_some() {
+            inspection.look_at_lora(&component, config);
+            return Ok(inspection);
+        }
         if parts.is_empty() {
             let why = match refusal(&component) {
                 Error::Weights { what, .. } => what,
@@ -139,6 +161,31 @@ impl Inspection {
         Ok(inspection)
     }
 
+    /// What a LoRA changes of a model, and whether it loads beside it.
+    fn look_at_lora(&mut self, component: &Component, config: Option<&PipelineConfig>) {
+        let published = PipelineConfig::schnell();
+        match Lora::of(component, config.unwrap_or(&published)) {
+            Ok(lora) => {
+                let matrices: BTreeSet<(Part, &str)> =
+                    lora.factors().iter().map(|factor| (factor.part, &factor.target[..])).collect();
+                let of = |part: Part| matrices.iter().filter(|(of, _)| *of == part).count();
+                let changes = Part::ALL.map(|part| (part.to_string(), of(part)));
+                self.changes = changes.into_iter().filter(|(_, count)| *count > 0).collect();
+                self.warnings = lora.warnings().to_vec();
+                self.usage = Use::Loads(format!("--lora {}, beside a --model", self.path.display()));
+            }
+            Err(error) => {
+                let why = match error {
+                    Error::Weights { what, .. } => what,
+                    other => other.to_string(),
+                };
+                let which =
+                    if config.is_none() { "; looked at beside FLUX.1-schnell, see --model" } else { "" };
+                self.usage = Use::No(format!("{why}{which}"));
+            }
+        }
+    }
+
     fn of_folder(path: &Path) -> Result<Inspection> {
         let folder = ModelFolder::find(path)?;
         let config = folder.config()?;
@@ -161,6 +208,8 @@ impl Inspection {
             parts: inspected_parts,
             stored: all,
             lora: None,
+            changes: Vec::new(),
+            warnings: Vec::new(),
             device_bytes: planned(&config),
             usage,
         })
@@ -278,6 +327,10 @@ impl std::fmt::Display for Inspection {
         }
         if let Some(lora) = &self.lora {
             writeln!(f, "  {lora}")?;
+            let each = self.changes.iter().map(|(part, count)| format!("{count} matrices of the {part}"));
+            if !self.changes.is_empty() {
+                writeln!(f, "  changes {}", each.collect::<Vec<_>>().join(", "))?;
+            }
         }
         if self.parts.is_empty() {
             writeln!(f, "  {}", in_words(&self.stored))?;
@@ -292,6 +345,9 @@ impl std::fmt::Display for Inspection {
             let others =
                 if self.parts.len() < Part::ALL.len() { ", with the other parts of FLUX.1" } else { "" };
             writeln!(f, "on the card: {each}, for {SIDE} x {SIDE}{others}; less with --budget")?;
+        }
+        for warning in &self.warnings {
+            writeln!(f, "warning: {}", shown(warning))?;
         }
         match &self.usage {
             Use::Loads(flags) => writeln!(f, "loads: {}", shown(flags)),

@@ -33,6 +33,7 @@ pub mod gguf;
 pub mod hub;
 pub mod kept;
 pub mod layouts;
+pub mod lora;
 pub mod nf4;
 pub(crate) mod packed;
 pub mod parts;

@@ -226,8 +226,7 @@ impl PartFiles {
             // However many ones the file has at its end.
             return Ok(TensorInfo { shape: needed.shape.clone(), ..info });
         }
-        let run = |&(first, count): &(usize, usize)| (first * unit) as u64..((first + count) * unit) as u64;
-        info.cut(cut.runs.iter().map(run).collect())
+        info.cut(cut.rows(unit))
     }
 
     /// A warning that names tensors that nobody asked for: the config describes a smaller network, which draws another

@@ -9,7 +9,8 @@ pub mod bfl;
 pub mod bfl_vae;
 pub mod diffusers;
 pub mod llama_cpp;
-pub mod lora;
+
+use std::ops::Range;
 
 use super::{Needed, Part};
 
@@ -60,6 +61,12 @@ impl Cut {
     pub fn sizes(self, rows: usize) -> Option<(usize, usize)> {
         let unit = rows / self.units();
         (unit * self.units() == rows).then_some((unit, unit * self.of))
+    }
+
+    /// The runs in rows, of which a unit has so many.
+    pub(super) fn rows(self, unit: usize) -> Vec<Range<u64>> {
+        let rows = |(first, count): &(usize, usize)| (first * unit) as u64..((first + count) * unit) as u64;
+        self.runs.iter().map(rows).collect()
     }
 }
 
