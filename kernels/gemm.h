@@ -43,6 +43,17 @@ typedef struct gemm_segment {
     int32_t kind, act;
 } gemm_segment;
 
+// What is added to the sums of a problem before its epilogues: t . up^T, the second half of a product of low rank (LoRA). The
+// features of `num_parts` matrices, one behind the other, have columns of t of their own.
+typedef struct gemm_low_rank {
+    DEV(const bf16_bits) t;    // [m, t_pitch], 16-byte aligned rows: those of part i begin at column i * rank
+    DEV(const bf16_bits) up;   // [n, rank], 16-byte aligned
+    int64_t t_pitch;
+    int32_t rank;              // a multiple of 8
+    int32_t num_parts;         // 0: nothing is added
+    int32_t end[GEMM_MAX_SEGMENTS]; // one past the last feature of each part
+} gemm_low_rank;
+
 typedef struct gemm_problem {
     DEV(const bf16_bits) x;    // [m, x_pitch], 16-byte aligned rows; nf4_half_gemm: fp16, within 256
     DEV(const float) x_scale;  // nf4_half_gemm: [m], by which the rows of x are multiplied in the end
@@ -55,6 +66,7 @@ typedef struct gemm_problem {
     int32_t m, n, k, num_segments;
     float norm_eps;
     int32_t reserved;
+    gemm_low_rank low_rank;
     gemm_segment segment[GEMM_MAX_SEGMENTS];
 } gemm_problem;
 

@@ -9,13 +9,13 @@
 //         8g + 2i + 1. A lane then owns 8 adjacent features of a token: 16-byte stores, RoPE pairs within a lane, and
 //         bias, gate and norm weights loaded once.
 // Parts   gemm_rows.cuh: shared memory; operands/: x, and w in each of its formats; gemm_split.cuh: which tile a CTA has;
-//         gemm_epilogues.cuh: what becomes of it.
+//         gemm_arithmetic.cuh: a k-step; gemm_low_rank.cuh: what a LoRA adds; gemm_epilogues.cuh: what becomes of the tile.
 // Source  fragment layouts: PTX ISA, "Matrix fragments for mma.m16n8k16".
 #ifndef SCHNELL_GEMM_TILE_CUH
 #define SCHNELL_GEMM_TILE_CUH
 
+#include "gemm_low_rank.cuh"
 #include "gemm_split.cuh"
-#include "operands/tokens.cuh"
 
 namespace gemm {
 
@@ -27,28 +27,6 @@ template <typename Weights, int STAGES> struct SharedStorage {
     typename Weights::Tables tables;
     TileBias bias;
     RowSums sums;
-};
-
-// How a k-step is multiplied, and what else of a tile is fetched with its first one. This: bf16 and f32 accumulators;
-// gemm_half.cuh has another.
-template <typename Weights> struct Arithmetic {
-    struct Storage {};
-
-    GPU_METHOD static void fetch(Storage &, const gemm_problem &, int) {}
-
-    GPU_METHOD static void multiply(Accumulators &acc, const XStage &x, const typename Weights::Stage &w,
-                                    const typename Weights::Tables &tables, int warp_n, int warp_m) {
-        const Weights weights(w, tables, warp_n);
-        GPU_UNROLL
-        for (int k16 = 0; k16 < BLOCK_K / 16; ++k16) {
-            uint32_t a[MT][4], b[NT][2];
-            weights.fragments(a, w, tables, warp_n, k16);
-            load_x_fragments(b, x, warp_m, k16);
-            gpu::mma_tile<MT, NT>(acc, a, b);
-        }
-    }
-
-    GPU_METHOD static void finish(Accumulators &, const Storage &, int) {}
 };
 
 // The product's k-steps that the loaders have before them, `num_k` of them.
@@ -82,9 +60,6 @@ GPU_FN void multiply(Accumulators &acc, SharedStorage<Weights, STAGES> &smem, In
     }
 }
 
-GPU_FN int warp_feature(int thread) { return thread / gpu::WARP / 2 * WARP_N; }
-GPU_FN int warp_token(int thread) { return thread / gpu::WARP % 2 * WARP_M; }
-
 // What a CTA multiplies is kept in shared memory until the epilogue: the main loop has no register to spare. A slice has one
 // k-step at least, so a barrier lies between the write and the reads.
 template <typename Weights, int STAGES, typename How = Arithmetic<Weights>> struct SlicedStorage : How::Storage {
@@ -112,8 +87,9 @@ GPU_FN void run_problem(const gemm_params &p) {
         multiply<How, Weights, STAGES>(acc, smem.tile, inputs, weight_loader, k_end - k_begin, warp_n, warp_m);
     }
     if (smem.slice.number >= 0 && !add_slices(acc, p, smem.slice)) return;
+    How::finish(acc, smem, warp_token(gpu::thread_x_reread()));
+    add_low_rank(acc, smem.tile.stage, p.problem[smem.slice.z], smem.slice.n0, smem.slice.m0);
     const int thread = gpu::thread_x_anew(), warp_n = warp_feature(thread), warp_m = warp_token(thread);
-    How::finish(acc, smem, warp_m);
     finish<Set>(acc, p.problem[smem.slice.z], smem.tile.bias, smem.tile.sums, smem.slice.n0, smem.slice.m0, warp_n, warp_m);
 }
 

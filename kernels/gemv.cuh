@@ -48,6 +48,21 @@ GPU_FN float4 load_x(const gemv_params &p, int m, int k) {
     return float4{activate(v.x, p.act_in), activate(v.y, p.act_in), activate(v.z, p.act_in), activate(v.w, p.act_in)};
 }
 
+// What a LoRA adds to a sum. One lane after the other 16 bytes: little beside the weights, of which it is rank / k.
+GPU_FN float low_rank(const gemv_params &p, int m, int n) {
+    const float4 *t = reinterpret_cast<const float4 *>(p.low_t + m * p.low_rank);
+    const uint4 *up = reinterpret_cast<const uint4 *>(p.low_up + (int64_t)n * p.low_rank);
+    float sum = 0.0f;
+    GPU_NO_UNROLL
+    for (int k = 0; k < p.low_rank; k += 8, ++up, t += 2) {
+        const uint4 w = *up;
+        const float4 lo = t[0], hi = t[1];
+        sum += lo.x * gpu::bf16_lo(w.x) + lo.y * gpu::bf16_hi(w.x) + lo.z * gpu::bf16_lo(w.y) + lo.w * gpu::bf16_hi(w.y) +
+               hi.x * gpu::bf16_lo(w.z) + hi.y * gpu::bf16_hi(w.z) + hi.z * gpu::bf16_lo(w.w) + hi.w * gpu::bf16_hi(w.w);
+    }
+    return sum;
+}
+
 template <int M, typename Weights> GPU_FN void run(const gemv_params &p) {
     constexpr int V = Weights::V;            // weights in a lane's 16 bytes
     constexpr int SLAB = V * gpu::WARP;      // k that a warp reads at once
@@ -102,6 +117,7 @@ template <int M, typename Weights> GPU_FN void run(const gemv_params &p) {
     if (lane < M * ROWS && m < p.m && n < p.n) {
         float sum = 0.0f;
         for (int i = 0; i < gpu::WARP; ++i) sum += partial[i][lane];
+        if (p.low_t) sum += low_rank(p, m, n);
         if (p.bias) sum += p.bias[n];
         sum = activate(sum, p.act_out);
         if (p.add) sum += p.add[m * p.add_pitch + n];

@@ -22,6 +22,8 @@ typedef struct gemv_params {
     DEV(const float) bias;           // [n] or null
     DEV(const float) add;            // [m, n], row pitch `add_pitch` (0: one row for all), or null; may be `out`
     DEV(float) out;                  // [m, n], row pitch `out_pitch`
+    DEV(const float) low_t;          // [m, low_rank]: what a LoRA's first half gave, or null; 16-byte aligned
+    DEV(const bf16_bits) low_up;     // [n, low_rank]: its second half; low_t . low_up^T is added to the sums; 16-byte aligned
     int64_t pitch;                   // elements, as all pitches
     int64_t weight_pitch;
     int64_t add_pitch;
@@ -33,7 +35,7 @@ typedef struct gemv_params {
     int32_t act_out;                 // the same
     int32_t x_vectors;               // rows of x may be read as float4
     int32_t weight_vectors;          // rows of the weight may be read 16 bytes at a time
-    int32_t reserved;
+    int32_t low_rank;                // a multiple of 8
 } gemv_params;
 
 #endif

@@ -5,7 +5,7 @@
 // Compiled by nvcc the primitives are inline assembly (section 2); compiled by a plain C++ compiler they call the
 // emulator's runtime in src/device/emulator (section 3). Both sections offer the same names with the same meaning:
 //
-//   index      thread_x thread_x_anew lane_id lane_id_register warp_id cta_x cta_y cta_z num_ctas_x
+//   index      thread_x thread_x_anew thread_x_reread lane_id lane_id_register warp_id cta_x cta_y cta_z num_ctas_x
 //   sync       sync_cta sync_warp
 //   warp       shfl_xor (f32, u32)
 //   async      cp_async<BYTES>(dst, src, valid_bytes) cp_async16_or_zeros(dst, src, exists) cp_async_commit
@@ -99,6 +99,12 @@ GPU_FN int thread_x_anew() {
 #else
     return threadIdx.x;
 #endif
+}
+// Read anew on every GPU, for code that is seldom run behind such a loop, which shall keep nothing for it.
+GPU_FN int thread_x_reread() {
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
 }
 GPU_FN int lane_id() { return threadIdx.x & 31; }
 // The same from a register of its own, for sm_120, where nvcc masks the thread's number anew at every use within a loop.
@@ -339,6 +345,7 @@ namespace gpu {
 
 GPU_FN int thread_x() { return (int)schnell_emu_self->thread; }
 GPU_FN int thread_x_anew() { return thread_x(); }
+GPU_FN int thread_x_reread() { return thread_x(); }
 GPU_FN int lane_id() { return thread_x() & 31; }
 GPU_FN int lane_id_register() { return lane_id(); }
 GPU_FN int warp_id() { return thread_x() >> 5; }

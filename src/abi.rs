@@ -270,6 +270,27 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
+pub struct gemm_low_rank {
+    pub t: u64,
+    pub up: u64,
+    pub t_pitch: i64,
+    pub rank: i32,
+    pub num_parts: i32,
+    pub end: [i32; 4usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of gemm_low_rank"][::std::mem::size_of::<gemm_low_rank>() - 48usize];
+    ["Alignment of gemm_low_rank"][::std::mem::align_of::<gemm_low_rank>() - 8usize];
+    ["Offset of field: gemm_low_rank::t"][::std::mem::offset_of!(gemm_low_rank, t) - 0usize];
+    ["Offset of field: gemm_low_rank::up"][::std::mem::offset_of!(gemm_low_rank, up) - 8usize];
+    ["Offset of field: gemm_low_rank::t_pitch"][::std::mem::offset_of!(gemm_low_rank, t_pitch) - 16usize];
+    ["Offset of field: gemm_low_rank::rank"][::std::mem::offset_of!(gemm_low_rank, rank) - 24usize];
+    ["Offset of field: gemm_low_rank::num_parts"][::std::mem::offset_of!(gemm_low_rank, num_parts) - 28usize];
+    ["Offset of field: gemm_low_rank::end"][::std::mem::offset_of!(gemm_low_rank, end) - 32usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
 pub struct gemm_problem {
     pub x: u64,
     pub x_scale: u64,
@@ -286,11 +307,12 @@ pub struct gemm_problem {
     pub num_segments: i32,
     pub norm_eps: f32,
     pub reserved: i32,
+    pub low_rank: gemm_low_rank,
     pub segment: [gemm_segment; 4usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of gemm_problem"][::std::mem::size_of::<gemm_problem>() - 256usize];
+    ["Size of gemm_problem"][::std::mem::size_of::<gemm_problem>() - 304usize];
     ["Alignment of gemm_problem"][::std::mem::align_of::<gemm_problem>() - 8usize];
     ["Offset of field: gemm_problem::x"][::std::mem::offset_of!(gemm_problem, x) - 0usize];
     ["Offset of field: gemm_problem::x_scale"][::std::mem::offset_of!(gemm_problem, x_scale) - 8usize];
@@ -308,7 +330,8 @@ const _: () = {
         [::std::mem::offset_of!(gemm_problem, num_segments) - 84usize];
     ["Offset of field: gemm_problem::norm_eps"][::std::mem::offset_of!(gemm_problem, norm_eps) - 88usize];
     ["Offset of field: gemm_problem::reserved"][::std::mem::offset_of!(gemm_problem, reserved) - 92usize];
-    ["Offset of field: gemm_problem::segment"][::std::mem::offset_of!(gemm_problem, segment) - 96usize];
+    ["Offset of field: gemm_problem::low_rank"][::std::mem::offset_of!(gemm_problem, low_rank) - 96usize];
+    ["Offset of field: gemm_problem::segment"][::std::mem::offset_of!(gemm_problem, segment) - 144usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -321,13 +344,13 @@ pub struct gemm_params {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of gemm_params"][::std::mem::size_of::<gemm_params>() - 536usize];
+    ["Size of gemm_params"][::std::mem::size_of::<gemm_params>() - 632usize];
     ["Alignment of gemm_params"][::std::mem::align_of::<gemm_params>() - 8usize];
     ["Offset of field: gemm_params::problem"][::std::mem::offset_of!(gemm_params, problem) - 0usize];
-    ["Offset of field: gemm_params::partials"][::std::mem::offset_of!(gemm_params, partials) - 512usize];
-    ["Offset of field: gemm_params::arrivals"][::std::mem::offset_of!(gemm_params, arrivals) - 520usize];
-    ["Offset of field: gemm_params::num_whole"][::std::mem::offset_of!(gemm_params, num_whole) - 528usize];
-    ["Offset of field: gemm_params::num_slices"][::std::mem::offset_of!(gemm_params, num_slices) - 532usize];
+    ["Offset of field: gemm_params::partials"][::std::mem::offset_of!(gemm_params, partials) - 608usize];
+    ["Offset of field: gemm_params::arrivals"][::std::mem::offset_of!(gemm_params, arrivals) - 616usize];
+    ["Offset of field: gemm_params::num_whole"][::std::mem::offset_of!(gemm_params, num_whole) - 624usize];
+    ["Offset of field: gemm_params::num_slices"][::std::mem::offset_of!(gemm_params, num_slices) - 628usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -427,6 +450,8 @@ pub struct gemv_params {
     pub bias: u64,
     pub add: u64,
     pub out: u64,
+    pub low_t: u64,
+    pub low_up: u64,
     pub pitch: i64,
     pub weight_pitch: i64,
     pub add_pitch: i64,
@@ -438,11 +463,11 @@ pub struct gemv_params {
     pub act_out: i32,
     pub x_vectors: i32,
     pub weight_vectors: i32,
-    pub reserved: i32,
+    pub low_rank: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of gemv_params"][::std::mem::size_of::<gemv_params>() - 120usize];
+    ["Size of gemv_params"][::std::mem::size_of::<gemv_params>() - 136usize];
     ["Alignment of gemv_params"][::std::mem::align_of::<gemv_params>() - 8usize];
     ["Offset of field: gemv_params::x"][::std::mem::offset_of!(gemv_params, x) - 0usize];
     ["Offset of field: gemv_params::weight"][::std::mem::offset_of!(gemv_params, weight) - 8usize];
@@ -451,20 +476,22 @@ const _: () = {
     ["Offset of field: gemv_params::bias"][::std::mem::offset_of!(gemv_params, bias) - 32usize];
     ["Offset of field: gemv_params::add"][::std::mem::offset_of!(gemv_params, add) - 40usize];
     ["Offset of field: gemv_params::out"][::std::mem::offset_of!(gemv_params, out) - 48usize];
-    ["Offset of field: gemv_params::pitch"][::std::mem::offset_of!(gemv_params, pitch) - 56usize];
+    ["Offset of field: gemv_params::low_t"][::std::mem::offset_of!(gemv_params, low_t) - 56usize];
+    ["Offset of field: gemv_params::low_up"][::std::mem::offset_of!(gemv_params, low_up) - 64usize];
+    ["Offset of field: gemv_params::pitch"][::std::mem::offset_of!(gemv_params, pitch) - 72usize];
     ["Offset of field: gemv_params::weight_pitch"]
-        [::std::mem::offset_of!(gemv_params, weight_pitch) - 64usize];
-    ["Offset of field: gemv_params::add_pitch"][::std::mem::offset_of!(gemv_params, add_pitch) - 72usize];
-    ["Offset of field: gemv_params::out_pitch"][::std::mem::offset_of!(gemv_params, out_pitch) - 80usize];
-    ["Offset of field: gemv_params::m"][::std::mem::offset_of!(gemv_params, m) - 88usize];
-    ["Offset of field: gemv_params::n"][::std::mem::offset_of!(gemv_params, n) - 92usize];
-    ["Offset of field: gemv_params::k"][::std::mem::offset_of!(gemv_params, k) - 96usize];
-    ["Offset of field: gemv_params::act_in"][::std::mem::offset_of!(gemv_params, act_in) - 100usize];
-    ["Offset of field: gemv_params::act_out"][::std::mem::offset_of!(gemv_params, act_out) - 104usize];
-    ["Offset of field: gemv_params::x_vectors"][::std::mem::offset_of!(gemv_params, x_vectors) - 108usize];
+        [::std::mem::offset_of!(gemv_params, weight_pitch) - 80usize];
+    ["Offset of field: gemv_params::add_pitch"][::std::mem::offset_of!(gemv_params, add_pitch) - 88usize];
+    ["Offset of field: gemv_params::out_pitch"][::std::mem::offset_of!(gemv_params, out_pitch) - 96usize];
+    ["Offset of field: gemv_params::m"][::std::mem::offset_of!(gemv_params, m) - 104usize];
+    ["Offset of field: gemv_params::n"][::std::mem::offset_of!(gemv_params, n) - 108usize];
+    ["Offset of field: gemv_params::k"][::std::mem::offset_of!(gemv_params, k) - 112usize];
+    ["Offset of field: gemv_params::act_in"][::std::mem::offset_of!(gemv_params, act_in) - 116usize];
+    ["Offset of field: gemv_params::act_out"][::std::mem::offset_of!(gemv_params, act_out) - 120usize];
+    ["Offset of field: gemv_params::x_vectors"][::std::mem::offset_of!(gemv_params, x_vectors) - 124usize];
     ["Offset of field: gemv_params::weight_vectors"]
-        [::std::mem::offset_of!(gemv_params, weight_vectors) - 112usize];
-    ["Offset of field: gemv_params::reserved"][::std::mem::offset_of!(gemv_params, reserved) - 116usize];
+        [::std::mem::offset_of!(gemv_params, weight_vectors) - 128usize];
+    ["Offset of field: gemv_params::low_rank"][::std::mem::offset_of!(gemv_params, low_rank) - 132usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]

@@ -209,6 +209,7 @@ fn gemv() {
         n: 4,
         k: 64,
         weight: GemvWeight::Bf16 { weight: &s.halves, pitch: 64 },
+        low_rank: None,
         bias: None,
         act_in: GemvActivation::None,
         act_out: GemvActivation::None,

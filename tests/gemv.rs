@@ -6,7 +6,7 @@ mod nf4;
 use common::*;
 use half::bf16;
 use schnell::device::{Device, View};
-use schnell::kernels::gemv::{Gemv, GemvActivation, GemvAddend, GemvWeight};
+use schnell::kernels::gemv::{Gemv, GemvActivation, GemvAddend, GemvLowRank, GemvWeight};
 use schnell::kernels::nf4_quantize::{Nf4Layout, Nf4Quantize, Nf4Source};
 
 #[derive(Clone, Copy, PartialEq)]
@@ -30,6 +30,8 @@ struct Case {
     act_in: GemvActivation,
     act_out: GemvActivation,
     add: Add,
+    /// Of a LoRA, 0 for none.
+    rank: usize,
 }
 
 impl Case {
@@ -46,6 +48,7 @@ impl Case {
             act_in: GemvActivation::None,
             act_out: GemvActivation::None,
             add: Add::None,
+            rank: 0,
         }
     }
 }
@@ -59,6 +62,9 @@ struct Inputs {
     absmax: Vec<f32>,
     bias: Vec<f32>,
     add: Vec<f32>,
+    /// `[m, rank]` and `[n, rank]`.
+    low_t: Vec<f32>,
+    low_up: Vec<bf16>,
 }
 
 fn inputs(case: &Case) -> Inputs {
@@ -66,12 +72,13 @@ fn inputs(case: &Case) -> Inputs {
     let mut rng = Rng((m * 1_000_000 + n * 1000 + k) as u64);
     let mut x = rng.f32s(m * case.pitch, 2.0);
     end_rows(&mut x, case.pitch, k, f32::NAN);
+    let (low_t, low_up) = (rng.f32s(m * case.rank, 1.0), rng.bf16s(n * case.rank, 1.0));
     let (bias, mut add) = (rng.f32s(n, 1.0), rng.f32s(m * case.out_pitch, 1.0));
     end_rows(&mut add, case.out_pitch, n, f32::from_bits(u32::MAX));
     if !case.nf4 {
         let mut weight = rng.bf16s(n * case.weight_pitch, 0.5);
         end_rows(&mut weight, case.weight_pitch, k, bf16::NAN);
-        return Inputs { x, weight, codes: vec![], absmax: vec![], bias, add };
+        return Inputs { x, weight, codes: vec![], absmax: vec![], bias, add, low_t, low_up };
     }
     let codes: Vec<u8> = (0..n * k / 2).map(|_| rng.bits() as u8).collect();
     let absmax: Vec<f32> = (0..n * k / 64).map(|_| rng.uniform().abs() + 0.01).collect();
@@ -81,7 +88,7 @@ fn inputs(case: &Case) -> Inputs {
             nf4::dequantize(code, absmax[i / 64])
         })
         .collect();
-    Inputs { x, weight, codes, absmax, bias, add }
+    Inputs { x, weight, codes, absmax, bias, add, low_t, low_up }
 }
 
 fn silu(x: f64, act: GemvActivation) -> f64 {
@@ -99,6 +106,11 @@ fn reference(case: &Case, inputs: &Inputs, round: impl Fn(f64) -> f64) -> Vec<f3
         for n in 0..case.n {
             let w = &inputs.weight[n * case.weight_pitch..][..case.k];
             let mut sum = round(x.iter().zip(w).map(|(x, w)| x * w.to_f64()).sum::<f64>());
+            if case.rank > 0 {
+                let (t, up) = (inputs.low_t.chunks(case.rank).nth(m), inputs.low_up.chunks(case.rank).nth(n));
+                let products = t.unwrap().iter().zip(up.unwrap()).map(|(t, up)| f64::from(*t) * up.to_f64());
+                sum = round(sum + products.sum::<f64>());
+            }
             if case.bias {
                 sum = round(sum + f64::from(inputs.bias[n]));
             }
@@ -120,6 +132,8 @@ fn run(device: Device, case: &Case, inputs: &Inputs) -> Vec<f32> {
     let weight = bench.upload(&inputs.weight);
     let (codes, absmax) = (bench.upload(&inputs.codes), bench.upload(&inputs.absmax));
     let (bias, add) = (bench.upload(&inputs.bias), bench.upload(&inputs.add));
+    let (low_t, low_up) = (bench.upload(&inputs.low_t), bench.upload(&inputs.low_up));
+    let low_rank = GemvLowRank { t: &low_t, up: &low_up, rank: case.rank };
     let fresh = bench.alloc::<f32>(pitched_len(case.m, case.out_pitch, case.n));
     let out = if case.add == Add::InPlace { &add } else { &fresh };
     let pitch = case.out_pitch;
@@ -134,6 +148,7 @@ fn run(device: Device, case: &Case, inputs: &Inputs) -> Vec<f32> {
         } else {
             GemvWeight::Bf16 { weight: &weight, pitch: case.weight_pitch }
         },
+        low_rank: (case.rank > 0).then_some(low_rank),
         bias: case.bias.then_some(&bias),
         act_in: case.act_in,
         act_out: case.act_out,
@@ -209,6 +224,15 @@ fn activations_bias_and_addend() {
 }
 
 #[test]
+fn a_lora_adds_to_the_sums() {
+    for nf4 in [false, true] {
+        for (m, rank) in [(1, 8), (2, 64), (3, 136), (8, 264)] {
+            check(&Case { rank, act_out: GemvActivation::Silu, ..Case::new(m, 37, 128, nf4) });
+        }
+    }
+}
+
+#[test]
 fn pitches() {
     for add in [Add::None, Add::Rows, Add::InPlace] {
         check(&Case { pitch: 264, weight_pitch: 272, out_pitch: 50, add, ..Case::new(3, 40, 256, false) });
@@ -269,6 +293,7 @@ fn good<'a>(x: &'a View<f32>, weight: GemvWeight<'a>, out: &'a View<f32>, n: usi
         n,
         k,
         weight,
+        low_rank: None,
         bias: None,
         act_in: GemvActivation::None,
         act_out: GemvActivation::None,

@@ -145,6 +145,13 @@ fn one_tile_on_machines_of_all_sizes() {
 }
 
 #[test]
+fn a_lora_adds_its_parts() {
+    for format in Format::ALL {
+        with(format, |launch, make, width| gemm_cases::low_rank(launch, make, width(64)));
+    }
+}
+
+#[test]
 fn two_problems_in_one_launch_equal_two_launches() {
     // Of 64 columns each, as those cases have them.
     for format in [Format::F8E4M3, Format::Q8_0, Format::Q5_0, Format::Q4_1] {

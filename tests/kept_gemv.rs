@@ -19,6 +19,7 @@ fn gemv<'a>(x: &'a View<f32>, weight: GemvWeight<'a>, out: &'a View<f32>, shape:
         n,
         k,
         weight,
+        low_rank: None,
         bias: None,
         act_in: GemvActivation::None,
         act_out: GemvActivation::None,

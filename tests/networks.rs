@@ -17,6 +17,8 @@
 mod common;
 #[path = "common/golden.rs"]
 mod golden;
+#[path = "common/loras.rs"]
+mod loras;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -29,6 +31,7 @@ use candle_transformers::models::flux::{self, WithForward};
 use candle_transformers::models::stable_diffusion::vae::{AutoEncoderKL, AutoEncoderKLConfig};
 use candle_transformers::models::t5;
 use common::*;
+use schnell::Lora;
 use schnell::config::{FluxConfig, PipelineConfig};
 use schnell::pipeline::{DumpValues, Model, Pipeline, Plan, Quantize, Request, Shape};
 use schnell::weights::generated::{self, Manifest};
@@ -51,6 +54,11 @@ const GUIDANCE: f32 = 2.5;
 impl Drawn {
     fn new(dir: tempfile::TempDir, shape: Shape, quantize: Quantize) -> Drawn {
         let model = Model::open(dir.path()).unwrap();
+        Drawn::of(dir, model, shape, quantize)
+    }
+
+    /// The model of that folder, with what may have been added to it.
+    fn of(dir: tempfile::TempDir, model: Model, shape: Shape, quantize: Quantize) -> Drawn {
         let plan = Plan::new(model.config(), shape, quantize).unwrap();
         let mut pipeline =
             Pipeline::builder(&model).with_plan(plan).device(&emulator()).dumps().load().unwrap();
@@ -64,7 +72,8 @@ impl Drawn {
             };
             (dump.stage, (dump.shape, values))
         });
-        Drawn { config: model.config().clone(), shape, stages: stages.collect(), dir }
+        let config = PipelineConfig::open(dir.path()).unwrap();
+        Drawn { config, shape, stages: stages.collect(), dir }
     }
 
     fn values(&self, stage: &str) -> &[f32] {
@@ -405,6 +414,63 @@ fn the_transformer_predicts_what_candle_does() {
 fn the_transformer_in_nf4_is_candle_on_the_dequantized_weights() {
     check_flux("a in nf4", &A_NF4, &in_nf4(&A_NF4.weights(Part::Transformer)));
     check_flux("b in nf4", &B_NF4, &in_nf4(&B_NF4.weights(Part::Transformer)));
+}
+
+/// Two LoRAs, of all matrices and of some, in pipeline `name` with heads of its own; and what they were.
+fn with_loras(name: &str, shape: Shape, quantize: Quantize) -> (Drawn, [(Vec<loras::Change>, f32); 2]) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    let dir = tempfile::tempdir().unwrap();
+    golden::copy_tree(&folder.join("pipeline"), dir.path());
+    manifest(name).write_weights(dir.path()).unwrap();
+    let model = Model::open(dir.path()).unwrap();
+    let all = loras::changes(model.config(), (4, 1.0), 1, |_, _| true);
+    let some = loras::changes(model.config(), (72, 1.0), 2, |_, name| {
+        ["to_q", "proj_mlp", "add_v_proj", "norm1.linear", "fc1", "v_proj"]
+            .iter()
+            .any(|end| name.ends_with(end))
+    });
+    let mut open =
+        |name, changes: &[_]| Lora::open(loras::write(dir.path(), name, changes), model.config()).unwrap();
+    let opened = [(open("all.safetensors", &all), 0.75), (open("some.safetensors", &some), -0.5)];
+    let model = model.with_loras(&opened).unwrap();
+    (Drawn::of(dir, model, shape, quantize), [(all, 0.75), (some, -0.5)])
+}
+
+/// The weights with the LoRAs added in f32.
+fn merged(weights: &Weights, part: Part, loras: &[(Vec<loras::Change>, f32)]) -> Weights {
+    map(weights, |name, mut values| {
+        for (changes, strength) in loras {
+            let own =
+                |change: &&loras::Change| change.part == part && name == format!("{}.weight", change.target);
+            for change in changes.iter().filter(own) {
+                values.iter_mut().zip(change.delta()).for_each(|(sum, delta)| *sum += strength * delta);
+            }
+        }
+        values
+    })
+}
+
+#[test]
+fn loras_are_candle_on_merged_weights() {
+    for (name, shape) in [("a", SHAPE_A), ("b", SHAPE_B)] {
+        let (drawn, loras) = with_loras(name, shape, Quantize::None);
+        let (own, clip) = (drawn.weights(Part::Transformer), drawn.weights(Part::Clip));
+        let weights = merged(&own, Part::Transformer, &loras);
+        check_flux(&format!("{name} with LoRAs"), &drawn, &weights);
+        let want = clip_pooled(&drawn, &merged(&clip, Part::Clip, &loras));
+        let plain = clip_pooled(&drawn, &in_bf16(&merged(&clip, Part::Clip, &loras)));
+        assert_near(&format!("clip of {name} with LoRAs"), drawn.values("clip_pooled"), &want, &plain);
+        // Each is seen.
+        for missing in 0..2 {
+            let some = merged(&own, Part::Transformer, &loras[1 - missing..2 - missing]);
+            let other = velocity(&drawn, &original_names(&some, &drawn.config.flux), Given::step(0));
+            let error = rel_l2(drawn.values("noise_pred_0"), &other);
+            assert!(error > 4.0 * bound(0.0), "{name}: LoRA {missing} makes no difference: {error:.2e}");
+        }
+        let (drawn, loras) = with_loras(name, shape, Quantize::Nf4);
+        let weights = merged(&in_nf4(&drawn.weights(Part::Transformer)), Part::Transformer, &loras);
+        check_flux(&format!("{name} in nf4 with LoRAs"), &drawn, &weights);
+    }
 }
 
 /// Heads that are no GEMM tile wide are normalized and rotated by a kernel of their own.

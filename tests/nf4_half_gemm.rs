@@ -105,6 +105,11 @@ fn two_problems_share_the_waves_that_are_split() {
 }
 
 #[test]
+fn a_lora_adds_its_parts() {
+    gemm_cases::low_rank(&launch, &weights, 64);
+}
+
+#[test]
 fn one_tile_on_machines_of_all_sizes() {
     gemm_cases::machines_of_all_sizes(&launch, &weights, 2048);
 }

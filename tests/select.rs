@@ -162,6 +162,7 @@ fn few_rows_by_their_number_and_weight() {
                 n,
                 k,
                 weight,
+                low_rank: None,
                 bias: None,
                 act_in: GemvActivation::None,
                 act_out: GemvActivation::None,

@@ -99,6 +99,7 @@ fn gemv(lab: &Lab, format: Format, m: usize) -> Result<Vec<Output>> {
         n,
         k,
         weight: GemvWeight::Kept { format, bytes: &bytes },
+        low_rank: None,
         bias: Some(&bias),
         act_in: GemvActivation::Silu,
         act_out: GemvActivation::None,

@@ -16,8 +16,8 @@ use crate::kernels::bf16_gemm::{Bf16Gemm, Bf16Weight};
 use crate::kernels::conv2d::{Conv2d, ConvOut, Filter};
 use crate::kernels::count_nonfinite::CountNonfinite;
 use crate::kernels::euler_step::EulerStep;
-use crate::kernels::gemm::{Activation, Epilogue, Gemm, Problem, Segment, Weight, Workspace};
-use crate::kernels::gemv::{Gemv, GemvActivation, GemvWeight};
+use crate::kernels::gemm::{Activation, Epilogue, Gemm, LowRank, Problem, Segment, Weight, Workspace};
+use crate::kernels::gemv::{Gemv, GemvActivation, GemvLowRank, GemvWeight};
 use crate::kernels::group_norm_silu::{GroupNorm, GroupNormSilu};
 use crate::kernels::head_norm_rope::HeadNormRope;
 use crate::kernels::layer_norm_mod::{LayerNormMod, Rest};
@@ -228,6 +228,11 @@ pub(super) fn gemm_heads<W: Weight>(lab: &Lab, shape: HeadsShape, weight: W) -> 
         Ok([lab.alloc(rows[0] * width)?, lab.alloc(rows[1] * width)?])
     };
     let (q, v, mlp) = (alloc(d)?, alloc(d)?, alloc(n - 2 * d)?);
+    // A LoRA of more than one k-step for the first, and none for the second.
+    let (rank, ends) = (72, vec![d, 2 * d, n]);
+    let t_pitch = ends.len() * rank;
+    let (t, up) = (lab.bf16s(9, rows[0] * t_pitch, 0.5)?, lab.bf16s(10, n * rank, 0.1)?);
+    let low_rank = LowRank { t: &t, t_pitch, up: &up, rank, ends };
     let none = Activation::None;
     let segment =
         |begin, end, activation, epilogue| Segment { begin, end, pitch: end - begin, activation, epilogue };
@@ -235,6 +240,7 @@ pub(super) fn gemm_heads<W: Weight>(lab: &Lab, shape: HeadsShape, weight: W) -> 
         let problem = Problem {
             rope: Some((&cos, &sin)),
             norm_eps: 1e-6,
+            low_rank: (i == 0).then(|| low_rank.clone()),
             segments: vec![
                 segment(0, d, none, Epilogue::NormRope { out: &q[i], weight: &norm }),
                 segment(d, 2 * d, none, Epilogue::Store(&v[i])),
@@ -445,6 +451,8 @@ fn gemv(lab: &Lab, m: usize) -> Result<Vec<Output>> {
     let weight = lab.bf16s(3, n * k, 0.1)?;
     let codes = lab.upload(bytemuck::cast_slice::<u32, u8>(&random_bits(4, n * k / 8)))?;
     let absmax = lab.f32s(5, n * k / 64, 0.1)?;
+    let rank = 72;
+    let (t, up) = (lab.f32s(6, m * rank, 1.0)?, lab.bf16s(7, n * rank, 0.1)?);
     let mut outputs = Vec::new();
     for (name, weight) in [
         ("bf16", GemvWeight::Bf16 { weight: &weight, pitch: k }),
@@ -458,6 +466,7 @@ fn gemv(lab: &Lab, m: usize) -> Result<Vec<Output>> {
             n,
             k,
             weight,
+            low_rank: Some(GemvLowRank { t: &t, up: &up, rank }),
             bias: Some(&bias),
             act_in: GemvActivation::Silu,
             act_out: GemvActivation::None,

@@ -38,6 +38,7 @@ pub use scheduler::SchedulerConfig;
 pub use t5::T5Config;
 pub use vae::VaeConfig;
 
+use crate::weights::adapters::Adapters;
 use crate::weights::{InFormats, InNf4};
 use crate::{Error, Result};
 use index::check_model_index;
@@ -73,6 +74,9 @@ pub struct PipelineConfig {
     /// What they hold in other formats of few bits, likewise.
     #[doc(hidden)]
     pub in_formats: InFormats,
+    /// Which matrices have room for LoRAs.
+    #[doc(hidden)]
+    pub adapters: Adapters,
 }
 
 impl PipelineConfig {
@@ -97,6 +101,7 @@ impl PipelineConfig {
             t5_length: t5_length(&dir.join("tokenizer_2/tokenizer_config.json"), t5_tokens)?,
             in_nf4: InNf4::default(),
             in_formats: InFormats::default(),
+            adapters: Adapters::default(),
         };
         config.check_agreement(&dir.join("transformer/config.json"))?;
         Ok(config)
@@ -164,6 +169,7 @@ impl PipelineConfig {
             t5_length: 256,
             in_nf4: InNf4::default(),
             in_formats: InFormats::default(),
+            adapters: Adapters::default(),
         }
     }
 

@@ -2,10 +2,12 @@
 //! (one per range of columns), the choice of an entry point and the launch. [`nf4_gemm`](super::nf4_gemm) and
 //! [`bf16_gemm`](super::bf16_gemm) bring a [`Weight`] each; [`conv2d`](super::conv2d) shares the problem.
 
+mod low_rank;
 mod split;
 
 use half::bf16;
 
+pub use low_rank::LowRank;
 pub use split::Split;
 
 use super::{check_len, matrix_len, refuse, to_i32, volume};
@@ -145,6 +147,8 @@ pub struct Problem<'a> {
     pub rope: Option<(&'a View<f32>, &'a View<f32>)>,
     /// Epsilon of that RMSNorm.
     pub norm_eps: f32,
+    /// What a LoRA adds.
+    pub low_rank: Option<LowRank<'a>>,
     /// Disjoint, at most 4.
     pub segments: Vec<Segment<'a>>,
 }
@@ -159,7 +163,7 @@ impl<'a> Problem<'a> {
         epilogue: Epilogue<'a>,
     ) -> Self {
         let segments = vec![Segment { begin: 0, end: n, pitch: n, activation, epilogue }];
-        Problem { x, x_pitch: k, m, n, k, bias, rope: None, norm_eps: 0.0, segments }
+        Problem { x, x_pitch: k, m, n, k, bias, rope: None, norm_eps: 0.0, low_rank: None, segments }
     }
 
     /// Multiply-adds times two.
@@ -198,6 +202,9 @@ impl<'a> Problem<'a> {
             norm_eps: self.norm_eps,
             ..Default::default()
         };
+        if let Some(low_rank) = &self.low_rank {
+            params.low_rank = low_rank.params(kernel, self.m, self.n, footprint)?;
+        }
         let mut covered = 0;
         for (segment, out) in self.segments.iter().zip(&mut params.segment) {
             if segment.begin != covered {

@@ -94,7 +94,18 @@ pub struct GemvAddend<'a> {
     pub pitch: usize,
 }
 
-/// `out[m, n] = act_out(sum_k act_in(x[m, k]) w[n, k] + bias[n]) + add[m, n]` for 1 to 8 rows.
+/// What a LoRA adds to a [`Gemv`]'s sums: `t . up^T`.
+#[derive(Clone, Copy, Debug)]
+pub struct GemvLowRank<'a> {
+    /// f32 `[m, rank]`: `act_in(x) . down^T`, computed before; 16-byte aligned.
+    pub t: &'a View<f32>,
+    /// bf16 `[n, rank]`, 16-byte aligned.
+    pub up: &'a View<bf16>,
+    /// A multiple of 8.
+    pub rank: usize,
+}
+
+/// `out[m, n] = act_out(sum_k act_in(x[m, k]) w[n, k] + low_rank[m, n] + bias[n]) + add[m, n]` for 1 to 8 rows.
 ///
 /// - `x`: f32 `[m, k]`; `out`: f32 `[m, n]`; `bias`: f32 `[n]`; each matrix with a row pitch
 /// - numerics: f32 products and sums in a fixed order; an NF4 weight is `bf16(code * absmax)`, one kept in few bits what its file means, in bf16
@@ -113,6 +124,8 @@ pub struct Gemv<'a> {
     pub k: usize,
     /// `[n, k]`.
     pub weight: GemvWeight<'a>,
+    /// What a LoRA adds.
+    pub low_rank: Option<GemvLowRank<'a>>,
     /// f32 `[n]`.
     pub bias: Option<&'a View<f32>>,
     /// Applied to `x`.
@@ -170,6 +183,27 @@ impl Gemv<'_> {
             x_vectors: i32::from(self.pitch.is_multiple_of(4) && all_aligned(&[self.x.address()], 16)),
             ..Default::default()
         };
+        if let Some(GemvLowRank { t, up, rank }) = self.low_rank {
+            if rank == 0 || rank % 8 != 0 {
+                return Err(refuse(NAME, format!("a rank of {rank} is no multiple of 8")));
+            }
+            if !all_aligned(&[t.address(), up.address()], 16) {
+                return Err(Error::Internal(format!("{NAME}: `t` or `up` is not 16-byte aligned")));
+            }
+            check_len(NAME, "t", t, volume(&[m, rank]))?;
+            check_len(NAME, "up", up, volume(&[n, rank]))?;
+            footprint.computes(volume(&[2, m, n, rank]) as u64);
+            params.low_t = footprint.reads_rows(t, m, rank, rank)?;
+            params.low_up = footprint.reads_rows(up, n, rank, rank)?;
+            params.low_rank = to_i32(NAME, "rank", rank)?;
+        }
+        self.weight_params(&mut params, &mut footprint)?;
+        Ok((params, footprint))
+    }
+
+    /// Checks the weight, and fills in where it lies.
+    fn weight_params(&self, params: &mut abi::gemv_params, footprint: &mut Footprint<'_>) -> Result<()> {
+        let (n, k) = (self.n, self.k);
         match self.weight {
             GemvWeight::Bf16 { weight, pitch } => {
                 check_pitch(NAME, "weight.pitch", pitch, k)?;
@@ -206,7 +240,7 @@ impl Gemv<'_> {
                 params.codes = footprint.reads(bytes)?;
             }
         }
-        Ok((params, footprint))
+        Ok(())
     }
 
     /// The entry for this weight and number of rows.
@@ -229,7 +263,7 @@ impl Gemv<'_> {
     ///
     /// # Errors
     /// [`Error::Internal`] when a view is shorter than its shape, a pitch is less than its row, `k` is 0, or codes are
-    /// not 16-byte aligned; [`Error::Unsupported`] for more rows than 8, or codes with a `k` that is not whole blocks of 64 (of the
+    /// not 16-byte aligned; [`Error::Unsupported`] for more rows than 8, a rank that is no multiple of 8, or codes with a `k` that is not whole blocks of 64 (of the
     /// K-quants of GGUF 256).
     pub fn launch(&self, device: &Device, stream: StreamId) -> Result<()> {
         let (params, footprint) = self.check(device)?;

@@ -3,28 +3,26 @@
 //! A weight is asked for where it is used; asked for again (by the next branch, or in another program of the same model) it is
 //! the same. The list of what was asked for, [`Weights`], is what a loader reads.
 
+mod products;
+
 use std::collections::HashMap;
 
 use half::bf16;
 
+use crate::Result;
 use crate::config::PipelineConfig;
 use crate::device::{Device, View};
-use crate::kernels::bf16_gemm::Bf16Weight;
 use crate::kernels::conv2d::Filter;
-use crate::kernels::gemm::{self, Activation, Epilogue, Gemm, Problem, Segment, Workspace};
-use crate::kernels::gemv::{Gemv, GemvActivation, GemvAddend, GemvWeight};
 use crate::kernels::kept::{Format, KeptLayout, PANEL};
-use crate::kernels::kept_gemm::KeptWeight;
-use crate::kernels::nf4_gemm::Nf4Weight;
-use crate::kernels::nf4_half_gemm::Nf4HalfWeight;
 use crate::kernels::nf4_quantize::Nf4Layout;
-use crate::kernels::scale_rows::ScaleRows;
 use crate::memory::arena::Slot;
 use crate::program::place::ALIGNMENT;
-use crate::program::{Kind, Recorder, STREAM, Tier};
+use crate::program::{Kind, Recorder, Tier};
+use crate::weights::adapters::Half;
 use crate::weights::target::Target;
 use crate::weights::{Needed, Part};
-use crate::{Error, Result};
+
+pub(crate) use products::{FewRows, Product, Rope, Tokens};
 
 /// How the Linear layers of the transformer and T5 are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Hash)]
@@ -102,6 +100,23 @@ pub(crate) struct Linear {
     /// One below the other; several where parts that run as one product are stored in several ways.
     pieces: Vec<Piece>,
     bias: Option<View<f32>>,
+    /// Room for what LoRAs add.
+    low_rank: Option<LowRankWeights>,
+}
+
+/// Factors of what LoRAs add to a matrix.
+#[derive(Clone, Debug)]
+struct LowRankWeights {
+    /// Of each part of the matrix; a multiple of 8.
+    rank: usize,
+    /// One past the last row of each part.
+    ends: Vec<usize>,
+    /// bf16 `[parts * rank, pitch]`.
+    down: View<bf16>,
+    /// Elements from row to row of `down`.
+    pitch: usize,
+    /// bf16 `[n, rank]`.
+    up: View<bf16>,
 }
 
 /// Rows of a matrix.
@@ -170,6 +185,8 @@ pub(crate) struct Weights {
     pub nf4_bytes: [u64; 4],
     /// Bytes of Linears in the other formats of few bits of their files, likewise.
     pub kept_bytes: [u64; 4],
+    /// Bytes of room for LoRAs.
+    pub low_rank_bytes: u64,
     /// Bytes that they fill, one behind the other; [`Target`] tells places in these.
     pub image_bytes: usize,
     made: HashMap<(Part, String), Made>,
@@ -193,112 +210,6 @@ pub(crate) struct Network<'a> {
     config: &'a PipelineConfig,
     /// Printed with the weights that follow; how soon they leave the device when they do not all fit.
     unit: (String, Tier),
-}
-
-/// The left-hand side of [`Network::gemm`]: rows of tokens.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Tokens<'a> {
-    /// bf16 `[rows, pitch]`.
-    pub view: &'a View<bf16>,
-    /// Elements from row to row.
-    pub pitch: usize,
-    /// How many.
-    pub rows: usize,
-}
-
-/// q/k normalization for [`Network::gemm`].
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Rope<'a> {
-    /// f32 `[rows, 64]`.
-    pub cos: &'a View<f32>,
-    /// f32 `[rows, 64]`.
-    pub sin: &'a View<f32>,
-    /// Epsilon of the RMSNorm.
-    pub eps: f32,
-}
-
-/// One product of [`Network::gemm`].
-#[derive(Clone, Debug)]
-pub(crate) struct Product<'a> {
-    /// The tokens.
-    pub x: Tokens<'a>,
-    /// The weights.
-    pub linear: &'a Linear,
-    /// For [`Epilogue::NormRope`].
-    pub rope: Option<Rope<'a>>,
-    /// What becomes of the columns.
-    pub segments: Vec<Segment<'a>>,
-    /// Where the tokens are fp16 already ([`Network::halve`]): f32 `[rows]`, how much a row counts.
-    pub x_scale: Option<View<f32>>,
-}
-
-impl<'a> Product<'a> {
-    /// All columns share one epilogue; `pitch` is the destination's.
-    pub fn new(
-        x: Tokens<'a>,
-        linear: &'a Linear,
-        pitch: usize,
-        activation: Activation,
-        epilogue: Epilogue<'a>,
-    ) -> Self {
-        let segments = vec![Segment { begin: 0, end: linear.n, pitch, activation, epilogue }];
-        Product { x, linear, rope: None, segments, x_scale: None }
-    }
-
-    /// The part of it that `rows` of the weight make, from row `first` on: columns of the result, of whole segments.
-    fn of_piece<'b>(&'b self, first: usize, rows: usize, bias: Option<&'b View<f32>>) -> Result<Problem<'b>> {
-        let (own, end) = (|s: &&Segment<'_>| s.begin >= first && s.end <= first + rows, first + rows);
-        let segments: Vec<Segment<'_>> = self.segments.iter().filter(own).copied().collect();
-        if segments.first().map(|s| s.begin) != Some(first) || segments.last().map(|s| s.end) != Some(end) {
-            let what = format!(
-                "columns {first}..{end} of a product, whose weights are of one kind, are no segments"
-            );
-            return Err(Error::Internal(what));
-        }
-        let moved = |s: Segment<'b>| Segment { begin: s.begin - first, end: s.end - first, ..s };
-        Ok(Problem {
-            x: self.x.view,
-            x_pitch: self.x.pitch,
-            m: self.x.rows,
-            n: rows,
-            k: self.linear.k,
-            bias,
-            rope: self.rope.map(|r| (r.cos, r.sin)),
-            norm_eps: self.rope.map_or(0.0, |r| r.eps),
-            segments: segments.into_iter().map(moved).collect(),
-        })
-    }
-}
-
-impl Linear {
-    /// Those of each piece.
-    fn biases(&self) -> Result<Vec<Option<View<f32>>>> {
-        let mut first = 0;
-        let mut of_piece = |piece: &Piece| {
-            first += piece.rows;
-            self.bias.as_ref().map(|bias| bias.slice(first - piece.rows, piece.rows)).transpose()
-        };
-        self.pieces.iter().map(&mut of_piece).collect()
-    }
-}
-
-/// Operands of [`Network::gemv`].
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct FewRows<'a> {
-    /// f32 `[rows, k]`.
-    pub x: &'a View<f32>,
-    /// How many.
-    pub rows: usize,
-    /// SiLU on the way in.
-    pub silu_in: bool,
-    /// SiLU on the way out.
-    pub silu_out: bool,
-    /// f32 `[n]`, added to every row.
-    pub add: Option<&'a View<f32>>,
-    /// f32 `[rows, out_pitch]`.
-    pub out: &'a View<f32>,
-    /// Elements from row to row.
-    pub out_pitch: usize,
 }
 
 impl<'a> Network<'a> {
@@ -411,7 +322,7 @@ impl<'a> Network<'a> {
         self.needs(format!("{name}.weight"), &shape, Target::Bf16 { slot, pitch });
         let bias = Some(self.vector(&format!("{name}.bias"), out_channels)?);
         let pieces = vec![Piece { rows: out_channels, storage: Storage::Bf16 { values, pitch } }];
-        let linear = Linear { n: out_channels, k: channels, pieces, bias };
+        let linear = Linear { n: out_channels, k: channels, pieces, bias, low_rank: None };
         self.keep(name, Made::Linear(linear.clone()));
         Ok(linear)
     }
@@ -559,128 +470,33 @@ impl<'a> Network<'a> {
             }
             first_row += rows;
         }
-        let linear = Linear { n, k, pieces, bias: biases.map(|(view, _)| view) };
+        let low_rank = self.low_rank(parts, k)?;
+        let linear = Linear { n, k, pieces, bias: biases.map(|(view, _)| view), low_rank };
         self.keep(first, Made::Linear(linear.clone()));
         Ok(linear)
     }
 
-    /// Whether products with `linear` may take fp16 tokens, which [`Network::halve`] makes.
-    pub fn multiplies_halves(&self, linear: &Linear) -> bool {
-        let is_nf4 = |piece: &Piece| matches!(piece.storage, Storage::Nf4Fragments { .. });
-        self.precision == Precision::Fast && linear.pieces.iter().all(is_nf4)
-    }
-
-    /// Makes the product's tokens fp16, where they are: nobody else must want to read them. `scale`, f32 `[rows]`, becomes how much
-    /// each row counts.
-    pub fn halve(&self, product: &mut Product<'_>, scale: View<f32>) -> Result<()> {
-        let Tokens { view: x, pitch, rows } = product.x;
-        ScaleRows { x, pitch, rows, width: product.linear.k, scale: &scale }.launch(self.device(), STREAM)?;
-        product.x_scale = Some(scale);
-        Ok(())
-    }
-
-    /// One or two matrix products, in one launch where their weights are of one kind.
-    pub fn gemm(&mut self, products: &[Product<'_>]) -> Result<()> {
-        let (mut nf4, mut halves, mut dense) = (Vec::new(), Vec::new(), Vec::new());
-        let mut kept: Vec<(Problem<'_>, KeptWeight<'_>)> = Vec::new();
-        let biases = products.iter().map(|p| p.linear.biases()).collect::<Result<Vec<_>>>()?;
-        for (p, biases) in products.iter().zip(&biases) {
-            let mut first = 0;
-            for (piece, bias) in p.linear.pieces.iter().zip(biases) {
-                let problem = p.of_piece(first, piece.rows, bias.as_ref())?;
-                first += piece.rows;
-                match (&piece.storage, &p.x_scale) {
-                    (Storage::Nf4Fragments { codes, absmax }, None) => {
-                        nf4.push((problem, Nf4Weight { codes, absmax }));
-                    }
-                    (Storage::Nf4Fragments { codes, absmax }, Some(x_scale)) => {
-                        let weight = Nf4Weight { codes, absmax };
-                        halves.push((problem, Nf4HalfWeight { weight, x_scale }));
-                    }
-                    (_, Some(_)) => {
-                        return Err(Error::Internal("fp16 tokens for weights that are not NF4".to_string()));
-                    }
-                    (Storage::Kept { format, layout: KeptLayout::Panels, bytes }, None) => {
-                        kept.push((problem, KeptWeight { format: *format, bytes }));
-                    }
-                    (Storage::Bf16 { values, pitch }, None) => {
-                        dense.push((problem, Bf16Weight { values, pitch: *pitch }));
-                    }
-                    (Storage::Nf4Rows { .. } | Storage::Kept { .. }, None) => {
-                        return Err(Error::Unsupported(
-                            "a matrix product with weights laid out for few rows".to_string(),
-                        ));
-                    }
-                }
-            }
+    /// Memory for what LoRAs add to a matrix, where the config has room for some: of the largest rank among its parts.
+    fn low_rank(&mut self, parts: &[(&str, usize)], k: usize) -> Result<Option<LowRankWeights>> {
+        let adapters = &self.config.adapters;
+        let rank = parts.iter().map(|(name, _)| adapters.rank(self.part, name)).max().unwrap_or(0);
+        if rank == 0 {
+            return Ok(None);
         }
-        self.multiply(&nf4)?;
-        self.multiply(&halves)?;
-        // Those of one format are neighbors then; the order of products of one format stays.
-        kept.sort_by_key(|(_, weight)| weight.format);
-        for of_format in kept.chunk_by(|a, b| a.1.format == b.1.format) {
-            self.multiply(of_format)?;
+        let (n, pitch) = (parts.iter().map(|(_, rows)| rows).sum::<usize>(), k.next_multiple_of(8));
+        let (down, down_slot) = self.resident::<bf16>(parts.len() * rank * pitch)?;
+        let (up, up_slot) = self.resident::<bf16>(n * rank)?;
+        self.weights.low_rank_bytes += (down.num_bytes() + up.num_bytes()) as u64;
+        let mut ends = Vec::new();
+        let mut first = 0;
+        for (i, &(name, rows)) in parts.iter().enumerate() {
+            let slot = down_slot.part(i * rank * pitch, rank * pitch);
+            self.needs(Half::Down.of(name), &[rank, k], Target::Bf16 { slot, pitch });
+            let slot = up_slot.part(first * rank, rows * rank);
+            self.needs(Half::Up.of(name), &[rows, rank], Target::Bf16 { slot, pitch: rank });
+            first += rows;
+            ends.push(first);
         }
-        self.multiply(&dense)
-    }
-
-    /// As few launches as can be.
-    fn multiply<W: gemm::Weight>(&mut self, problems: &[(Problem<'_>, W)]) -> Result<()> {
-        problems
-            .chunks(crate::abi::GEMM_MAX_PROBLEMS as usize)
-            .try_for_each(|some| self.multiply_at_once(some))
-    }
-
-    fn multiply_at_once<W: gemm::Weight>(&mut self, problems: &[(Problem<'_>, W)]) -> Result<()> {
-        let split = Gemm { problems, workspace: None }.split(self.device().capability());
-        if split.split == 0 {
-            return Gemm { problems, workspace: None }.launch(self.device(), STREAM);
-        }
-        let (partials, arrivals) = &self.recorder.workspace(split.partials_len(), split.split)?;
-        Gemm { problems, workspace: Some(Workspace { partials, arrivals }) }.launch(self.device(), STREAM)
-    }
-
-    /// `out[rows, n] = act_out(linear(act_in(x[rows, k]))) + add`, f32, a few rows at a time.
-    pub fn gemv(&mut self, linear: &Linear, few: &FewRows<'_>) -> Result<()> {
-        let [Piece { storage, .. }] = &linear.pieces[..] else {
-            return Err(Error::Unsupported("few rows times a matrix of several kinds".to_string()));
-        };
-        let weight = match storage {
-            Storage::Nf4Rows { codes, absmax } => GemvWeight::Nf4 { codes, absmax },
-            Storage::Bf16 { values, pitch } => GemvWeight::Bf16 { weight: values, pitch: *pitch },
-            Storage::Kept { format, layout: KeptLayout::Rows, bytes } => {
-                GemvWeight::Kept { format: *format, bytes }
-            }
-            Storage::Nf4Fragments { .. } | Storage::Kept { .. } => {
-                return Err(Error::Unsupported(
-                    "few rows times weights laid out for matrix products".to_string(),
-                ));
-            }
-        };
-        let act = |silu| if silu { GemvActivation::Silu } else { GemvActivation::None };
-        let mut row = 0;
-        while row < few.rows {
-            let m = (few.rows - row).min(crate::abi::GEMV_MAX_M as usize);
-            let x = few.x.slice(row * linear.k, m * linear.k)?;
-            let out = few.out.slice(row * few.out_pitch, (m - 1) * few.out_pitch + linear.n)?;
-            Gemv {
-                x: &x,
-                pitch: linear.k,
-                m,
-                n: linear.n,
-                k: linear.k,
-                weight,
-                bias: linear.bias.as_ref(),
-                act_in: act(few.silu_in),
-                act_out: act(few.silu_out),
-                // One row, added to all.
-                add: few.add.map(|rows| GemvAddend { rows, pitch: 0 }),
-                out: &out,
-                out_pitch: few.out_pitch,
-            }
-            .launch(self.device(), STREAM)?;
-            row += m;
-        }
-        Ok(())
+        Ok(Some(LowRankWeights { rank, ends, down, pitch, up }))
     }
 }

@@ -41,6 +41,12 @@ impl PromptCache {
         PromptCache { encodings: Lru::new(capacity), modulations: Lru::new(capacity.min(MODULATIONS)) }
     }
 
+    /// Forgets all: what was computed would come out otherwise now.
+    pub fn clear(&mut self) {
+        self.encodings.entries.clear();
+        self.modulations.entries.clear();
+    }
+
     /// The encodings of all `prompts`, or nothing.
     pub fn get(&mut self, prompts: &[Prompt]) -> Option<Vec<Encoding>> {
         let of = |prompt: &Prompt| self.encodings.get(&key(prompt)).cloned();

@@ -3,7 +3,7 @@
 //!
 //! Reading order: `folder.rs`, `model.rs`, `plan.rs`, `predict.rs`, `machine.rs`, `builder.rs`, `request.rs` (`noise_file.rs` beside it),
 //! `load.rs` (binding), `disk.rs` (weights that stay there), `cache.rs` (prompts seen before), `run.rs` (the one loop that enqueues),
-//! `output.rs`, `timing.rs`. Beside them `quantize.rs`: a folder from another; `inspect.rs`: what files are.
+//! `output.rs`, `timing.rs`. Beside them `loras.rs`: what may be changed of a model; `quantize.rs`: a folder from another; `inspect.rs`: what files are.
 //!
 //! ```
 //! use schnell::{Model, Pipeline, Request, Shape, gib};
@@ -22,6 +22,7 @@ mod disk;
 mod folder;
 mod inspect;
 mod load;
+mod loras;
 mod machine;
 mod model;
 mod noise_file;
@@ -55,6 +56,7 @@ use disk::Disk;
 pub use folder::ModelFolder;
 pub use inspect::{InspectedPart, Inspection, StoredType, Use};
 use load::{Prompt, TextInput};
+pub use loras::LoraSwap;
 pub use model::Model;
 pub use noise_file::NoiseFile;
 pub use output::{Dump, DumpValues, Output};
@@ -94,6 +96,8 @@ pub struct Pipeline {
     overhead: Option<u64>,
     cache: PromptCache,
     digest: String,
+    /// In words.
+    loras: String,
 }
 
 impl Pipeline {
@@ -313,7 +317,7 @@ impl Pipeline {
             t5_tokens_dropped: prompts[0].t5.dropped,
             timings,
             dumps: dumps.all,
-            notes: output::notes(request, &self.plan, &shape, &self.digest),
+            notes: output::notes(request, &self.plan, &shape, [&self.digest, &self.loras]),
         })
     }
 

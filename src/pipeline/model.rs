@@ -7,16 +7,19 @@ use crate::config::{ClipPooling, PipelineConfig};
 use crate::pipeline::{ModelFolder, Shape};
 use crate::text::tokenizer::{ClipTokenizer, T5Tokenizer};
 use crate::weights::Source;
+use crate::weights::lora::Lora;
 use crate::{Error, Result};
 
 /// A model: configs read, tokenizers loaded, every tensor found and checked.
 #[derive(Debug)]
 pub struct Model {
-    config: PipelineConfig,
+    pub(super) config: PipelineConfig,
     pub(super) folder: ModelFolder,
     pub(super) source: Source,
     pub(super) clip_tokenizer: Arc<ClipTokenizer>,
     pub(super) t5_tokenizer: Arc<T5Tokenizer>,
+    /// In use from the beginning.
+    pub(super) loras: Vec<(Lora, f32)>,
 }
 
 impl Model {
@@ -87,7 +90,7 @@ impl Model {
     ) -> Result<Model> {
         let (clip_tokenizer, t5_tokenizer) = Model::tokenizers(&config, folder.path())?;
         let source = source(&config)?;
-        Ok(Model { config, folder: folder.clone(), source, clip_tokenizer, t5_tokenizer })
+        Ok(Model { config, folder: folder.clone(), source, clip_tokenizer, t5_tokenizer, loras: Vec::new() })
     }
 
     /// CLIP's and T5's.
@@ -132,6 +135,7 @@ impl Model {
     }
 
     /// Tells models apart: the first 64 bits, in hex, of a SHA-256 over every tensor's name, shape and first 4096 bytes.
+    /// LoRAs do not count.
     ///
     /// # Errors
     /// [`Error::Io`] when a weight file cannot be read.

@@ -62,7 +62,7 @@ pub struct Output {
 }
 
 /// The file's metadata: what another run needs to draw the same picture (but for noise that was given).
-pub(super) fn notes(request: &Request, plan: &Plan, shape: &Shape, digest: &str) -> Vec<Note> {
+pub(super) fn notes(request: &Request, plan: &Plan, shape: &Shape, [digest, loras]: [&str; 2]) -> Vec<Note> {
     let mut notes = vec![("prompt", request.prompt.clone())];
     notes.extend(request.prompt_2.clone().map(|text| ("prompt_2", text)));
     if shape.true_cfg {
@@ -84,6 +84,9 @@ pub(super) fn notes(request: &Request, plan: &Plan, shape: &Shape, digest: &str)
     }
     if plan.precision() != Precision::Full {
         notes.push(("precision", plan.precision().to_string()));
+    }
+    if !loras.is_empty() {
+        notes.push(("loras", loras.to_string()));
     }
     notes.extend([
         ("steps", shape.steps.to_string()),

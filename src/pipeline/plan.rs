@@ -403,6 +403,11 @@ impl Plan {
         (of(Part::Transformer), of(Part::T5))
     }
 
+    /// Bytes of room for LoRAs, beside the matrices that they change.
+    pub fn lora_bytes(&self) -> u64 {
+        self.weights.low_rank_bytes
+    }
+
     /// Pinned host memory: while loading, and while generating.
     pub fn host_bytes(&self) -> (u64, u64) {
         let loading = self.first().staging.host_bytes() as u64;
@@ -525,6 +530,9 @@ impl fmt::Display for Plan {
         if flux + t5 > 0 {
             line("  of it as files hold the transformer", flux)?;
             line("  of it as files hold T5", t5)?;
+        }
+        if self.lora_bytes() > 0 {
+            line("  of it room for LoRAs", self.lora_bytes())?;
         }
         line("buffers, if none shared bytes", sum(false))?;
         line("arena: the one device allocation", self.arena_bytes())?;

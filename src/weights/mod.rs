@@ -23,6 +23,7 @@
 //! A part may lie in a folder of diffusers or in a file of its own, alone or with others, under one of several sets of names
 //! ([`layouts`]); [`parts`] finds what the networks need in any of them.
 
+pub mod adapters;
 mod ahead;
 pub mod bitsandbytes;
 pub mod convert;
@@ -49,6 +50,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use self::adapters::Half;
 use self::formats::Format;
 use self::layouts::diffusers;
 use crate::config::PipelineConfig;
@@ -281,6 +283,21 @@ impl Source {
         Ok(Source { dir: PathBuf::from("generated weights"), warnings: Vec::new(), tensors })
     }
 
+    /// Puts what `loras` say into the tensors that a model with room for them needs beside those of its files.
+    pub(crate) fn set_loras(
+        &mut self,
+        config: &PipelineConfig,
+        loras: adapters::Strengths<'_>,
+    ) -> Result<()> {
+        for (part, needed) in crate::models::flux::needed(config)? {
+            if Half::told(&needed.name).is_some() {
+                let info = adapters::tensor(loras, part, &needed)?;
+                self.tensors[part as usize].insert(needed.name, info);
+            }
+        }
+        Ok(())
+    }
+
     /// The tensor called `name` among those that `part` needs.
     ///
     /// # Errors
@@ -297,14 +314,14 @@ impl Source {
     }
 
     /// A fingerprint of the weights: the first 64 bits, in hex, of the SHA-256 over every tensor's name, shape, and first
-    /// 4096 bytes. Not over all bytes, which would double the time that loading takes.
+    /// 4096 bytes, LoRAs aside. Not over all bytes, which would double the time that loading takes.
     ///
     /// # Errors
     /// [`Error::Io`] when a file cannot be read.
     pub fn digest(&self) -> Result<String> {
         let mut hash = Sha256::new();
         for part in Part::ALL {
-            for (name, info) in self.tensors(part) {
+            for (name, info) in self.tensors(part).filter(|(name, _)| Half::told(name).is_none()) {
                 let mut bytes = vec![0; info.bytes.min(DIGESTED_BYTES) as usize];
                 info.read_at(0, &mut bytes)?;
                 hash.update(format!("{part} {name} {:?}\n", info.shape));

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Dtype;
+use super::adapters::Sum;
 use super::bitsandbytes::Quantized;
 use super::formats::Format;
 use super::generated::Values;
@@ -15,7 +16,7 @@ use super::kept::MOST_SCALE;
 use super::nf4::BLOCK;
 use crate::{Error, Result};
 
-/// An open file that tensors live in, or what computes one.
+/// An open file that tensors live in, or what one is computed from.
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
@@ -28,6 +29,7 @@ pub struct TensorFile {
 enum Contents {
     File(File),
     Generated(Values),
+    Sum(Sum),
 }
 
 impl TensorFile {
@@ -45,6 +47,15 @@ impl TensorFile {
         }
     }
 
+    /// In place of a file: one f32 tensor, of LoRAs.
+    pub(super) fn sum(sum: Sum) -> TensorFile {
+        TensorFile {
+            path: sum.path().to_path_buf(),
+            contents: Contents::Sum(sum),
+            bytes_read: AtomicU64::new(0),
+        }
+    }
+
     /// Removes its name, if it is still the one of this file.
     pub(super) fn remove(&self) {
         let Contents::File(file) = &self.contents else { return };
@@ -56,7 +67,11 @@ impl TensorFile {
 
     /// A line that is another when the file is: its name, length, and the time of its last change.
     pub(super) fn stamp(&self) -> Result<Option<String>> {
-        let Contents::File(file) = &self.contents else { return Ok(None) };
+        let file = match &self.contents {
+            Contents::File(file) => file,
+            Contents::Generated(_) => return Ok(None),
+            Contents::Sum(sum) => return sum.stamp().map(Some),
+        };
         let found = file.metadata().map_err(Error::io("read", &self.path))?;
         // Components have files of one name.
         let mut last = self.path.components().rev().map(|part| part.as_os_str().to_string_lossy());
@@ -258,6 +273,7 @@ impl TensorInfo {
                 file.read_exact_at(buf, self.offset + start).map_err(Error::io("read", &self.file.path))
             }
             Contents::Generated(values) => values.read_bf16(start, buf),
+            Contents::Sum(sum) => sum.read(start, buf),
         }
     }
 

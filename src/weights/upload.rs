@@ -5,6 +5,8 @@
 //! there: blocks of few bits that stay what they are in the kernels' order. What becomes NF4 passes through a device-side staging region, from which `nf4_quantize` writes codes and absmax: those
 //! of the file where it has some, or new ones, and then it counts what is not finite, since no code says so later.
 
+mod replace;
+
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
@@ -26,6 +28,8 @@ use crate::models::layers::Weight;
 use crate::program::place::ALIGNMENT;
 use crate::program::{Home, HomePlace};
 use crate::{Error, Result};
+
+pub(crate) use replace::replace_loras;
 
 /// Bytes of one pinned buffer and of one device-side staging slot: large enough for full PCIe speed, small beside any
 /// model. A tensor with longer rows than this does not exist.

@@ -3,7 +3,7 @@
 use super::*;
 use half::bf16;
 use schnell::device::{AsyncCopies, Device, EmulatorOptions, Order, View};
-use schnell::kernels::gemm::{Activation, Epilogue, Gemm, Problem, Segment, Weight, Workspace};
+use schnell::kernels::gemm::{Activation, Epilogue, Gemm, LowRank, Problem, Segment, Weight, Workspace};
 
 /// `launch(bench, problems, weights as f32 [n, k])` uploads the weights in the kernel's format and launches: results are in the
 /// problems' destinations. It returns whether tiles were split. `weights[i]` are already what the kernel will see after
@@ -110,6 +110,7 @@ pub fn segments(
         bias: Some(&views.1),
         rope: Some((&cos_view, &sin_view)),
         norm_eps: 1e-6,
+        low_rank: None,
         segments: vec![
             segment(0, d, d, none, Epilogue::NormRope { out: &q, weight: &views.2 }),
             segment(d, 2 * d, d, none, Epilogue::NormRope { out: &k_out, weight: &views.3 }),
@@ -218,6 +219,62 @@ fn epilogues_of(
     let (out, factor) = (bench.alloc::<bf16>(other.len()), bench.upload(&other));
     run(Activation::None, Epilogue::MulBf16(&out, &factor));
     check("product", &bf16s(&out), &|i, v| other[at(i)].to_f32() * v);
+}
+
+/// What a LoRA adds, to parts that share a tile and to one that has several: of ranks below, at and above a k-step; on machines that
+/// split tiles along `k`, too.
+pub fn low_rank(launch: Launch<'_>, make: &dyn Fn(&mut Rng, usize, usize) -> Weights, k: usize) {
+    for rank in [8, 64, 72, 136] {
+        let want = low_rank_of(launch, make, emulator(), [rank, k]);
+        for seed in 0..4 {
+            assert_eq!(low_rank_of(launch, make, random_machine(1, seed), [rank, k]), want, "seed {seed}");
+        }
+    }
+    for num_sms in [40, 132] {
+        low_rank_of(launch, make, machine(num_sms), [72, 1024]);
+    }
+}
+
+fn low_rank_of(
+    launch: Launch<'_>,
+    make: &dyn Fn(&mut Rng, usize, usize) -> Weights,
+    device: Device,
+    [rank, k]: [usize; 2],
+) -> Vec<bf16> {
+    let bench = Bench::new(device);
+    let (m, ends, n) = (150, [72, 200, 456], 456);
+    let mut rng = Rng(rank as u64);
+    let x = rng.bf16s(m * k, 1.0);
+    let weights = make(&mut rng, n, k);
+    let bias = rng.f32s(n, 0.5);
+    let (columns, t_pitch) = (ends.len() * rank, ends.len() * rank + 8);
+    let (mut t, up) = (rng.bf16s(m * t_pitch, 1.0), rng.bf16s(n * rank, 1.0));
+    end_rows(&mut t, t_pitch, columns, bf16::NAN);
+    let views = (bench.upload(&x), bench.upload(&bias), bench.upload(&t), bench.upload(&up));
+    let out = bench.alloc::<bf16>(m * n);
+    let epilogue = Epilogue::Store(&out);
+    let low_rank = LowRank { t: &views.2, t_pitch, up: &views.3, rank, ends: ends.to_vec() };
+    let problem = Problem {
+        low_rank: Some(low_rank),
+        ..Problem::simple(&views.0, [m, n, k], Some(&views.1), Activation::GeluTanh, epilogue)
+    };
+    assert_eq!(launch(&bench, &[problem], std::slice::from_ref(&weights)), k > 1000);
+    let mut want = linear(&to_f32(&x), &weights.seen, Some(&bias), [m, n, k]);
+    let mut begin = 0;
+    for (part, &end) in ends.iter().enumerate() {
+        let columns = part * rank..(part + 1) * rank;
+        let t: Vec<f32> = t.chunks(t_pitch).flat_map(|row| to_f32(&row[columns.clone()])).collect();
+        let added = linear(&t, &to_f32(&up[begin * rank..end * rank]), None, [m, end - begin, rank]);
+        for (row, added) in added.chunks(end - begin).enumerate() {
+            want[row * n + begin..row * n + end].iter_mut().zip(added).for_each(|(sum, more)| *sum += more);
+        }
+        begin = end;
+    }
+    let plain: Vec<f32> = want.iter().map(|v| round_bf16(gelu_tanh(round_bf16(*v)))).collect();
+    let want: Vec<f32> = want.iter().map(|v| gelu_tanh(*v)).collect();
+    let got = bench.download(&out);
+    assert_close(&format!("rank {rank}"), &to_f32(&got), &want, &plain);
+    got
 }
 
 /// Two problems of different height in one launch equal two launches.

@@ -204,6 +204,7 @@ fn gemv(bench: &Bench) {
                 n,
                 k,
                 weight,
+                low_rank: None,
                 bias: Some(&bias),
                 act_in: GemvActivation::Silu,
                 act_out: GemvActivation::None,

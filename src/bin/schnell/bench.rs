@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use schnell::files::{self, Kind, Target};
-use schnell::{Error, Model, Output, Pipeline, Request, Result, human_bytes};
+use schnell::{Error, Output, Pipeline, Request, Result, human_bytes};
 use serde::{Deserialize, Serialize};
 
 use crate::options::{DeviceOption, PlanOptions};
@@ -197,7 +197,7 @@ fn measure(args: &LatencyArgs, prompts: Vec<String>, before: Option<&Latency>) -
     let (device, note) = args.device.open(&plan, (args.iterations + args.warm_up) as usize)?;
     let plan = plan.on(device.capability())?;
     let (shape, arena) = (plan.shape(), plan.arena_bytes());
-    let model = Model::open_folder(&folder)?;
+    let model = args.plan.model(&folder)?;
     let of = Conditions {
         device: device.capability().name.clone(),
         model: model.digest()?,

@@ -160,7 +160,7 @@ pub fn run(args: &Args) -> Result<()> {
     check_picture(args, outputs.format(), plan.shape(), &prompts)?;
     let (device, note) = args.device.open(&plan, cells)?;
     let plan = plan.on(device.capability())?;
-    let model = Model::open_folder(&folder)?;
+    let model = args.plan.model(&folder)?;
     for warning in model.warnings() {
         say(format!("warning: {warning}"));
     }

@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 
 use crate::terminal::say;
 use clap::{Args, ValueEnum};
-use schnell::{Device, Error, ModelFolder, PipelineConfig, Plan, Precision, Quantize, Result, Shape};
+use schnell::weights::adapters::Adapters;
+use schnell::{
+    Device, Error, Lora, Model, ModelFolder, PipelineConfig, Plan, Precision, Quantize, Result, Shape,
+};
 
 /// What decides the plan.
 #[derive(Args)]
@@ -27,6 +30,9 @@ pub struct PlanOptions {
     /// A file with the T5 encoder, or its folder, in place of --model's
     #[arg(long, value_name = "FILE|DIR")]
     pub t5: Option<PathBuf>,
+    /// A LoRA in a safetensors file, and how strongly it counts: style.safetensors:0.8; as often as there are LoRAs [default strength: 1]
+    #[arg(long, value_name = "FILE[:STRENGTH]", value_parser = parse_lora)]
+    pub lora: Vec<(PathBuf, f32)>,
     /// How Linear layers of the transformer and T5 are kept [default: keep where their files hold them in fp8 or in types of GGUF, else nf4]
     #[arg(long, value_enum)]
     pub quantize: Option<QuantizeOption>,
@@ -140,7 +146,24 @@ impl PlanOptions {
         if let Some(file) = file.rev().find(|path| path.is_file()) {
             say(format_args!("{}: {}", file.display(), config.flux.in_words()));
         }
-        Ok(config)
+        let loras = self.loras(&config)?;
+        for warning in loras.iter().flat_map(|(lora, _)| lora.warnings()) {
+            say(format_args!("warning: {warning}"));
+        }
+        Ok(PipelineConfig { adapters: Adapters::of(&loras), ..config })
+    }
+
+    /// Those of --lora, for a model of this config.
+    fn loras(&self, config: &PipelineConfig) -> Result<Vec<(Lora, f32)>> {
+        let open = |(path, strength): &(PathBuf, f32)| Ok((Lora::open(path, config)?, *strength));
+        self.lora.iter().map(open).collect()
+    }
+
+    /// The model in `folder`, with what --lora names.
+    pub fn model(&self, folder: &ModelFolder) -> Result<Model> {
+        let model = Model::open_folder(folder)?;
+        let loras = self.loras(model.config())?;
+        model.with_loras(&loras)
     }
 
     /// The model's folder, and the files in place of its parts.
@@ -165,6 +188,20 @@ impl PlanOptions {
             folder = folder.t5(file)?;
         }
         Ok(folder)
+    }
+}
+
+/// `FILE` or `FILE:0.8`.
+fn parse_lora(text: &str) -> Result<(PathBuf, f32), String> {
+    // A file's name may hold a colon, too.
+    let split = text.rsplit_once(':').filter(|(path, strength)| !path.is_empty() && !strength.contains('/'));
+    match split.map(|(path, strength)| (path, strength.parse::<f32>())) {
+        Some((path, Ok(strength))) if strength.is_finite() => Ok((path.into(), strength)),
+        Some((_, strength)) if !Path::new(text).exists() => {
+            let why = strength.err().map_or("not finite".to_string(), |error| error.to_string());
+            Err(format!("what follows the colon is no strength such as 0.8: {why}"))
+        }
+        _ => Ok((text.into(), 1.0)),
     }
 }
 

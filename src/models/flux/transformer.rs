@@ -371,6 +371,7 @@ impl<'c> Transformer<'c> {
 
     /// Products of tokens that nobody reads after them, whose rows are at most all there are.
     fn multiply<const N: usize>(&self, net: &mut Network<'_>, mut products: [Product<'_>; N]) -> Result<()> {
+        net.lower(&mut products)?;
         if let Some(scales) = &self.x_scale {
             let mut row = 0;
             for product in products.iter_mut().filter(|product| net.multiplies_halves(product.linear)) {
@@ -579,7 +580,7 @@ impl QkvHeads {
         ];
         segments.extend(rest);
         let rope = self.fused().then_some(Rope { cos: &self.cos, sin: &self.sin, eps: NORM_EPS });
-        Product { x, linear, rope, segments, x_scale: None }
+        Product { x, linear, rope, segments, x_scale: None, lowered: None }
     }
 
     /// Normalizes and rotates what the product's epilogue could not.

@@ -1,0 +1,132 @@
+//! LoRAs of a model and of a pipeline: room for them is planned, and what lies there may change between generations.
+
+use std::time::Instant;
+
+use sha2::{Digest, Sha256};
+
+use crate::device::StreamId;
+use crate::error::shown;
+use crate::weights::Part;
+use crate::weights::adapters::{self, Adapters, Strengths};
+use crate::weights::lora::Lora;
+use crate::weights::upload::{Destination, replace_loras};
+use crate::{Error, Result};
+
+use super::{Model, Pipeline};
+
+/// What changing LoRAs took: see [`Pipeline::set_loras`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct LoraSwap {
+    /// That went to the device and to pinned memory.
+    pub bytes: u64,
+    /// By the host's clock, until the device has them.
+    pub ms: f64,
+}
+
+impl Model {
+    /// The same with LoRAs: every matrix that they change gets room for them in the plan, and they are loaded with the weights.
+    ///
+    /// ```no_run
+    /// # use schnell::{Lora, Model, Pipeline};
+    /// # fn main() -> schnell::Result<()> {
+    /// let model = Model::open("FLUX.1-dev")?;
+    /// let hyper = Lora::open("Hyper-FLUX.1-dev-8steps-lora.safetensors", model.config())?;
+    /// let model = model.with_loras(&[(hyper, 0.125)])?;
+    /// let pipeline = Pipeline::builder(&model).load()?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a strength that is no number, [`Error::Unsupported`] for a model that the kernels cannot run.
+    pub fn with_loras(mut self, loras: Strengths<'_>) -> Result<Model> {
+        adapters::check_strengths(loras)?;
+        self.config.adapters = self.config.adapters.or(Adapters::of(loras));
+        self.source.set_loras(&self.config, loras)?;
+        self.loras = loras.to_vec();
+        Ok(self)
+    }
+
+    /// The same with room for LoRAs that come later, by [`Pipeline::set_loras`]: of `rank`, all that are used at once together, beside
+    /// every matrix of the transformer. For FLUX.1 that is 7.2 MB for each of the rank.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a rank of 0 or more than 1,024, [`Error::Unsupported`] for a model that the kernels cannot run.
+    pub fn with_room_for_loras(mut self, rank: usize) -> Result<Model> {
+        if rank == 0 || rank > MOST_ROOM {
+            return Err(Error::Input(format!("room for LoRAs of rank {rank}: ask for 1 to {MOST_ROOM}")));
+        }
+        let room = Adapters::everywhere(Part::Transformer, rank, &self.config)?;
+        self.config.adapters = self.config.adapters.or(room);
+        // What was in use takes its place in the larger room.
+        self.source.set_loras(&self.config, &self.loras)?;
+        Ok(self)
+    }
+}
+
+/// Of all LoRAs at once.
+const MOST_ROOM: usize = 1024;
+
+/// `name.safetensors:0.8 1a2b3c4d, ...`: what else a picture depends on.
+pub(super) fn in_words(loras: Strengths<'_>) -> String {
+    let each = loras.iter().map(|(lora, strength)| {
+        let name = lora.path().file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+        format!("{}:{strength} {}", shown(&name), digest(lora))
+    });
+    each.collect::<Vec<_>>().join(", ")
+}
+
+/// Tells LoRAs apart: the first 32 bits, in hex, of a SHA-256 over what they change and each factor's shape, scale and first bytes.
+fn digest(lora: &Lora) -> String {
+    let mut hash = Sha256::new();
+    for factor in lora.factors() {
+        hash.update(format!("{} {} {:08x}\n", factor.part, factor.target, factor.scale.to_bits()));
+        for tensor in [&factor.down, &factor.up] {
+            let mut bytes = vec![0; tensor.bytes.min(DIGESTED_BYTES) as usize];
+            // What cannot be read has been refused when it was loaded.
+            let _ = tensor.read_at(0, &mut bytes);
+            hash.update(format!("{:?}\n", tensor.shape));
+            hash.update(&bytes);
+        }
+    }
+    hash.finalize()[..4].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Of each factor.
+const DIGESTED_BYTES: u64 = 1024;
+
+impl Pipeline {
+    /// Puts other LoRAs, or none, in the place of those in use. Nothing is allocated on the device: the plan has room for what
+    /// [`Model::with_loras`] or [`Model::with_room_for_loras`] said. Without any the pictures are those of a model that never had
+    /// some; the room's products are computed all the same.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where there is not enough room, or for a strength that is no number, before anything has changed;
+    /// [`Error::Unsupported`] where streamed weights stay on disk; [`Error::Weights`] and [`Error::Io`] from the files, after which
+    /// none of the LoRAs is in use.
+    pub fn set_loras(&mut self, loras: Strengths<'_>) -> Result<LoraSwap> {
+        let started = Instant::now();
+        adapters::check_strengths(loras)?;
+        self.plan.config().adapters.check(loras)?;
+        let _entered = self.device.enter()?;
+        self.device.synchronize(StreamId::Compute)?;
+        self.device.synchronize(StreamId::Copy)?;
+        let homes = &self.plan.shapes[0].placed.homes;
+        let (arena, pinned) = (&self.arena, self.pinned.as_mut());
+        let mut destination = Destination { arena, homes, unit_in_the_making: 0, pinned };
+        let weights = &self.plan.weights.list;
+        let replaced = replace_loras(&self.device, &mut destination, weights, loras);
+        self.cache.clear();
+        self.loras = match &replaced {
+            Ok(_) => in_words(loras),
+            Err(Error::Unsupported(_)) => std::mem::take(&mut self.loras),
+            Err(_) => {
+                // Zeros come from no file.
+                replace_loras(&self.device, &mut destination, weights, &[])?;
+                String::new()
+            }
+        };
+        let bytes = replaced?;
+        Ok(LoraSwap { bytes, ms: started.elapsed().as_secs_f64() * 1e3 })
+    }
+}
