@@ -8,7 +8,7 @@ use gemm_cases::Weights;
 use half::bf16;
 use schnell::device::View;
 use schnell::kernels::bf16_gemm::{Bf16Gemm, Bf16Weight};
-use schnell::kernels::gemm::{Activation, Epilogue, IN_PLACE_COLUMNS, Problem};
+use schnell::kernels::gemm::{Activation, Epilogue, IN_PLACE_COLUMNS, LowRank, Problem};
 
 fn weights(rng: &mut Rng, n: usize, k: usize) -> Weights {
     let raw = to_f32(&rng.bf16s(n * k, 0.2));
@@ -121,6 +121,38 @@ fn refuses_what_it_cannot_take() {
     assert!(run([16, 65, 64], 64).unwrap_err().to_string().contains("weight"));
     assert!(run([17, 64, 64], 64).unwrap_err().to_string().contains("`x`"));
     assert!(run([16, 64, 60], 64).unwrap_err().to_string().contains("x_pitch"));
+}
+
+#[test]
+fn loras_that_do_not_fit_are_refused() {
+    let bench = Bench::new(emulator());
+    let (x, w) = (bench.alloc::<bf16>(16 * 64), bench.alloc::<bf16>(64 * 64));
+    let (out, t, up) =
+        (bench.alloc::<bf16>(16 * 64), bench.alloc::<bf16>(16 * 32), bench.alloc::<bf16>(64 * 16));
+    let good = LowRank { t: &t, t_pitch: 32, up: &up, rank: 16, ends: vec![24, 64] };
+    let run = |low_rank| {
+        let problem = Problem::simple(&x, [16, 64, 64], None, Activation::None, Epilogue::Store(&out));
+        let problem = Problem { low_rank: Some(low_rank), ..problem };
+        let problems = [(problem, Bf16Weight { values: &w, pitch: 64 })];
+        Bf16Gemm { problems: &problems, workspace: None }.launch(&bench.device, COMPUTE)
+    };
+    run(good.clone()).unwrap();
+    for (low_rank, why) in [
+        (LowRank { rank: 12, ..good.clone() }, "rank of 12"),
+        (LowRank { rank: 0, ..good.clone() }, "rank of 0"),
+        (LowRank { ends: vec![24, 72], ..good.clone() }, "end at [24, 72] of 64"),
+        (LowRank { ends: vec![24, 24, 64], ..good.clone() }, "end at [24, 24, 64]"),
+        (LowRank { ends: vec![], ..good.clone() }, "end at [] of 64"),
+        (LowRank { ends: vec![8, 16, 24, 32, 64], t_pitch: 80, ..good.clone() }, "end at [8, 16"),
+        (LowRank { t_pitch: 24, ..good.clone() }, "t_pitch 24 for 32 columns"),
+        (LowRank { t_pitch: 36, ..good.clone() }, "t_pitch 36"),
+        (LowRank { rank: 24, t_pitch: 48, ..good.clone() }, "`t`"),
+        (LowRank { up: &up.slice(0, 1016).unwrap(), ..good.clone() }, "`up`"),
+        (LowRank { t: &t.slice(1, 511).unwrap(), ends: vec![64], ..good.clone() }, "aligned"),
+    ] {
+        let said = run(low_rank).unwrap_err().to_string();
+        assert!(said.contains(why), "{said}");
+    }
 }
 
 /// As the VAE's largest maps become narrower.

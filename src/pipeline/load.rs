@@ -146,7 +146,7 @@ impl Pipeline {
             overhead,
             cache,
             digest,
-            loras: super::loras::in_words(&model.loras),
+            loras: model.loras(),
         })
     }
 }

@@ -47,6 +47,11 @@ impl Model {
         Ok(self)
     }
 
+    /// The LoRAs that it has, as pictures say it: `style.safetensors:0.8 1a2b3c4d, ...`, each with its strength and a digest.
+    pub fn loras(&self) -> String {
+        in_words(&self.loras)
+    }
+
     /// The same with room for LoRAs that come later, by [`Pipeline::set_loras`]: of `rank`, all that are used at once together, beside
     /// every matrix of the transformer. For FLUX.1 that is 7.2 MB for each of the rank.
     ///
@@ -67,7 +72,7 @@ impl Model {
 /// Of all LoRAs at once.
 const MOST_ROOM: usize = 1024;
 
-/// `name.safetensors:0.8 1a2b3c4d, ...`: what else a picture depends on.
+/// See [`Model::loras`].
 pub(super) fn in_words(loras: Strengths<'_>) -> String {
     let each = loras.iter().map(|(lora, strength)| {
         let name = lora.path().file_name().map(|name| name.to_string_lossy()).unwrap_or_default();

@@ -114,6 +114,8 @@ struct Conditions {
     model: String,
     quantize: String,
     precision: String,
+    /// What a picture says of them.
+    loras: String,
     width: usize,
     height: usize,
     steps: usize,
@@ -203,6 +205,7 @@ fn measure(args: &LatencyArgs, prompts: Vec<String>, before: Option<&Latency>) -
         model: model.digest()?,
         quantize: plan.quantize().to_string(),
         precision: plan.precision().to_string(),
+        loras: model.loras(),
         width: shape.width,
         height: shape.height,
         steps: shape.steps,
