@@ -19,7 +19,7 @@
 //! | `lokr_`, `hada_`, `dora_scale`, `oft_`, norms beside `img_in` of 128 channels | LoKr, LoHa, DoRA, OFT, control LoRAs | refused |
 //!
 //! `P` is a module's path as diffusers calls it, `B` as Black Forest Labs do, `C` CLIP's, with `.` or with `_`. All of a prefix's
-//! modules are looked up under all names ([`names`]). A fused module changes several matrices: they share `down`, and each has
+//! modules are looked up under all names. A fused module changes several matrices: they share `down`, and each has
 //! its rows of `up`, those that [`super::layouts::bfl`] says; of `final_layer.adaLN_modulation.1`, whose halves change places, the rows of
 //! `up` do. (diffusers' converter of control LoRAs moves those of `down`, too, which is another product; and its converter of
 //! kohya's files forgets the alphas of `final_layer`.)
@@ -53,6 +53,14 @@ const MOST_LISTED: usize = 3;
 const PIECE_BYTES: usize = 1 << 20;
 
 /// A LoRA file: low-rank changes of a model's matrices.
+///
+/// ```no_run
+/// # fn main() -> schnell::Result<()> {
+/// let model = schnell::Model::open("FLUX.1-schnell")?;
+/// let lora = schnell::Lora::open("lora.safetensors", model.config())?;
+/// println!("{}", lora.file());
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Lora {
     path: PathBuf,
