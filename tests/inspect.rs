@@ -258,6 +258,14 @@ fn loras_are_known() {
             vec![("lycoris_x_embedder.lokr_w1".into(), Dtype::F32, vec![4, 4])],
             ["a LoKr under", "LoKr is not supported"],
         ),
+        (
+            [
+                pair("double_blocks.0.img_attn.qkv", peft, 128, [9216, 3072]),
+                vec![("double_blocks.0.img_attn.norm.query_norm.scale".into(), Dtype::BF16, vec![128])],
+            ]
+            .concat(),
+            ["a control LoRA, of 1 matrices and rank 128", "control LoRA is not supported"],
+        ),
         (pair("lora_unet_img_in", kohya, 513, [3072, 64]), ["and rank 513", "expected 1 to 512"]),
         (pair("lora_unet_img_in", kohya, 4, [3072, 65]), ["and rank 4", "FLUX.1-schnell, see --model"]),
     ] {

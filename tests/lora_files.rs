@@ -517,6 +517,9 @@ fn nothing_is_left_out_without_a_word() {
     let mut tensors = of(2);
     tensors.extend(of(0).into_iter().filter(|(name, _)| name.starts_with("lora_unet_")));
     open(&tensors, &["a second copy under other names", "lora_unet_"]);
+    let mut tensors = of(4);
+    tensors.extend(of(9).into_iter().filter(|(name, _)| name.starts_with("diffusion_model.")));
+    open(&tensors, &["a second copy under other names", "diffusion_model."]);
     // Of dev, and of a larger model: whatever the shape.
     for (stem, words) in [
         ("lora_unet_guidance_in_in_layer", "FLUX.1-dev"),
@@ -524,6 +527,7 @@ fn nothing_is_left_out_without_a_word() {
             "lora_unet_double_blocks_18_img_mlp_0",
             "1 of its changes are of matrices that this model does not have",
         ),
+        ("lora_te1_text_projection", "1 of its changes are of matrices that this model does not have"),
     ] {
         let mut tensors = of(0);
         tensors.extend(pair(stem, KOHYA));

@@ -137,6 +137,24 @@ fn contradictions(d: usize) -> Vec<(&'static str, Edit, Kind, Vec<String>)> {
             says(&["are of one module", PROJ]),
         ),
         (
+            "two modules of one matrix",
+            Box::new(move |tensors| {
+                let module = "lora_transformer_transformer_blocks_0_attn_to_k";
+                for (end, shape) in KOHYA.iter().zip([[1, d], [d, 1]]) {
+                    with(&format!("{module}{end}"), Dtype::F32, &shape, 0)(tensors);
+                }
+                // Not the second copy that it would be under kohya's prefix.
+                let comfy = "diffusion_model.double_blocks.0.img_attn.qkv";
+                for end in [".lora_down.weight", ".lora_up.weight", ".alpha"] {
+                    let tensor = tensors.remove(&format!("{QKV}{end}")).unwrap();
+                    tensors.insert(format!("{comfy}{end}"), tensor);
+                    tensors.remove(&format!("{PROJ}{end}")).unwrap();
+                }
+            }),
+            Weights,
+            says(&["both change transformer_blocks.0.attn.to_k", "diffusion_model"]),
+        ),
+        (
             "two downs",
             with(&name("lora_A.weight"), Dtype::F32, &[4, d], 0),
             Weights,
@@ -309,6 +327,40 @@ fn damaged_containers_are_refused() {
     }
     std::fs::remove_file(&path).unwrap();
     refused("nothing", &path, &config, (Io, &[]));
+}
+
+/// Bytes of the header at random: it opens or is refused, and of what opens, all can be read.
+#[test]
+fn headers_at_random_neither_panic_nor_lie() {
+    let (dir, config) = (tempfile::tempdir().unwrap(), config());
+    let path = dir.path().join("lora.safetensors");
+    save(&path, &sound(&config), None);
+    let whole = std::fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    let (mut rng, mut opened) = (Rng(4), 0);
+    for _ in 0..2000 {
+        let mut bytes = whole.clone();
+        for _ in 0..1 + rng.bits() % 3 {
+            let at = 8 + rng.bits() as usize % header;
+            let other = 8 + rng.bits() as usize % header;
+            match rng.bits() % 3 {
+                0 => bytes[at] = b"0123456789_.ABabdnowup\"[],:-"[rng.bits() as usize % 28],
+                1 => bytes[at] ^= 1 << (rng.bits() % 8),
+                _ => bytes.swap(at, other),
+            }
+        }
+        std::fs::write(&path, &bytes).unwrap();
+        match Lora::open(&path, &config) {
+            Ok(lora) => {
+                opened += 1;
+                let changed = read(&lora).len();
+                assert!(changed == lora.factors().len() && changed > 0);
+                assert!(changed == 4 || !lora.warnings().is_empty(), "{changed} changes without a word");
+            }
+            Err(error) => assert!(kind(&error).is_some_and(|kind| kind != Io), "{error}"),
+        }
+    }
+    assert!((20..1980).contains(&opened), "{opened} of 2000 opened");
 }
 
 /// A file of `count` pairs that are no model's, each of one number.

@@ -54,10 +54,10 @@ impl LoraFile {
             "Black Forest Labs' names, a control LoRA"
         } else if starts("transformer.") || starts("text_encoder.") {
             "diffusers' names"
-        } else if starts("lora_unet_") || starts("lora_te1_") || starts("lora_te_") {
-            "kohya's names"
         } else if starts("lora_transformer_") || starts("lycoris_") {
             "diffusers' names with kohya's prefixes"
+        } else if starts("lora_unet_") || starts("lora_te1_") || starts("lora_te_") {
+            "kohya's names"
         } else if is_diffusers {
             "diffusers' names"
         } else if has("double_blocks") || has("single_blocks") || starts("diffusion_model.") {

@@ -14,12 +14,12 @@
 //! | `base_model.model.B.lora_A.weight` | fal, and PEFT's own files | yes |
 //! | `B.processor.qkv_lora1.down.weight`, `qkv_lora2`, `proj_lora1`, `proj_lora2`, `qkv_lora`, `proj_lora` | XLabs | yes |
 //! | `lora_te2_`, `lora_te3_`, `text_encoders.t5xxl.`, `text_encoder_2.` | of T5 | left out with a warning, as diffusers does |
-//! | `lora_unet_` beside `transformer.` or `lora_transformer_` | the same change twice | left out with a warning, as diffusers does |
+//! | others beside `transformer.`, `lora_unet_` beside `lora_transformer_` | the same change twice | left out with a warning, as diffusers does |
 //! | `.diff`, `.diff_b`, `lora_B.bias` | changes of full rank, and of biases | refused, unless they are zero |
 //! | `lokr_`, `hada_`, `dora_scale`, `oft_`, norms beside `img_in` of 128 channels | LoKr, LoHa, DoRA, OFT, control LoRAs | refused |
 //!
 //! `P` is a module's path as diffusers calls it, `B` as Black Forest Labs do, `C` CLIP's, with `.` or with `_`. All of a prefix's
-//! modules are looked up under all names ([`names`]). A fused module changes several matrices: they share `down`, and each has
+//! modules are looked up under all names. A fused module changes several matrices: they share `down`, and each has
 //! its rows of `up`, those that [`super::layouts::bfl`] says; of `final_layer.adaLN_modulation.1`, whose halves change places, the rows of
 //! `up` do. (diffusers' converter of control LoRAs moves those of `down`, too, which is another product; and its converter of
 //! kohya's files forgets the alphas of `final_layer`.)
@@ -53,6 +53,14 @@ const MOST_LISTED: usize = 3;
 const PIECE_BYTES: usize = 1 << 20;
 
 /// A LoRA file: low-rank changes of a model's matrices.
+///
+/// ```no_run
+/// # fn main() -> schnell::Result<()> {
+/// let model = schnell::Model::open("FLUX.1-schnell")?;
+/// let lora = schnell::Lora::open("lora.safetensors", model.config())?;
+/// println!("{}", lora.file());
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Lora {
     path: PathBuf,
@@ -61,7 +69,7 @@ pub struct Lora {
     warnings: Vec<String>,
 }
 
-/// A change of one matrix: `W x` becomes `W x + strength * scale * up (down x)`. A LoRA may have several of one matrix, which add up.
+/// A change of one matrix: `W x` becomes `W x + strength * scale * up (down x)`. A LoRA has at most one of a matrix.
 #[derive(Clone, Debug)]
 pub struct Factor {
     /// The transformer or CLIP.
@@ -172,12 +180,16 @@ impl<'a> Reader<'a> {
         let mut keys: Vec<_> = component.iter().map(|info| (Key::of(&info.name), info)).collect();
         keys.sort_unstable_by(|(_, a), (_, b)| a.name.cmp(&b.name));
         let has = |prefix: &str| keys.iter().any(|(key, _)| key.prefix == prefix && key.kind == Kind::Down);
+        // Of two copies, the one under diffusers' names counts.
         let is_twice = match (has("transformer."), has("lora_transformer_"), has("lora_unet_")) {
-            (true, ..) => |prefix: &str| prefix.starts_with("lora_"),
-            (false, true, true) => |prefix: &str| prefix == "lora_unet_",
-            _ => |_: &str| false,
+            (true, ..) => |key: &Key<'_>| {
+                let is_other = key.part == Part::Transformer && key.prefix != "transformer.";
+                key.prefix.starts_with("lora_") || (is_other && key.kind.is_of_pair())
+            },
+            (false, true, true) => |key: &Key<'_>| key.prefix == "lora_unet_",
+            _ => |_: &Key<'_>| false,
         };
-        let (twice, keys): (Vec<_>, Vec<_>) = keys.into_iter().partition(|(key, _)| is_twice(key.prefix));
+        let (twice, keys): (Vec<_>, Vec<_>) = keys.into_iter().partition(|(key, _)| is_twice(key));
         let (of_t5, keys): (Vec<_>, Vec<_>) = keys.into_iter().partition(|(key, _)| key.part == Part::T5);
         let names = |keys: &[(Key<'_>, &TensorInfo)]| listed(keys.iter().map(|(_, info)| &info.name[..]));
         if !twice.is_empty() {
@@ -229,11 +241,7 @@ impl<'a> Reader<'a> {
     /// The factors and alphas by module.
     fn modules(&mut self, keys: &[(Key<'a>, &'a TensorInfo)]) -> Result<Modules<'a>> {
         let mut modules = Modules::new();
-        for (key, info) in keys {
-            let is_of_one = matches!(key.kind, Kind::Down | Kind::Up | Kind::Alpha);
-            if !is_of_one {
-                continue;
-            }
+        for (key, info) in keys.iter().filter(|(key, _)| key.kind.is_of_pair()) {
             let module = modules.entry((key.part, key.plain())).or_default();
             module.key.get_or_insert(*key);
             let place = match key.kind {
@@ -284,8 +292,10 @@ impl<'a> Reader<'a> {
             }
         }
         // CLIP is that of many families: a LoRA of another's must not load for it alone.
-        let has = |part: Part| matched.iter().any(|module| module.key.part == part);
-        if matched.is_empty() || elsewhere.iter().any(|(part, _)| !has(*part)) {
+        let is_of_transformer = |part: Part| part == Part::Transformer;
+        let has_one = matched.iter().any(|module: &Matched<'_>| is_of_transformer(module.key.part));
+        let lacks_one = elsewhere.iter().any(|(part, _)| is_of_transformer(*part));
+        if matched.is_empty() || (lacks_one && !has_one) {
             return Err(self.of_another_model(&elsewhere, file));
         }
         if !elsewhere.is_empty() {
@@ -309,6 +319,15 @@ impl<'a> Reader<'a> {
             self.add_factors(module, &mut factors)?;
         }
         factors.sort_by_key(|(target, _)| *target);
+        for pair in factors.windows(2) {
+            let [(one, first), (other, second)] = pair else { continue };
+            if one == other {
+                let (first, second) = (&first.down.name, &second.down.name);
+                let target = &self.targets.list[*one].name;
+                let what = format!("tensors {first} and {second} both change {target}: expected one change");
+                return Err(self.wrong(what));
+            }
+        }
         Ok(factors.into_iter().map(|(_, factor)| factor).collect())
     }
 

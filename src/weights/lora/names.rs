@@ -87,6 +87,13 @@ pub(super) enum Kind {
     Unknown,
 }
 
+impl Kind {
+    /// Whether it belongs to a pair of factors.
+    pub fn is_of_pair(self) -> bool {
+        matches!(self, Kind::Down | Kind::Up | Kind::Alpha)
+    }
+}
+
 /// A name, taken apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Key<'a> {
