@@ -18,7 +18,7 @@
 //! - Only this crate makes a [`Kernel`]: its image is nvcc's, its entry the one that was compiled with it.
 
 #[cfg(feature = "cuda")]
-mod cuda;
+pub(crate) mod cuda;
 #[cfg(feature = "emulator")]
 pub mod emulator;
 mod footprint;
