@@ -16,6 +16,7 @@ mod quantize;
 mod signals;
 mod statistics;
 mod terminal;
+mod vram;
 
 use std::process::ExitCode;
 
@@ -42,7 +43,7 @@ enum Command {
     Plan(Box<plan::Args>),
     /// Say what a file or a folder is, what it would take, and whether it loads.
     Inspect(inspect::Args),
-    /// Time pictures, one after the other, as a service draws them.
+    /// Measure pictures, one after the other, as a service draws them: time, or memory.
     Bench(bench::Args),
     /// Look at driver, card, kernels, models and disk, test every kernel, and say what to do about each problem.
     Doctor(doctor::Args),
