@@ -45,7 +45,9 @@ mod files;
 #[cfg(feature = "check")]
 #[allow(unsafe_code)]
 pub mod abi;
-#[cfg(feature = "check")]
+// What `schnell doctor` runs and says.
+#[cfg(any(feature = "cli", feature = "check"))]
+#[cfg_attr(not(feature = "check"), doc(hidden))]
 pub mod check;
 #[cfg(feature = "check")]
 pub mod config;
@@ -54,6 +56,9 @@ pub mod demo;
 #[cfg(feature = "check")]
 #[allow(unsafe_code)]
 pub mod device;
+#[cfg(any(feature = "cli", feature = "check"))]
+#[doc(hidden)]
+pub mod doctor;
 #[cfg(feature = "check")]
 pub mod error;
 #[cfg(all(feature = "fetch", feature = "check"))]

@@ -5,11 +5,49 @@
 //! host buffer's bytes are shown only when no copy is in flight.
 
 use std::marker::PhantomData;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{Device, Event, StreamId};
 use crate::{Error, Result};
+
+/// Bytes that are held of a kind of memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Now.
+    pub now: u64,
+    /// The most since somebody asked last.
+    pub most: u64,
+}
+
+/// Counts them.
+#[derive(Debug, Default)]
+pub(super) struct Counter(Mutex<Held>);
+
+impl Counter {
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub fn take(&self, bytes: usize) {
+        let mut held = self.lock();
+        held.now += bytes as u64;
+        held.most = held.most.max(held.now);
+    }
+
+    pub fn give_back(&self, bytes: usize) {
+        let mut held = self.lock();
+        held.now = held.now.saturating_sub(bytes as u64);
+    }
+
+    /// What is held; from now on the most is counted anew.
+    pub fn read(&self) -> Held {
+        let mut held = self.lock();
+        let read = *held;
+        held.most = held.now;
+        read
+    }
+}
 
 /// One device allocation. Freed when its last [`View`] is gone.
 #[derive(Debug)]
@@ -52,6 +90,7 @@ impl Drop for DeviceMemory {
         self.device.drain();
         // SAFETY: the address came from `allocate`, the streams are empty and no view is left.
         unsafe { self.device.machine().free(self.address, self.bytes) };
+        self.device.inner.held.give_back(self.bytes);
     }
 }
 
@@ -184,6 +223,7 @@ impl Drop for HostBuffer {
         self.device.drain();
         // SAFETY: the address came from `allocate_host` and no queued copy is left.
         unsafe { self.device.machine().free_host(self.address, self.bytes) };
+        self.device.inner.held_on_host.give_back(self.bytes);
     }
 }
 

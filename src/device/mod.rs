@@ -18,7 +18,7 @@
 //! - Only this crate makes a [`Kernel`]: its image is nvcc's, its entry the one that was compiled with it.
 
 #[cfg(feature = "cuda")]
-mod cuda;
+pub(crate) mod cuda;
 #[cfg(feature = "emulator")]
 pub mod emulator;
 mod footprint;
@@ -44,7 +44,7 @@ pub(crate) use footprint::{Footprint, Mode, Rows, Span, TensorElement, TensorTil
 pub(crate) use graph::{Graph, GraphId, Node};
 pub(crate) use kernel::Params;
 pub use kernel::{Config, Kernel};
-pub use memory::{DeviceMemory, HostBuffer, View};
+pub use memory::{DeviceMemory, Held, HostBuffer, View};
 pub(crate) use tape::{Tape, TapedLaunch};
 
 /// What a machine is. `select` functions may look at `arch`, `num_sms` and `smem_per_cta_bytes`, never at memory.
@@ -182,6 +182,8 @@ struct Inner {
     machine: Box<dyn Machine>,
     num_allocations: AtomicUsize,
     num_waits: AtomicUsize,
+    held: memory::Counter,
+    held_on_host: memory::Counter,
     prepared: Mutex<BTreeSet<&'static str>>,
     launched: Mutex<BTreeSet<&'static str>>,
 }
@@ -240,6 +242,8 @@ impl Device {
                 machine,
                 num_allocations: AtomicUsize::new(0),
                 num_waits: AtomicUsize::new(0),
+                held: memory::Counter::default(),
+                held_on_host: memory::Counter::default(),
                 prepared: Mutex::default(),
                 launched: Mutex::default(),
             }),
@@ -283,6 +287,16 @@ impl Device {
         self.inner.num_allocations.load(Ordering::Relaxed)
     }
 
+    /// Bytes of device memory that were allocated here and are not given back, and the most there were since the last call.
+    pub fn held_bytes(&self) -> Held {
+        self.inner.held.read()
+    }
+
+    /// As [`Device::held_bytes`], of pinned host memory.
+    pub fn held_host_bytes(&self) -> Held {
+        self.inner.held_on_host.read()
+    }
+
     /// How often the host has waited for this machine so far: for an event or for a stream.
     pub fn num_waits(&self) -> usize {
         self.inner.num_waits.load(Ordering::Relaxed)
@@ -301,6 +315,7 @@ impl Device {
         // SAFETY: `DeviceMemory` owns the address and gives it back once.
         let address = unsafe { self.machine().allocate(bytes)? };
         self.inner.num_allocations.fetch_add(1, Ordering::Relaxed);
+        self.inner.held.take(bytes);
         Ok(Arc::new(DeviceMemory { device: self.clone(), address, bytes }))
     }
 
@@ -312,6 +327,7 @@ impl Device {
         let used = [self.create_event()?, self.create_event()?];
         // SAFETY: `HostBuffer` owns the address and gives it back once; nothing fails in between.
         let address = unsafe { self.machine().allocate_host(bytes)? };
+        self.inner.held_on_host.take(bytes);
         Ok(HostBuffer { device: self.clone(), address, bytes, used, pending: Default::default() })
     }
 

@@ -85,6 +85,7 @@ impl Drop for Shared {
         self.device.drain();
         // SAFETY: the address came from `allocate_host` with this size, no queued copy is left, and no half either.
         unsafe { self.device.machine().free_host(self.address, self.slots * self.slot_bytes) };
+        self.device.inner.held_on_host.give_back(self.slots * self.slot_bytes);
     }
 }
 
@@ -121,6 +122,7 @@ impl Device {
     pub(crate) fn ring(&self, slot_bytes: usize, slots: usize) -> Result<(Ring, Filler)> {
         // SAFETY: `Shared` owns the address and gives it back once.
         let address = unsafe { self.machine().allocate_host(slot_bytes * slots)? };
+        self.inner.held_on_host.take(slot_bytes * slots);
         let shared = Arc::new(Shared {
             device: self.clone(),
             address,

@@ -24,6 +24,8 @@ pub enum Kind {
     Prompts,
     /// Times that an earlier run has written.
     Times,
+    /// Which pictures of a batch an earlier run has drawn.
+    Manifest,
 }
 
 impl Kind {
@@ -35,13 +37,15 @@ impl Kind {
             Kind::Index => 32 << 20,
             Kind::Reference => 4 << 10,
             Kind::Prompts => 4 << 20,
-            Kind::Times => 64 << 20,
+            Kind::Times | Kind::Manifest => 64 << 20,
         }
     }
 
     fn wrong(self, path: &Path, what: &str) -> Error {
         match self {
-            Kind::Prompts | Kind::Times => Error::Input(format!("{}: {what}", path.display())),
+            Kind::Prompts | Kind::Times | Kind::Manifest => {
+                Error::Input(format!("{}: {what}", path.display()))
+            }
             _ => Error::weights(path, what),
         }
     }

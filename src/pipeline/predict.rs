@@ -126,10 +126,16 @@ impl Card {
         Card::ALL.into_iter().find(|card| card.name == name)
     }
 
-    /// The one that is most like this machine: of its architecture and as many SMs; the first where there is none.
-    pub(super) fn like(machine: &Capability) -> Card {
+    /// The first that is like this machine: of its architecture, and with as many SMs. Nothing for a machine that is none of
+    /// [`Card::ALL`], and for the emulator.
+    pub fn of(machine: &Capability) -> Option<Card> {
         let is_like = |card: &Card| (card.arch, card.num_sms) == (machine.arch, machine.num_sms);
-        Card::ALL.into_iter().find(is_like).unwrap_or(Card::ALL[0])
+        Card::ALL.into_iter().find(is_like).filter(|_| !machine.is_emulator)
+    }
+
+    /// The one that is most like this machine, to choose by; the first where there is none.
+    pub(super) fn like(machine: &Capability) -> Card {
+        Card::of(machine).unwrap_or(Card::ALL[0])
     }
 
     /// What a plan for it depends on.

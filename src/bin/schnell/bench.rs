@@ -1,4 +1,4 @@
-//! `schnell bench`: how long pictures take, one after the other, as a service draws them.
+//! `schnell bench`: how long pictures take, one after the other, as a service draws them; `vram.rs` has what memory they take.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::options::{DeviceOption, PlanOptions};
 use crate::statistics::{Interval, PERCENTILES, Summary, change_of_median};
 use crate::terminal::{self, say};
-use crate::{inputs, outputs, plot};
+use crate::{inputs, outputs, plot, vram};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -25,6 +25,8 @@ pub struct Args {
 enum What {
     /// Time picture after picture: percentiles of the whole and of every stage.
     Latency(Box<LatencyArgs>),
+    /// Read what memory is held, stage by stage, and compare it with the plan.
+    Vram(Box<vram::Args>),
 }
 
 #[derive(clap::Args)]
@@ -136,6 +138,7 @@ struct StageTimes {
 pub fn run(args: &Args) -> Result<bool> {
     match &args.what {
         What::Latency(args) => latency(args),
+        What::Vram(args) => vram::run(args, &PROMPTS),
     }
 }
 

@@ -1,5 +1,8 @@
 //! `schnell generate`: prompt in, picture out.
 
+#[path = "batch.rs"]
+mod batch;
+
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -20,7 +23,7 @@ use crate::terminal::say;
 #[derive(clap::Args)]
 pub struct Args {
     /// What to draw
-    #[arg(required_unless_present = "prompts")]
+    #[arg(required_unless_present_any = ["prompts", "batch"])]
     prompt: Option<String>,
     /// A file with one prompt per line, at most as many as --grid has cells; blank lines do not count
     #[arg(long, value_name = "FILE", requires = "grid", conflicts_with_all = ["prompt", "prompt_2"])]
@@ -29,6 +32,14 @@ pub struct Args {
     /// is written before the last picture is done
     #[arg(long, value_name = "CxR", conflicts_with = "dump")]
     grid: Option<Grid>,
+    /// A file with a request per line: a prompt, or JSON as {"prompt": "a cat", "seed": 7, "width": 512, "output": "cat.png"}, also with
+    /// prompt_2, negative_prompt, true_cfg_scale, guidance, height and steps. Pictures are numbered by their line (cat-0001.png with
+    /// --output cat.png); those that are there already are not drawn again
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompts", "grid", "dump", "timings"])]
+    batch: Option<PathBuf>,
+    /// What --batch has drawn, a line of JSON a picture [default: --output, ending in .jsonl]
+    #[arg(long, value_name = "FILE.jsonl", requires = "batch")]
+    manifest: Option<PathBuf>,
     /// A prompt of its own for T5 [default: the prompt]
     #[arg(long, value_name = "P")]
     prompt_2: Option<String>,
@@ -115,6 +126,9 @@ const DEMO_NOTICE: &str = "using the bundled model: it draws one or two colored 
                            a big blue ring on a yellow background\")";
 
 pub fn run(args: &Args) -> Result<()> {
+    if let Some(file) = &args.batch {
+        return batch::run(args, file);
+    }
     // All that can be refused is refused before any work.
     let prompts = prompts(args)?;
     let texts = prompts.iter().chain(&args.prompt_2);
@@ -149,13 +163,7 @@ pub fn run(args: &Args) -> Result<()> {
     drop(inputs);
     let noise = noise.read(&plan)?;
     let plan = args.plan.within_budget(plan)?;
-    let on_disk = plan.traffic().on_disk;
-    if on_disk > 0 && args.cache.is_none() {
-        return Err(Error::Input(format!(
-            "--host-budget leaves {} of weights on disk: name a folder to read them from with --cache, or raise it",
-            human_bytes(on_disk)
-        )));
-    }
+    check_disk(args, &plan)?;
     let cells = args.grid.map_or(1, Grid::cells);
     check_picture(args, outputs.format(), plan.shape(), &prompts)?;
     let (device, note) = args.device.open(&plan, cells)?;
@@ -182,6 +190,18 @@ pub fn run(args: &Args) -> Result<()> {
         say(note);
     }
     draw(args, outputs, &model, plan, &device, &requests, warned)
+}
+
+/// Weights that stay on disk need a folder there.
+fn check_disk(args: &Args, plan: &Plan) -> Result<()> {
+    let on_disk = plan.traffic().on_disk;
+    match on_disk > 0 && args.cache.is_none() {
+        true => Err(Error::Input(format!(
+            "--host-budget leaves {} of weights on disk: name a folder to read them from with --cache, or raise it",
+            human_bytes(on_disk)
+        ))),
+        false => Ok(()),
+    }
 }
 
 /// Says of what was asked for in vain, once, before the work; returns all that has been said with that.

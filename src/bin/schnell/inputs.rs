@@ -8,6 +8,11 @@ use schnell::{Error, Noise, NoiseFile, NoiseKind, Plan, Result};
 /// The prompts of a file, one per line, whatever system wrote it: a byte order mark and the ends of lines are no part of
 /// them, and blank lines do not count.
 pub fn prompts(path: &Path) -> Result<Vec<String>> {
+    Ok(lines(path)?.into_iter().map(|(_, line)| line).collect())
+}
+
+/// As [`prompts`], each with the number of its line, from 1.
+pub fn lines(path: &Path) -> Result<Vec<(usize, String)>> {
     let bytes = files::read(path, Kind::Prompts)?;
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
     let line_of = |at: usize| {
@@ -29,8 +34,9 @@ pub fn prompts(path: &Path) -> Result<Vec<String>> {
     if let Some(at) = text.find('\0') {
         return Err(wrong(at, "a NUL character, which no prompt has"));
     }
-    let lines = text.split(['\n', '\r']).map(str::trim).filter(|line| !line.is_empty());
-    Ok(lines.map(str::to_string).collect())
+    let text = text.replace("\r\n", "\n");
+    let lines = (1..).zip(text.split(['\n', '\r']).map(str::trim)).filter(|(_, line)| !line.is_empty());
+    Ok(lines.map(|(number, line)| (number, line.to_string())).collect())
 }
 
 /// `--noise`: a kind, or a file whose header has been read.

@@ -2,6 +2,7 @@
 //! output to stdout or files. One file per subcommand.
 
 mod bench;
+mod doctor;
 #[cfg(feature = "fetch")]
 mod fetch;
 mod generate;
@@ -15,6 +16,7 @@ mod quantize;
 mod signals;
 mod statistics;
 mod terminal;
+mod vram;
 
 use std::process::ExitCode;
 
@@ -24,7 +26,7 @@ use clap::{Parser, Subcommand};
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Exit codes: 0 done, 1 a verdict is no (bench), 2 bad input or flags, 3 bad model files, 4 not enough memory or disk, \
+    after_help = "Exit codes: 0 done, 1 a verdict is no (bench, doctor), 2 bad input or flags, 3 bad model files, 4 not enough memory or disk, \
                                  5 unsupported machine or model, 6 the device failed, 7 a file cannot be read or written, \
                                  11 the network failed."
 )]
@@ -41,8 +43,10 @@ enum Command {
     Plan(Box<plan::Args>),
     /// Say what a file or a folder is, what it would take, and whether it loads.
     Inspect(inspect::Args),
-    /// Time pictures, one after the other, as a service draws them.
+    /// Measure pictures, one after the other, as a service draws them: time, or memory.
     Bench(bench::Args),
+    /// Look at driver, card, kernels, models and disk, test every kernel, and say what to do about each problem.
+    Doctor(doctor::Args),
     /// Write a model's folder anew in 4 bits (NF4), as bitsandbytes does it; diffusers loads it, too.
     Quantize(Box<quantize::Args>),
     /// Fetch a model from the Hugging Face hub: the files needed, checked, going on where it was interrupted.
@@ -74,6 +78,10 @@ fn main() -> ExitCode {
         Command::Plan(args) => plan::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Bench(args) => match bench::run(args) {
+            Ok(false) => return ExitCode::from(1),
+            result => result.map(|_| ()),
+        },
+        Command::Doctor(args) => match doctor::run(args) {
             Ok(false) => return ExitCode::from(1),
             result => result.map(|_| ()),
         },

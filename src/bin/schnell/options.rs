@@ -59,7 +59,7 @@ pub struct PlanOptions {
     pub host_budget: Option<u64>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum QuantizeOption {
     /// As the files have them, where they hold any in few bits: NF4, fp8 and GGUF's types stay, the rest is bf16
     Keep,
@@ -71,7 +71,7 @@ pub enum QuantizeOption {
     None,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum PrecisionOption {
     /// bf16 with f32 accumulation
     Full,
@@ -87,7 +87,8 @@ impl PlanOptions {
         }
     }
 
-    fn shape(&self, config: &PipelineConfig, true_cfg: bool) -> Shape {
+    /// That of the flags.
+    pub fn shape(&self, config: &PipelineConfig, true_cfg: bool) -> Shape {
         let side = if self.is_demo() { 128 } else { 1024 };
         let shape = Shape::new(self.width.unwrap_or(side), self.height.unwrap_or(side))
             .steps(self.steps.unwrap_or(config.steps))
@@ -107,11 +108,16 @@ impl PlanOptions {
 
     /// For all that these say, without a budget.
     pub fn plan(&self, config: &PipelineConfig, true_cfg: bool) -> Result<Plan> {
+        self.plan_for(config, self.shape(config, true_cfg))
+    }
+
+    /// As [`PlanOptions::plan`], of another shape.
+    pub fn plan_for(&self, config: &PipelineConfig, shape: Shape) -> Result<Plan> {
         let precision = match self.precision {
             PrecisionOption::Full => Precision::Full,
             PrecisionOption::Fast => Precision::Fast,
         };
-        let plan = Plan::new(config, self.shape(config, true_cfg), self.quantize(config))?;
+        let plan = Plan::new(config, shape, self.quantize(config))?;
         if precision == Precision::Fast && plan.nf4_bytes().0 == 0 {
             say(
                 "warning: --precision fast has no effect: no Linear of the transformer is in NF4; see --quantize",

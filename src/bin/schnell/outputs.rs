@@ -163,7 +163,7 @@ fn make_folder(dir: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Whether `target` is one of the model's files, or would be a new one in the folder of a component.
-fn is_of_model(target: &Target, model: &Path) -> bool {
+pub fn is_of_model(target: &Target, model: &Path) -> bool {
     let here = target.path().and_then(Path::parent);
     let inside = model
         .canonicalize()

@@ -95,16 +95,22 @@ pub(super) fn failure(driver: &Driver, device: &str, operation: impl Into<String
     if let Some((_, advice)) = MENDED.iter().find(|(known, _)| code.is(*known)) {
         reason = format!("{reason}; {advice}");
     }
-    if is_from_a_kernel(code) && !cfg!(feature = "sync-launch") {
-        reason +=
-            "; some kernel before this call is at fault, a build with the feature sync-launch says which";
-    }
-    if is_final(code) {
-        reason += "; nothing can run in this process's context on the GPU any more: restart the process, or drop the \
-                   device with all that was made by it and open it again, which some drivers allow";
+    for (_, advice) in consequences(code) {
+        reason = format!("{reason}; {advice}");
     }
     Error::Device { device: device.to_string(), operation, reason }
 }
+
+/// What follows from the code alone.
+fn consequences(code: Code) -> impl Iterator<Item = (bool, &'static str)> {
+    let blames_a_kernel = is_from_a_kernel(code) && !cfg!(feature = "sync-launch");
+    [(blames_a_kernel, SOME_KERNEL), (is_final(code), CONTEXT_LOST)].into_iter().filter(|(holds, _)| *holds)
+}
+
+const SOME_KERNEL: &str =
+    "some kernel before this call is at fault, a build with the feature sync-launch says which";
+const CONTEXT_LOST: &str = "nothing can run in this process's context on the GPU any more: restart the process, or drop the \
+                            device with all that was made by it and open it again, which some drivers allow";
 
 /// Errors of operations that the caller can do something about.
 const MENDED: [(CUresult, &str); 5] = [
@@ -132,22 +138,21 @@ const MENDED: [(CUresult, &str); 5] = [
 
 /// Reported by whichever call comes after the kernel.
 fn is_from_a_kernel(code: Code) -> bool {
-    [
-        CUresult::CUDA_ERROR_ILLEGAL_ADDRESS,
-        CUresult::CUDA_ERROR_LAUNCH_TIMEOUT,
-        CUresult::CUDA_ERROR_ASSERT,
-        CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR,
-        CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION,
-        CUresult::CUDA_ERROR_MISALIGNED_ADDRESS,
-        CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE,
-        CUresult::CUDA_ERROR_INVALID_PC,
-        CUresult::CUDA_ERROR_LAUNCH_FAILED,
-    ]
-    .iter()
-    .any(|known| code.is(*known))
-        // CUDA_ERROR_TENSOR_MEMORY_LEAK, of newer headers.
-        || code.0 == 721
+    // 721: CUDA_ERROR_TENSOR_MEMORY_LEAK, of newer headers.
+    FROM_A_KERNEL.iter().any(|known| code.is(*known)) || code.0 == 721
 }
+
+const FROM_A_KERNEL: [CUresult; 9] = [
+    CUresult::CUDA_ERROR_ILLEGAL_ADDRESS,
+    CUresult::CUDA_ERROR_LAUNCH_TIMEOUT,
+    CUresult::CUDA_ERROR_ASSERT,
+    CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR,
+    CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION,
+    CUresult::CUDA_ERROR_MISALIGNED_ADDRESS,
+    CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE,
+    CUresult::CUDA_ERROR_INVALID_PC,
+    CUresult::CUDA_ERROR_LAUNCH_FAILED,
+];
 
 /// Of which CUDA's documentation says that "the process must be terminated", or that the context is gone.
 fn is_final(code: Code) -> bool {
@@ -164,10 +169,12 @@ pub(super) fn device_memory(driver: &Driver, what: String, needed_bytes: u64) ->
         what,
         needed_bytes,
         available_bytes: free_bytes(driver).unwrap_or(0),
-        advice: "end other programs that hold memory on this GPU (nvidia-smi lists them), or choose a smaller image"
-            .to_string(),
+        advice: LESS_MEMORY.to_string(),
     }
 }
+
+const LESS_MEMORY: &str =
+    "end other programs that hold memory on this GPU (nvidia-smi lists them), or choose a smaller image";
 
 /// Host memory that the driver can pin is short.
 pub(super) fn host_memory(device: &str, needed_bytes: u64) -> Error {
@@ -237,9 +244,63 @@ const NO_CODE: [(CUresult, &str); 6] = [
     (CUresult::CUDA_ERROR_INVALID_IMAGE, "build again: the compiled kernels are damaged"),
 ];
 
+/// What this crate says of one of the driver's errors.
+pub(crate) struct Known {
+    pub name: String,
+    pub advice: String,
+}
+
+/// All errors that there is advice for, as `CUDA_ERROR_OUT_OF_MEMORY`: whatever call returned them.
+pub(crate) fn known() -> Vec<Known> {
+    let of = |code: CUresult, advice: &str| Known { name: format!("{code:?}"), advice: advice.to_string() };
+    let tables = NO_CODE.iter().chain(&MENDED).chain(&CUDA_AT_START).chain(&ELSEWHERE);
+    let mut known: Vec<Known> = tables.map(|(code, advice)| of(*code, advice)).collect();
+    for code in FROM_A_KERNEL
+        .iter()
+        .chain(&[CUresult::CUDA_ERROR_ECC_UNCORRECTABLE, CUresult::CUDA_ERROR_NVLINK_UNCORRECTABLE])
+    {
+        let follows = consequences(Code(*code as u32)).map(|(_, advice)| advice);
+        known.extend(follows.map(|advice| of(*code, advice)));
+    }
+    known
+}
+
+/// Errors that their places above have other words for.
+const ELSEWHERE: [(CUresult, &str); 3] = [
+    (CUresult::CUDA_ERROR_OUT_OF_MEMORY, LESS_MEMORY),
+    (
+        CUresult::CUDA_ERROR_NO_DEVICE,
+        "the driver shows no GPU: unset CUDA_VISIBLE_DEVICES if it hides it, and check nvidia-smi",
+    ),
+    (
+        CUresult::CUDA_ERROR_STUB_LIBRARY,
+        "the CUDA toolkit's stub was loaded in place of the driver: take its folder (stubs) out of LD_LIBRARY_PATH, or install \
+         the driver",
+    ),
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Each has some, whether it is looked for by a call or by a text.
+    #[test]
+    fn every_error_that_is_mended_is_known_by_name() {
+        let known = known();
+        for code in [
+            CUresult::CUDA_ERROR_NO_DEVICE,
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY,
+            CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU,
+            CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION,
+            CUresult::CUDA_ERROR_ILLEGAL_ADDRESS,
+            CUresult::CUDA_ERROR_LAUNCH_FAILED,
+            CUresult::CUDA_ERROR_ECC_UNCORRECTABLE,
+            CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH,
+        ] {
+            let name = format!("{code:?}");
+            assert!(known.iter().any(|known| known.name == name && !known.advice.is_empty()), "{name}");
+        }
+    }
 
     #[test]
     fn hidden_gpus_are_told_from_missing_ones() {

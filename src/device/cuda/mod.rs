@@ -18,7 +18,7 @@
 //!   one holds a [`Current`].
 //! - Addresses, events and params come from [`super::Device`] under the promise of `Machine`.
 
-mod advice;
+pub(crate) mod advice;
 mod code;
 mod driver;
 #[cfg(test)]
