@@ -156,6 +156,7 @@ fn what_is_no_model_is_said() {
     tensors("flux1-schnell.safetensors", &[sign, "img_in.weight"]);
     tensors("shard.safetensors", &["transformer_blocks.7.x", "transformer_blocks.8.x"]);
     tensors("lora.safetensors", &["transformer.a.lora_A.weight", "transformer.a.lora_B.weight"]);
+    tensors("control.safetensors", &[sign, "img_in.lora_A.weight", "img_in.lora_B.weight"]);
     tensors("noise.safetensors", &["noise"]);
     tensors("other.safetensors", &["a", "b"]);
     std::fs::write(here("pointer"), "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
@@ -180,6 +181,7 @@ fn what_is_no_model_is_said() {
         ),
         ("shard.safetensors", 3, &["a shard of a transformer"]),
         ("lora.safetensors", 3, &["a LoRA under diffusers' names", "with --lora"]),
+        ("control.safetensors", 3, &["a control LoRA", "with --lora"]),
         ("noise.safetensors", 3, &["one tensor, noise"]),
         ("other.safetensors", 3, &["no model that is known"]),
         ("pointer", 3, &["Git LFS pointer", "git lfs pull"]),

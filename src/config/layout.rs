@@ -49,7 +49,8 @@ pub(crate) fn file_parts(path: &Path) -> Result<Vec<PartFiles>> {
     })?;
     let component = Arc::new(component);
     let parts = PartFiles::all(&component);
-    match parts.is_empty() {
+    // Control LoRAs have norms of their own, by which transformers are known.
+    match parts.is_empty() || LoraFile::of(&component).is_some() {
         true => Err(refusal(&component)),
         false => Ok(parts),
     }

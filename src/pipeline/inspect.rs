@@ -107,12 +107,13 @@ impl Inspection {
 
     fn of_file(path: &Path, config: Option<&PipelineConfig>) -> Result<Inspection> {
         let component = Arc::new(Component::file(path)?);
-        let parts = PartFiles::all(&component);
+        let lora = LoraFile::of(&component);
+        // Control LoRAs have norms of their own, as transformers do.
+        let parts = if lora.is_none() { PartFiles::all(&component) } else { Vec::new() };
         let container = match component.gguf_version() {
             Some(version) => format!("GGUF {version}"),
             None => "safetensors".to_string(),
         };
-        let lora = if parts.is_empty() { LoraFile::of(&component) } else { None };
         let mut inspection = Inspection {
             path: path.to_path_buf(),
             container,

@@ -175,18 +175,6 @@ fn other_kinds(config: &PipelineConfig) -> Vec<(&'static str, Edit, Kind, Vec<St
             tensors.insert(format!("{table}{end}"), (Dtype::F32, vec![1, 1], le(&[1f32])));
         }
     });
-    let sd = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_k";
-    let of_sd: Edit = Box::new(move |tensors| {
-        instead(&[&format!("{sd}.lora_down.weight"), &format!("{sd}.lora_up.weight")])(tensors);
-        // As CLIP is in Stable Diffusion, too.
-        let clip = "lora_te1_text_model_encoder_layers_0_mlp_fc1";
-        let width = 64;
-        tensors.insert(format!("{clip}.lora_down.weight"), (Dtype::F32, vec![1, width], vec![0; 4 * width]));
-        tensors.insert(format!("{clip}.lora_up.weight"), (Dtype::F32, vec![1, 1], vec![0; 4]));
-    });
-    let t5 = ["lora_te3_a.lora_down.weight", "lora_te3_a.lora_up.weight"];
-    let long = format!("{}{}", "x".repeat(4000), "\u{1b}[2J.lora_A.weight");
-    let long_up = long.replace("lora_A", "lora_B");
     vec![
         ("LoKr", one(&format!("{PROJ}.lokr_w1")), Unsupported, says(&["LoKr", PROJ])),
         ("LoKr alone", instead(&["lycoris_a.lokr_w1", "lycoris_a.lokr_w2"]), Unsupported, says(&["LoKr"])),
@@ -232,6 +220,25 @@ fn other_kinds(config: &PipelineConfig) -> Vec<(&'static str, Edit, Kind, Vec<St
             says(&["img_in.bias", "model's own"]),
         ),
         ("embeddings", embedding, Unsupported, says(&[table])),
+    ]
+}
+
+/// Files that are of another model, or no LoRA's.
+fn others_files() -> Vec<(&'static str, Edit, Kind, Vec<String>)> {
+    let says = |words: &[&str]| words.iter().map(|word| word.to_string()).collect::<Vec<_>>();
+    let sd = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_k";
+    let of_sd: Edit = Box::new(move |tensors| {
+        instead(&[&format!("{sd}.lora_down.weight"), &format!("{sd}.lora_up.weight")])(tensors);
+        // As CLIP is in Stable Diffusion, too.
+        let clip = "lora_te1_text_model_encoder_layers_0_mlp_fc1";
+        let width = 64;
+        tensors.insert(format!("{clip}.lora_down.weight"), (Dtype::F32, vec![1, width], vec![0; 4 * width]));
+        tensors.insert(format!("{clip}.lora_up.weight"), (Dtype::F32, vec![1, 1], vec![0; 4]));
+    });
+    let t5 = ["lora_te3_a.lora_down.weight", "lora_te3_a.lora_up.weight"];
+    let long = format!("{}{}", "x".repeat(4000), "\u{1b}[2J.lora_A.weight");
+    let long_up = long.replace("lora_A", "lora_B");
+    vec![
         ("of Stable Diffusion", of_sd, Weights, says(&["Stable Diffusion", "down_blocks_1"])),
         ("of T5 alone", instead(&t5), Weights, says(&["changes nothing of this model", "T5"])),
         (
@@ -258,7 +265,11 @@ fn what_does_not_fit_is_refused_by_name() {
     let base = sound(&config);
     save(&path, &base, None);
     assert_eq!(Lora::open(&path, &config).unwrap().factors().len(), 4);
-    let cases: Vec<_> = contradictions(config.flux.width()).into_iter().chain(other_kinds(&config)).collect();
+    let cases: Vec<_> = contradictions(config.flux.width())
+        .into_iter()
+        .chain(other_kinds(&config))
+        .chain(others_files())
+        .collect();
     assert!(cases.len() > 50, "{}", cases.len());
     for (what, edit, kind, words) in cases {
         let mut tensors = base.clone();
@@ -327,6 +338,8 @@ fn damaged_containers_are_refused() {
     }
     std::fs::remove_file(&path).unwrap();
     refused("nothing", &path, &config, (Io, &[]));
+    std::fs::create_dir(&path).unwrap();
+    refused("a folder", &path, &config, (Weights, &[]));
 }
 
 /// Bytes of the header at random: it opens or is refused, and of what opens, all can be read.
