@@ -22,7 +22,7 @@ fn request() -> Request {
 fn three(model: &Model, dir: &Path) -> [Lora; 3] {
     let open = |name: &str, (rank, seed), is_changed: &dyn Fn(Part, &str) -> bool| {
         let changes = loras::changes(model.config(), (rank, 0.3), seed, is_changed);
-        Lora::open(&loras::write(dir, name, &changes), model.config()).unwrap()
+        Lora::open(loras::write(dir, name, &changes), model.config()).unwrap()
     };
     [
         open("all.safetensors", (4, 1), &|_, _| true),
