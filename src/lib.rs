@@ -118,9 +118,9 @@ pub use image::ImageFormat;
 pub use models::layers::{Precision, Quantize};
 pub use pipeline::timing::{StageTime, Timings};
 pub use pipeline::{
-    Card, Dump, DumpValues, InspectedPart, Inspection, Interval, LoraSwap, Model, ModelFolder, Noise,
-    NoiseFile, OnProgress, Output, Pipeline, PipelineBuilder, Plan, Prediction, Progress, Quantizer, Region,
-    Request, Shape, StoredType, Traffic, Use, Work, gib, human_bytes,
+    Card, Dump, DumpValues, InspectedPart, Inspection, Interval, Model, ModelFolder, Noise, NoiseFile,
+    OnProgress, Output, Pipeline, PipelineBuilder, Plan, Prediction, Progress, Quantizer, Region, Request,
+    Shape, StoredType, Traffic, Use, Work, gib, human_bytes,
 };
 pub use sampling::{NoiseKind, TimeRounding};
 pub use weights::lora::{Lora, LoraFile};

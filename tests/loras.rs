@@ -81,8 +81,8 @@ fn those_that_come_and_go_leave_nothing_behind() {
         let streams = plan.traffic().pinned > 0;
         let mut pipeline = load(&model, plan, &device);
         for (set, want) in [(2, &want[2]), (0, &want[0]), (1, &want[1]), (2, &want[2])] {
-            let swap = pipeline.set_loras(&sets[set]).unwrap();
-            assert_eq!(swap.bytes, pipeline.plan().lora_bytes());
+            let bytes = pipeline.set_loras(&sets[set]).unwrap();
+            assert_eq!(bytes, pipeline.plan().lora_bytes());
             // A prompt that is known, whose encoding is not any more.
             assert!(draw(&mut pipeline) == *want, "set {set}, streamed {streams}");
             assert!(draw(&mut pipeline) == *want, "set {set} again, streamed {streams}");

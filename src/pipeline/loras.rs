@@ -1,7 +1,5 @@
 //! LoRAs of a model and of a pipeline: room for them is planned, and what lies there may change between generations.
 
-use std::time::Instant;
-
 use sha2::{Digest, Sha256};
 
 use crate::device::StreamId;
@@ -13,16 +11,6 @@ use crate::weights::upload::{Destination, replace_loras};
 use crate::{Error, Result};
 
 use super::{Model, Pipeline};
-
-/// What changing LoRAs took: see [`Pipeline::set_loras`].
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct LoraSwap {
-    /// That went to the device and to pinned memory.
-    pub bytes: u64,
-    /// By the host's clock, until the device has them.
-    pub ms: f64,
-}
 
 impl Model {
     /// The same with LoRAs: every matrix that they change gets room for them in the plan, and they are loaded with the weights.
@@ -103,14 +91,14 @@ const DIGESTED_BYTES: u64 = 1024;
 impl Pipeline {
     /// Puts other LoRAs, or none, in the place of those in use. Nothing is allocated on the device: the plan has room for what
     /// [`Model::with_loras`] or [`Model::with_room_for_loras`] said. Without any the pictures are those of a model that never had
-    /// some; the room's products are computed all the same.
+    /// some; the room's products are computed all the same. Returns the bytes that went to the device or to pinned memory, and comes back when
+    /// they are there.
     ///
     /// # Errors
     /// [`Error::Input`] where there is not enough room, or for a strength that is no number, before anything has changed;
     /// [`Error::Unsupported`] where streamed weights stay on disk; [`Error::Weights`] and [`Error::Io`] from the files, after which
     /// none of the LoRAs is in use.
-    pub fn set_loras(&mut self, loras: Strengths<'_>) -> Result<LoraSwap> {
-        let started = Instant::now();
+    pub fn set_loras(&mut self, loras: Strengths<'_>) -> Result<u64> {
         adapters::check_strengths(loras)?;
         self.plan.config().adapters.check(loras)?;
         let _entered = self.device.enter()?;
@@ -131,7 +119,6 @@ impl Pipeline {
                 String::new()
             }
         };
-        let bytes = replaced?;
-        Ok(LoraSwap { bytes, ms: started.elapsed().as_secs_f64() * 1e3 })
+        replaced
     }
 }

@@ -56,7 +56,6 @@ use disk::Disk;
 pub use folder::ModelFolder;
 pub use inspect::{InspectedPart, Inspection, StoredType, Use};
 use load::{Prompt, TextInput};
-pub use loras::LoraSwap;
 pub use model::Model;
 pub use noise_file::NoiseFile;
 pub use output::{Dump, DumpValues, Output};
