@@ -41,7 +41,7 @@ impl Model {
     }
 
     /// The same with room for LoRAs that come later, by [`Pipeline::set_loras`]: of `rank`, all that are used at once together, beside
-    /// every matrix of the transformer. For FLUX.1 that is 7.2 MB for each of the rank.
+    /// every matrix of the transformer. For FLUX.1 that is 10.8 MB for each of the rank.
     ///
     /// # Errors
     /// [`Error::Input`] for a rank of 0 or more than 1,024, [`Error::Unsupported`] for a model that the kernels cannot run.
