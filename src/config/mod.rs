@@ -107,6 +107,13 @@ impl PipelineConfig {
         Ok(config)
     }
 
+    /// The same with room for `loras`, as [`Model::with_loras`](crate::Model::with_loras) makes it: for a plan without weights.
+    #[must_use]
+    pub fn with_loras(self, loras: &[(crate::Lora, f32)]) -> PipelineConfig {
+        let adapters = self.adapters.or(Adapters::of(loras));
+        PipelineConfig { adapters, ..self }
+    }
+
     /// FLUX.1-schnell.
     pub fn schnell() -> Self {
         PipelineConfig {

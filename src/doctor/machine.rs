@@ -19,7 +19,7 @@ pub enum CompiledBy {
 
 /// See [`CompiledBy`].
 pub fn compiled_by() -> CompiledBy {
-    match env!("SCHNELL_NVCC_VERSION") {
+    match option_env!("SCHNELL_NVCC_VERSION").unwrap_or_default() {
         _ if !cfg!(feature = "cuda") => CompiledBy::WithoutCuda,
         "" => CompiledBy::Nobody,
         version => CompiledBy::Nvcc(version),

@@ -27,9 +27,9 @@ pub mod next_step;
 pub mod nf4_gemm;
 pub mod nf4_half_gemm;
 pub mod nf4_quantize;
-#[cfg(feature = "check")]
+#[cfg(any(feature = "cli", feature = "check"))]
 pub mod probe;
-#[cfg(feature = "check")]
+#[cfg(any(feature = "cli", feature = "check"))]
 pub mod probe_sm90;
 pub mod rms_norm;
 pub mod scale_rows;
@@ -42,13 +42,13 @@ use half::bf16;
 use crate::device::{Footprint, Kernel, View};
 use crate::{Error, Result};
 
-#[cfg(feature = "check")]
+#[cfg(any(feature = "cli", feature = "check"))]
 /// Those that a pipeline may launch: not the probes, of which some have code for Hopper alone.
 pub fn of_pipelines() -> impl Iterator<Item = &'static Kernel> {
     all().into_iter().filter(|kernel| !kernel.stem.starts_with("probe"))
 }
 
-#[cfg(feature = "check")]
+#[cfg(any(feature = "cli", feature = "check"))]
 /// All but those of kept weights.
 static ALONE: &[&Kernel] = &[
     &attention::ATTENTION_D64,
@@ -129,7 +129,7 @@ static ALONE: &[&Kernel] = &[
     &probe_sm90::STORED,
 ];
 
-#[cfg(feature = "check")]
+#[cfg(any(feature = "cli", feature = "check"))]
 /// Every entry point that is compiled for a GPU: `tests/resources.rs` keeps a line per entry and architecture.
 pub fn all() -> Vec<&'static Kernel> {
     let of_gemm = |format| kept_gemm::entries(format).map(|(_, kernel)| kernel);

@@ -29,7 +29,7 @@ impl Model {
     /// [`Error::Input`] for a strength that is no number, [`Error::Unsupported`] for a model that the kernels cannot run.
     pub fn with_loras(mut self, loras: Strengths<'_>) -> Result<Model> {
         adapters::check_strengths(loras)?;
-        self.config.adapters = self.config.adapters.or(Adapters::of(loras));
+        self.config = self.config.with_loras(loras);
         self.source.set_loras(&self.config, loras)?;
         self.loras = loras.to_vec();
         Ok(self)

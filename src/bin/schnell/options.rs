@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use crate::terminal::say;
 use clap::{Args, ValueEnum};
-use schnell::weights::adapters::Adapters;
 use schnell::{
     Device, Error, Lora, Model, ModelFolder, PipelineConfig, Plan, Precision, Quantize, Result, Shape,
 };
@@ -156,7 +155,7 @@ impl PlanOptions {
         for warning in loras.iter().flat_map(|(lora, _)| lora.warnings()) {
             say(format_args!("warning: {warning}"));
         }
-        Ok(PipelineConfig { adapters: Adapters::of(&loras), ..config })
+        Ok(config.with_loras(&loras))
     }
 
     /// Those of --lora, for a model of this config.
