@@ -7,13 +7,14 @@ use crate::error::shown;
 use crate::weights::Part;
 use crate::weights::adapters::{self, Adapters, Strengths};
 use crate::weights::lora::Lora;
-use crate::weights::upload::{Destination, replace_loras};
+use crate::weights::upload::{Destination, check_replaceable, replace_loras};
 use crate::{Error, Result};
 
 use super::{Model, Pipeline};
 
 impl Model {
-    /// The same with LoRAs: every matrix that they change gets room for them in the plan, and they are loaded with the weights.
+    /// The same with these LoRAs and no others: every matrix that they change gets room for them in the plan, and they are loaded with
+    /// the weights.
     ///
     /// ```no_run
     /// # use schnell::{Lora, Model, Pipeline};
@@ -108,16 +109,15 @@ impl Pipeline {
         let (arena, pinned) = (&self.arena, self.pinned.as_mut());
         let mut destination = Destination { arena, homes, unit_in_the_making: 0, pinned };
         let weights = &self.plan.weights.list;
+        check_replaceable(&destination, weights)?;
         let replaced = replace_loras(&self.device, &mut destination, weights, loras);
         self.cache.clear();
-        self.loras = match &replaced {
-            Ok(_) => in_words(loras),
-            Err(Error::Unsupported(_)) => std::mem::take(&mut self.loras),
-            Err(_) => {
-                // Zeros come from no file.
-                replace_loras(&self.device, &mut destination, weights, &[])?;
-                String::new()
-            }
+        self.loras = if replaced.is_ok() {
+            in_words(loras)
+        } else {
+            // Zeros come from no file.
+            replace_loras(&self.device, &mut destination, weights, &[])?;
+            String::new()
         };
         replaced
     }

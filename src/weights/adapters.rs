@@ -207,8 +207,7 @@ impl Sum {
             }
         }
         let skip = start as usize - first * row_bytes;
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        buf.copy_from_slice(&bytes[skip..skip + buf.len()]);
+        buf.copy_from_slice(&bytemuck::cast_slice::<f32, u8>(&values)[skip..skip + buf.len()]);
         Ok(())
     }
 

@@ -29,7 +29,7 @@ use crate::program::place::ALIGNMENT;
 use crate::program::{Home, HomePlace};
 use crate::{Error, Result};
 
-pub(crate) use replace::replace_loras;
+pub(crate) use replace::{check_replaceable, replace_loras};
 
 /// Bytes of one pinned buffer and of one device-side staging slot: large enough for full PCIe speed, small beside any
 /// model. A tensor with longer rows than this does not exist.

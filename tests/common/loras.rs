@@ -9,7 +9,7 @@ use safetensors::tensor::TensorView;
 use schnell::config::PipelineConfig;
 use schnell::weights::Part;
 
-use super::Rng;
+use crate::Rng;
 
 /// What it changes: `down [rank, k]` and `up [n, rank]` of a matrix, without `.weight`.
 pub struct Change {

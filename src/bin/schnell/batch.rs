@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 
 use schnell::files::{self, Kind, Target};
 use schnell::image::Note;
-use schnell::{Error, ImageFormat, Model, Output, Pipeline, PipelineConfig, Plan, Request, Result, Shape};
+use schnell::{Error, ImageFormat, Output, Pipeline, PipelineConfig, Plan, Request, Result, Shape};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use super::{Args, Bars, DEMO_NOTICE, request};
 use crate::inputs::{self, NoiseSource};
 use crate::options::Seed;
-use crate::outputs::is_of_model;
+use crate::outputs::{self, is_of_model};
 use crate::signals;
 use crate::terminal::say;
 
@@ -63,6 +63,7 @@ struct Picture {
 struct Entry {
     line: usize,
     request: Value,
+    /// Its digest, and its LoRAs.
     model: String,
     file: String,
     /// SHA-256 of u8 `[height, width, 3]`, and of the file.
@@ -101,16 +102,16 @@ pub(super) fn run(args: &Args, batch: &Path) -> Result<()> {
         );
         return Err(Error::Input(text));
     }
-    let written = pictures.iter().map(|picture| &picture.target).chain([&manifest.target]);
-    for target in written {
-        if target.is_file(batch) || is_of_model(target, folder.path()) {
-            let text = format!("{} is read by this run; name another file", target.name().display());
-            return Err(Error::Input(text));
-        }
+    let written = || pictures.iter().map(|picture| &picture.target).chain([&manifest.target]);
+    let inputs: Vec<&Path> = args.plan.files().chain([batch]).collect();
+    outputs::refuse_inputs(written(), inputs.iter().copied())?;
+    if let Some(target) = written().find(|target| is_of_model(target, folder.path())) {
+        let text = format!("{} is a file of the model; name another", target.name().display());
+        return Err(Error::Input(text));
     }
     let plan = plan(args, &config, &pictures)?;
-    let model = Model::open_folder(&folder)?;
-    let digest = model.digest()?;
+    let model = args.plan.model(&folder)?;
+    let digest = [model.digest()?, model.loras()].join(" ").trim_end().to_string();
     let (done, left): (Vec<&Picture>, Vec<&Picture>) =
         pictures.iter().partition(|picture| manifest.has(picture, &digest));
     manifest.keep(&done);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use schnell::files::{self, Kind, Target};
-use schnell::{Error, Output, Pipeline, Request, Result, human_bytes};
+use schnell::{Device, Error, Model, Output, Pipeline, PipelineBuilder, Plan, Request, Result, human_bytes};
 use serde::{Deserialize, Serialize};
 
 use crate::options::{DeviceOption, PlanOptions};
@@ -29,22 +29,14 @@ enum What {
     Vram(Box<vram::Args>),
 }
 
+/// What pictures are drawn, and how.
 #[derive(clap::Args)]
-struct LatencyArgs {
+pub struct Subject {
     #[command(flatten)]
-    plan: PlanOptions,
-    /// Pictures that count
-    #[arg(long, short = 'n', value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    iterations: u32,
-    /// Pictures before those that count
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=1000))]
-    warm_up: u32,
+    pub plan: PlanOptions,
     /// A prompt per line of UTF-8, in turn [default: eight of different lengths]
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
-    /// Remember so many prompts' encodings; with as many as there are prompts no encoder runs after the first round
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    prompt_cache: usize,
     /// A folder for weights as the device holds them, as for `generate`
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
@@ -54,6 +46,59 @@ struct LatencyArgs {
     /// Launch kernel by kernel, and not CUDA graphs
     #[arg(long)]
     no_graphs: bool,
+}
+
+impl Subject {
+    /// Those of the file, or the usual ones.
+    pub fn prompts(&self) -> Result<Vec<String>> {
+        let prompts = match &self.prompts {
+            Some(path) => inputs::prompts(path)?,
+            None => PROMPTS.map(str::to_string).to_vec(),
+        };
+        match prompts.is_empty() {
+            true => Err(Error::Input("--prompts: the file has no prompt".to_string())),
+            false => Ok(prompts),
+        }
+    }
+
+    /// Refuses files to be written that are read.
+    pub fn check_outputs<'a>(&'a self, outputs: impl IntoIterator<Item = &'a Target>) -> Result<()> {
+        let inputs: Vec<&Path> = self.plan.files().chain(self.prompts.as_deref()).collect();
+        outputs::refuse_inputs(outputs, inputs.iter().copied())
+    }
+
+    /// The plan for so many pictures and the machine that it is for; the model; and what a person should know of the choice.
+    pub fn open(&self, pictures: u32) -> Result<(Plan, Device, Model, Option<String>)> {
+        let folder = self.plan.folder()?;
+        let config = self.plan.config(&folder)?;
+        let plan = self.plan.within_budget(self.plan.plan(&config, false)?)?;
+        let (device, note) = self.device.open(&plan, pictures as usize)?;
+        Ok((plan.on(device.capability())?, device, self.plan.model(&folder)?, note))
+    }
+
+    /// How it is loaded.
+    pub fn builder<'a>(&self, model: &'a Model, plan: Plan, device: &Device) -> PipelineBuilder<'a> {
+        let builder = Pipeline::builder(model).with_plan(plan).device(device).graphs(!self.no_graphs);
+        match &self.cache {
+            Some(cache) => builder.cache(cache),
+            None => builder,
+        }
+    }
+}
+
+#[derive(clap::Args)]
+struct LatencyArgs {
+    #[command(flatten)]
+    subject: Subject,
+    /// Pictures that count
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    iterations: u32,
+    /// Pictures before those that count
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    warm_up: u32,
+    /// Remember so many prompts' encodings; with as many as there are prompts no encoder runs after the first round
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    prompt_cache: usize,
     /// Write every time as JSON, for --compare; - is standard output, in place of the table
     #[arg(long, value_name = "FILE.json")]
     json: Option<PathBuf>,
@@ -138,18 +183,12 @@ struct StageTimes {
 pub fn run(args: &Args) -> Result<bool> {
     match &args.what {
         What::Latency(args) => latency(args),
-        What::Vram(args) => vram::run(args, &PROMPTS),
+        What::Vram(args) => vram::run(args),
     }
 }
 
 fn latency(args: &LatencyArgs) -> Result<bool> {
-    let prompts = match &args.prompts {
-        Some(path) => inputs::prompts(path)?,
-        None => PROMPTS.map(str::to_string).to_vec(),
-    };
-    if prompts.is_empty() {
-        return Err(Error::Input("--prompts: the file has no prompt".to_string()));
-    }
+    let prompts = args.subject.prompts()?;
     if !(0.0..=1000.0).contains(&args.tolerance) {
         return Err(Error::Input("--tolerance takes per cent, from 0 to 1000".to_string()));
     }
@@ -159,6 +198,7 @@ fn latency(args: &LatencyArgs) -> Result<bool> {
     if json.iter().chain(&histogram).any(read) {
         return Err(Error::Input("--json and --histogram: not the file of --compare".to_string()));
     }
+    args.subject.check_outputs(json.iter().chain(&histogram))?;
     let before = args.compare.as_deref().map(Latency::read).transpose()?;
     let (measured, arena) = measure(args, prompts, before.as_ref())?;
     let verdicts = verdicts(args, &measured, before.as_ref());
@@ -195,14 +235,8 @@ fn comparable(before: &Latency, now: &Conditions) -> Result<()> {
 
 /// Draws, and keeps the times; and how large the arena is.
 fn measure(args: &LatencyArgs, prompts: Vec<String>, before: Option<&Latency>) -> Result<(Latency, u64)> {
-    let folder = args.plan.folder()?;
-    let config = args.plan.config(&folder)?;
-    let plan = args.plan.plan(&config, false)?;
-    let plan = args.plan.within_budget(plan)?;
-    let (device, note) = args.device.open(&plan, (args.iterations + args.warm_up) as usize)?;
-    let plan = plan.on(device.capability())?;
+    let (plan, device, model, note) = args.subject.open(args.iterations + args.warm_up)?;
     let (shape, arena) = (plan.shape(), plan.arena_bytes());
-    let model = args.plan.model(&folder)?;
     let of = Conditions {
         device: device.capability().name.clone(),
         model: model.digest()?,
@@ -213,10 +247,10 @@ fn measure(args: &LatencyArgs, prompts: Vec<String>, before: Option<&Latency>) -
         height: shape.height,
         steps: shape.steps,
         t5_length: shape.t5_length,
-        budget: args.plan.budget,
+        budget: args.subject.plan.budget,
         prompts,
         prompt_cache: args.prompt_cache,
-        graphs: !args.no_graphs,
+        graphs: !args.subject.no_graphs,
     };
     if let Some(before) = before {
         comparable(before, &of)?;
@@ -224,11 +258,7 @@ fn measure(args: &LatencyArgs, prompts: Vec<String>, before: Option<&Latency>) -
     if let Some(note) = note {
         say(note);
     }
-    let builder = Pipeline::builder(&model).with_plan(plan).device(&device).graphs(!args.no_graphs);
-    let mut builder = builder.prompt_cache(args.prompt_cache);
-    if let Some(cache) = &args.cache {
-        builder = builder.cache(cache);
-    }
+    let builder = args.subject.builder(&model, plan, &device).prompt_cache(args.prompt_cache);
     let mut pipeline = builder.load()?;
     let bar = ProgressBar::new(u64::from(args.warm_up + args.iterations));
     bar.set_style(

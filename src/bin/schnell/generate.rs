@@ -149,7 +149,8 @@ pub fn run(args: &Args) -> Result<()> {
         ));
     }
     let noise = NoiseSource::open(&args.noise)?;
-    let inputs: Vec<&Path> = args.prompts.as_deref().into_iter().chain(noise.path()).collect();
+    let inputs = args.prompts.as_deref().into_iter().chain(noise.path()).chain(args.plan.files());
+    let inputs: Vec<&Path> = inputs.collect();
     outputs.check_inputs(&inputs, None)?;
     if args.plan.is_demo() {
         say(DEMO_NOTICE);

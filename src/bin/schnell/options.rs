@@ -171,6 +171,15 @@ impl PlanOptions {
         model.with_loras(&loras)
     }
 
+    /// What is read beside the model's folder.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let PlanOptions { transformer, vae, clip, t5, lora, .. } = self;
+        let model = self.model.as_deref().map(Path::new);
+        let parts =
+            [transformer, vae, clip, t5].into_iter().flatten().chain(lora.iter().map(|(path, _)| path));
+        model.into_iter().chain(parts.map(PathBuf::as_path))
+    }
+
     /// The model's folder, and the files in place of its parts.
     pub fn folder(&self) -> Result<ModelFolder> {
         let PlanOptions { vae, clip, t5, .. } = self;

@@ -16,6 +16,24 @@ pub fn target(path: &Path) -> Result<Target> {
     if path == Path::new("-") { Ok(Target::stdout()) } else { Target::new(path) }
 }
 
+/// Refuses to write over what is read.
+pub fn refuse_inputs<'a>(
+    targets: impl IntoIterator<Item = &'a Target>,
+    inputs: impl IntoIterator<Item = &'a Path> + Clone,
+) -> Result<()> {
+    for target in targets {
+        if let Some(input) = inputs.clone().into_iter().find(|input| target.is_file(input)) {
+            return Err(taken(target, &input.display().to_string()));
+        }
+    }
+    Ok(())
+}
+
+fn taken(target: &Target, by: &str) -> Error {
+    let name = target.name().display();
+    Error::Input(format!("{name} is {by}, which this run reads; name another file"))
+}
+
 /// Where everything goes.
 pub struct Outputs {
     picture: Target,
@@ -49,23 +67,11 @@ impl Outputs {
     pub fn check_inputs(&self, inputs: &[&Path], model: Option<&Path>) -> Result<()> {
         let targets: Vec<&Target> =
             [Some(&self.picture), self.timings.as_ref()].into_iter().flatten().collect();
-        for target in targets {
-            let taken = |by: &str| {
-                Error::Input(format!(
-                    "{} is {by}, which this run reads; name another file",
-                    target.name().display()
-                ))
-            };
-            if let Some(input) = inputs.iter().find(|input| target.is_file(input)) {
-                return Err(taken(&input.display().to_string()));
-            }
-            if let Some(model) = model
-                && is_of_model(target, model)
-            {
-                return Err(taken("a file of the model"));
-            }
+        refuse_inputs(targets.iter().copied(), inputs.iter().copied())?;
+        match model.and_then(|model| targets.into_iter().find(|target| is_of_model(target, model))) {
+            Some(target) => Err(taken(target, "a file of the model")),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Tries the dump's files for the stages of `plan`, a picture by the model in `model`.

@@ -4,32 +4,21 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use schnell::files::Target;
-use schnell::{Device, Error, Model, Pipeline, Plan, Progress, Request, Result, human_bytes};
+use schnell::{Device, Error, Plan, Progress, Request, Result, human_bytes};
 use serde::Serialize;
 
-use crate::options::{DeviceOption, PlanOptions, parse_bytes};
+use crate::bench::Subject;
+use crate::options::parse_bytes;
+use crate::outputs;
 use crate::terminal::{self, say};
-use crate::{inputs, outputs};
 
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    plan: PlanOptions,
+    subject: Subject,
     /// Pictures to draw
     #[arg(long, short = 'n', value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     iterations: u32,
-    /// A prompt per line of UTF-8, in turn [default: eight of different lengths]
-    #[arg(long, value_name = "FILE")]
-    prompts: Option<PathBuf>,
-    /// A folder for weights as the device holds them, as for `generate`
-    #[arg(long, value_name = "DIR")]
-    cache: Option<PathBuf>,
-    /// auto, cuda:N or emulator
-    #[arg(long, default_value = "auto")]
-    device: DeviceOption,
-    /// Launch kernel by kernel, and not CUDA graphs
-    #[arg(long)]
-    no_graphs: bool,
     /// Ends with exit code 1 when more device memory is taken, all that the driver takes for it included
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     max_bytes: Option<u64>,
@@ -169,15 +158,10 @@ fn resident_set_bytes() -> u64 {
 }
 
 /// Whether all verdicts are yes.
-pub fn run(args: &Args, usual: &[&str]) -> Result<bool> {
-    let prompts = match &args.prompts {
-        Some(path) => inputs::prompts(path)?,
-        None => usual.iter().map(|prompt| prompt.to_string()).collect(),
-    };
-    if prompts.is_empty() {
-        return Err(Error::Input("--prompts: the file has no prompt".to_string()));
-    }
+pub fn run(args: &Args) -> Result<bool> {
+    let prompts = args.subject.prompts()?;
     let json = args.json.as_deref().map(outputs::target).transpose()?;
+    args.subject.check_outputs(&json)?;
     let report = measure(args, &prompts)?;
     if args.json.as_deref() != Some(std::path::Path::new("-")) {
         terminal::print(&table(&report))?;
@@ -195,24 +179,14 @@ fn write(mut json: Target, report: &Report) -> Result<()> {
 }
 
 fn measure(args: &Args, prompts: &[String]) -> Result<Report> {
-    let folder = args.plan.folder()?;
-    let config = args.plan.config(&folder)?;
-    let plan = args.plan.within_budget(args.plan.plan(&config, false)?)?;
-    let (device, note) = args.device.open(&plan, args.iterations as usize)?;
-    let plan = plan.on(device.capability())?;
+    let (plan, device, model, note) = args.subject.open(args.iterations)?;
     let planned = Planned::of(&plan);
-    let model = Model::open_folder(&folder)?;
     if let Some(note) = note {
         say(note);
     }
     let mut gauge = Gauge::new(&device)?;
-    let builder = Pipeline::builder(&model).with_plan(plan).device(&device).graphs(!args.no_graphs);
     // Encoders run for each picture.
-    let mut builder = builder.prompt_cache(0);
-    if let Some(cache) = &args.cache {
-        builder = builder.cache(cache);
-    }
-    let mut pipeline = builder.load()?;
+    let mut pipeline = args.subject.builder(&model, plan, &device).prompt_cache(0).load()?;
     let driver_bytes = pipeline.overhead_bytes();
     gauge.note("loading")?;
     gauge.note("loaded")?;

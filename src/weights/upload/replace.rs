@@ -11,20 +11,17 @@ use crate::weights::adapters::{self, Half, Strengths};
 use crate::weights::target::Target;
 use crate::{Error, Result};
 
-/// Writes what `loras` say to where loading has put what others said; how many bytes. The device must be idle.
+/// The weights that LoRAs fill.
+fn halves(weights: &[Weight]) -> impl Iterator<Item = &Weight> {
+    weights.iter().filter(|weight| Half::told(&weight.needed.name).is_some())
+}
+
+/// Whether LoRAs lie where they can be replaced.
 ///
 /// # Errors
-/// [`Error::Unsupported`], before anything has changed, where such weights stay on disk; [`Error::Weights`] and [`Error::Io`] from the
-/// files, in the middle.
-pub(crate) fn replace_loras(
-    device: &Device,
-    destination: &mut Destination<'_>,
-    weights: &[Weight],
-    loras: Strengths<'_>,
-) -> Result<u64> {
-    let halves: Vec<&Weight> =
-        weights.iter().filter(|weight| Half::told(&weight.needed.name).is_some()).collect();
-    for weight in &halves {
+/// [`Error::Unsupported`] where some stay on disk.
+pub(crate) fn check_replaceable(destination: &Destination<'_>, weights: &[Weight]) -> Result<()> {
+    for weight in halves(weights) {
         if destination.home(&weight.target)?.place == HomePlace::Disk {
             return Err(Error::Unsupported(
                 "LoRAs cannot be changed where streamed weights stay on disk: allow more pinned memory, or load the model anew with them"
@@ -32,9 +29,22 @@ pub(crate) fn replace_loras(
             ));
         }
     }
+    Ok(())
+}
+
+/// Writes what `loras` say to where loading has put what others said; how many bytes. The device must be idle.
+///
+/// # Errors
+/// [`Error::Weights`] and [`Error::Io`] from the files, in the middle.
+pub(crate) fn replace_loras(
+    device: &Device,
+    destination: &mut Destination<'_>,
+    weights: &[Weight],
+    loras: Strengths<'_>,
+) -> Result<u64> {
     let mut host = device.allocate_host(STAGING_BYTES)?;
     let mut bytes = 0;
-    for weight in halves {
+    for weight in halves(weights) {
         let Target::Bf16 { slot, pitch } = weight.target else {
             return Err(Error::Internal(format!("{} is not kept in bf16", weight.needed.name)));
         };
