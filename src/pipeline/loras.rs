@@ -122,3 +122,19 @@ impl Pipeline {
         replaced
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::PipelineConfig;
+    use crate::pipeline::{Plan, Quantize, Shape};
+
+    #[test]
+    fn room_takes_what_is_said_of_it() {
+        let config = PipelineConfig::schnell();
+        let adapters = Adapters::everywhere(Part::Transformer, 16, &config).unwrap();
+        let plan = Plan::new(&PipelineConfig { adapters, ..config }, Shape::default(), Quantize::Nf4).unwrap();
+        assert_eq!(plan.lora_bytes() / 16, 10_823_936);
+        assert!(plan.to_string().contains("of it room for LoRAs"));
+    }
+}
