@@ -66,14 +66,14 @@ typedef struct gemm_problem {
     int32_t m, n, k, num_segments;
     float norm_eps;
     int32_t reserved;
-    gemm_low_rank low_rank;
     gemm_segment segment[GEMM_MAX_SEGMENTS];
 } gemm_problem;
 
 // Tiles are numbered problem by problem, and in each tokens first. The first `num_whole` have a CTA each; those behind them
 // are split along k into `num_slices`, each with a CTA (gemm_split.cuh).
 typedef struct gemm_params {
-    gemm_problem problem[GEMM_MAX_PROBLEMS];
+    gemm_problem problem[GEMM_MAX_PROBLEMS];   // of 256 bytes each: the second's fields are a shift away
+    gemm_low_rank low_rank[GEMM_MAX_PROBLEMS]; // each problem's
     DEV(float) partials;       // [split tiles, num_slices, GEMM_BLOCK_N * GEMM_BLOCK_M], or null when nothing is split
     DEV(uint32_t) arrivals;    // [split tiles]: slices that have been multiplied; 0 before and after a launch
     int32_t num_whole, num_slices;

@@ -18,6 +18,9 @@ template <typename Weights> struct Arithmetic {
 
     GPU_METHOD static void fetch(Storage &, const gemm_problem &, int) {}
 
+    // What a LoRA has added before the first k-step, in the units of the accumulators.
+    GPU_METHOD static void start(Accumulators &, const gemm_problem &, int) {}
+
     GPU_METHOD static void multiply(Accumulators &acc, const XStage &x, const typename Weights::Stage &w,
                                     const typename Weights::Tables &tables, int warp_n, int warp_m) {
         const Weights weights(w, tables, warp_n);

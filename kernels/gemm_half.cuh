@@ -31,6 +31,21 @@ struct HalfArithmetic {
         gpu::cp_async<4>(&smem.x_scale[gpu::thread_x()], exists ? q.x_scale + token : q.x_scale, exists ? 4 : 0);
     }
 
+    // The accumulators will be multiplied by x_scale, a power of two: the division is exact.
+    GPU_METHOD static void start(Accumulators &acc, const gemm_problem &q, int m0) {
+        const int first = m0 + warp_token(gpu::thread_x_reread()) + first_token();
+        GPU_UNROLL
+        for (int j = 0; j < NT; ++j) {
+            GPU_UNROLL
+            for (int e = 0; e < 2; ++e) {
+                const int token = first + 8 * j + e;
+                const float factor = token < q.m ? 1.0f / q.x_scale[token] : 1.0f;
+                GPU_UNROLL
+                for (int c = 0; c < 8; ++c) element(acc, c, j, e) *= factor;
+            }
+        }
+    }
+
     GPU_METHOD static void multiply(Accumulators &acc, const XStage &x, const Nf4HalfWeights::Stage &w, const Nf4HalfWeights::Tables &,
                                     int warp_n, int warp_m) {
         GPU_UNROLL

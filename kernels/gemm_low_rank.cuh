@@ -1,10 +1,12 @@
 // gemm_low_rank.cuh: what a LoRA adds to a tile: out^T += up[n, rank] . t[m, rank]^T, into the product's own accumulators.
 //
-// Work    t = x . down^T is a launch of bf16_gemm before. Behind the last k-step, and the adding of slices, comes one more for
-//         each 64 of the rank, its weight in bf16, in the memory of the stages that the main loop has left:
-//             k-steps of w .. | slices | fetch | multiply | fetch | multiply | epilogue
-//         A tile on the seam of two parts takes the steps of both, each with zeros for the other's features.
+// Work    t = x . down^T is a launch of bf16_gemm before. Ahead of the first k-step comes one for each 64 of the rank, its
+//         weight in bf16, in the memory of the stages that the main loop will fill:
+//             fetch | multiply | fetch | multiply | k-steps of w .. | slices | epilogue
+//         A tile on the seam of two parts takes the steps of both, each with zeros for the other's features. Of a split tile the
+//         slice that has the first of k takes them.
 // Bound   latency: a fetch hides behind nothing but another CTA of the SM. Without a LoRA all of it is a branch.
+// Tried   behind the last k-step: what lives across the main loop for it makes that of most formats slower.
 // Source  LoRA: arXiv:2106.09685.
 #ifndef SCHNELL_GEMM_LOW_RANK_CUH
 #define SCHNELL_GEMM_LOW_RANK_CUH
@@ -47,12 +49,12 @@ GPU_FN void multiply_stage(Accumulators &acc, const LowRankStage &stage, int lan
     }
 }
 
-// The thread's number is read anew: nothing that the main loop has of it is kept until here.
-template <typename Stages> GPU_FN void add_low_rank(Accumulators &acc, Stages &stages, const gemm_problem &q, int n0, int m0) {
+// The thread's number is read anew: nothing of it is kept for the main loop.
+template <typename Stages>
+GPU_FN void add_low_rank(Accumulators &acc, Stages &stages, const gemm_low_rank &low, int num_tokens, int n0, int m0) {
     static_assert(sizeof(Stages) >= sizeof(LowRankStage), "the main loop's stages have room for one of these");
     LowRankStage &stage = reinterpret_cast<LowRankStage &>(stages);
     const int thread = gpu::thread_x_reread();
-    const gemm_low_rank &low = q.low_rank;
     int begin = 0;
     GPU_NO_UNROLL
     for (int part = 0; part < low.num_parts; ++part) {
@@ -64,7 +66,7 @@ template <typename Stages> GPU_FN void add_low_rank(Accumulators &acc, Stages &s
                 GPU_NO_UNROLL
                 for (int i = 0; i < ROWS_EACH; ++i) {
                     const int row = thread / CHUNKS + i * ROWS_APART, token = m0 + row, place = thread % CHUNKS;
-                    const bool exists = token < q.m;
+                    const bool exists = token < num_tokens;
                     const bf16_bits *const t = low.t + part * low.rank + (exists ? token * low.t_pitch : 0);
                     fetch_row(stage.t.chunk, row, place, t, exists, k, low.rank);
                     const int feature = n0 + row / WARP_N * WARP_N + feature_of(row % WARP_N / 16, row % 16);

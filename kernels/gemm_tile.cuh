@@ -29,7 +29,7 @@ template <typename Weights, int STAGES> struct SharedStorage {
     RowSums sums;
 };
 
-// The product's k-steps that the loaders have before them, `num_k` of them.
+// Adds the product's k-steps that the loaders have before them, `num_k` of them.
 template <typename How, typename Weights, int STAGES, typename Inputs>
 GPU_FN void multiply(Accumulators &acc, SharedStorage<Weights, STAGES> &smem, Inputs inputs, typename Weights::Loader weight_loader,
                      int num_k, int warp_n, int warp_m) {
@@ -41,8 +41,6 @@ GPU_FN void multiply(Accumulators &acc, SharedStorage<Weights, STAGES> &smem, In
         }
         gpu::cp_async_commit(); // empty groups too, so that "all but the last STAGES - 2" stays true at the end
     };
-
-    for_each(acc, [](float) { return 0.0f; });
 
     // prologue
     Weights::fill(smem.tables);
@@ -77,6 +75,12 @@ GPU_FN void run_problem(const gemm_params &p) {
         int k_begin, k_end;
         const Slice slice(p, k_begin, k_end);
         const gemm_problem &q = p.problem[slice.z];
+        for_each(acc, [](float) { return 0.0f; });
+        if (p.low_rank[slice.z].num_parts > 0 && k_begin == 0) {
+            add_low_rank(acc, smem.tile.stage, p.low_rank[slice.z], q.m, slice.n0, slice.m0);
+            How::start(acc, q, slice.m0);
+            gpu::sync_cta(); // everyone has left the stage
+        }
         TokenLoader<K_MULTIPLE> inputs(q, slice.m0);
         typename Weights::Loader weight_loader(q, slice.n0);
         inputs.skip(k_begin);
@@ -87,9 +91,8 @@ GPU_FN void run_problem(const gemm_params &p) {
         multiply<How, Weights, STAGES>(acc, smem.tile, inputs, weight_loader, k_end - k_begin, warp_n, warp_m);
     }
     if (smem.slice.number >= 0 && !add_slices(acc, p, smem.slice)) return;
-    How::finish(acc, smem, warp_token(gpu::thread_x_reread()));
-    add_low_rank(acc, smem.tile.stage, p.problem[smem.slice.z], smem.slice.n0, smem.slice.m0);
     const int thread = gpu::thread_x_anew(), warp_n = warp_feature(thread), warp_m = warp_token(thread);
+    How::finish(acc, smem, warp_m);
     finish<Set>(acc, p.problem[smem.slice.z], smem.tile.bias, smem.tile.sums, smem.slice.n0, smem.slice.m0, warp_n, warp_m);
 }
 

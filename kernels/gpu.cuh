@@ -107,15 +107,11 @@ GPU_FN int thread_x_reread() {
     return thread;
 }
 GPU_FN int lane_id() { return threadIdx.x & 31; }
-// The same from a register of its own, for sm_120, where nvcc masks the thread's number anew at every use within a loop.
+// The same from a register of its own: from the thread's number nvcc masks it anew at every use within some loops.
 GPU_FN int lane_id_register() {
-#if __CUDA_ARCH__ >= 1200
     int lane;
     asm("mov.u32 %0, %%laneid;" : "=r"(lane));
     return lane;
-#else
-    return lane_id();
-#endif
 }
 GPU_FN int warp_id() { return threadIdx.x >> 5; }
 GPU_FN int cta_x() { return blockIdx.x; }

@@ -307,12 +307,11 @@ pub struct gemm_problem {
     pub num_segments: i32,
     pub norm_eps: f32,
     pub reserved: i32,
-    pub low_rank: gemm_low_rank,
     pub segment: [gemm_segment; 4usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of gemm_problem"][::std::mem::size_of::<gemm_problem>() - 304usize];
+    ["Size of gemm_problem"][::std::mem::size_of::<gemm_problem>() - 256usize];
     ["Alignment of gemm_problem"][::std::mem::align_of::<gemm_problem>() - 8usize];
     ["Offset of field: gemm_problem::x"][::std::mem::offset_of!(gemm_problem, x) - 0usize];
     ["Offset of field: gemm_problem::x_scale"][::std::mem::offset_of!(gemm_problem, x_scale) - 8usize];
@@ -330,13 +329,13 @@ const _: () = {
         [::std::mem::offset_of!(gemm_problem, num_segments) - 84usize];
     ["Offset of field: gemm_problem::norm_eps"][::std::mem::offset_of!(gemm_problem, norm_eps) - 88usize];
     ["Offset of field: gemm_problem::reserved"][::std::mem::offset_of!(gemm_problem, reserved) - 92usize];
-    ["Offset of field: gemm_problem::low_rank"][::std::mem::offset_of!(gemm_problem, low_rank) - 96usize];
-    ["Offset of field: gemm_problem::segment"][::std::mem::offset_of!(gemm_problem, segment) - 144usize];
+    ["Offset of field: gemm_problem::segment"][::std::mem::offset_of!(gemm_problem, segment) - 96usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct gemm_params {
     pub problem: [gemm_problem; 2usize],
+    pub low_rank: [gemm_low_rank; 2usize],
     pub partials: u64,
     pub arrivals: u64,
     pub num_whole: i32,
@@ -347,6 +346,7 @@ const _: () = {
     ["Size of gemm_params"][::std::mem::size_of::<gemm_params>() - 632usize];
     ["Alignment of gemm_params"][::std::mem::align_of::<gemm_params>() - 8usize];
     ["Offset of field: gemm_params::problem"][::std::mem::offset_of!(gemm_params, problem) - 0usize];
+    ["Offset of field: gemm_params::low_rank"][::std::mem::offset_of!(gemm_params, low_rank) - 512usize];
     ["Offset of field: gemm_params::partials"][::std::mem::offset_of!(gemm_params, partials) - 608usize];
     ["Offset of field: gemm_params::arrivals"][::std::mem::offset_of!(gemm_params, arrivals) - 616usize];
     ["Offset of field: gemm_params::num_whole"][::std::mem::offset_of!(gemm_params, num_whole) - 624usize];

@@ -40,14 +40,21 @@ struct Nf4HalfWeights {
 
     GPU_METHOD static void fill(Tables &) {}
 
-    // Codes of the warp's m16 tile i, this lane's share of a whole k-step.
-    GPU_METHOD static uint4 codes(const Stage &stage, int warp_n, int i) {
-        return stage.codes[(warp_n / 16 + i) * gpu::WARP + gpu::lane_id_register()];
+    // Where nvcc masks the thread's number anew at every use within the loop, it is kept; elsewhere it would be a register too many.
+    GPU_METHOD static int lane() {
+#if __CUDA_ARCH__ >= 1200
+        return gpu::lane_id_register();
+#else
+        return gpu::lane_id();
+#endif
     }
+
+    // Codes of the warp's m16 tile i, this lane's share of a whole k-step.
+    GPU_METHOD static uint4 codes(const Stage &stage, int warp_n, int i) { return stage.codes[(warp_n / 16 + i) * gpu::WARP + lane()]; }
 
     // Of its rows g and g + 8.
     GPU_METHOD static float2 absmax(const Stage &stage, int warp_n, int i) {
-        return *reinterpret_cast<const float2 *>(&stage.absmax[warp_n + gpu::lane_id_register() / 4 * 8 + i * 2]);
+        return *reinterpret_cast<const float2 *>(&stage.absmax[warp_n + lane() / 4 * 8 + i * 2]);
     }
 
     // Four codes, the lower half of `low` without their upper bits, to two pairs; `halves` chooses: by each nibble the byte of the

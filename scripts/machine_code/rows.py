@@ -76,8 +76,9 @@ COSTS = (lambda x: 1, lambda x: (x.base == "LDG") * x.vector_bytes, lambda x: x.
 class Main:
     """The loop of an entry that carries the work, and what is before and after it.
 
-    Of loops within loops the inner one, if it has three of four products of the outer; of loops one after the other the first that
-    has as many as any (attention: tiles without a mask come before tiles with one). Without products: the one that loads most."""
+    Of loops within loops the inner one, if it has three of four products of the outer; of loops that have as many as any the one that
+    is in the fewest others (a LoRA's products are in a loop over its parts), and of those the first (attention: tiles without a mask
+    come before tiles with one). Without products: the one that loads most."""
 
     def __init__(self, instructions):
         self.flow = flow = listing.Flow(instructions)
@@ -92,7 +93,8 @@ class Main:
         within = {loop: [other for other in paths if other is not loop and other.blocks < loop.blocks] for loop in paths}
         candidates = [loop for loop in paths if not any(4 * amount[other] >= 3 * amount[loop] for other in within[loop])]
         most = max((amount[loop] for loop in candidates), default=0)
-        self.candidates = sorted((loop for loop in candidates if amount[loop] == most), key=lambda loop: loop.head)
+        depth = {loop: sum(loop.blocks < other.blocks for other in paths) for loop in paths}
+        self.candidates = sorted((loop for loop in candidates if amount[loop] == most), key=lambda loop: (depth[loop], loop.head))
         self.loop = self.candidates[0] if self.candidates else None
         self.has_products = base == "HMMA"
         self.path = paths[self.loop] if self.loop else [x for x in instructions]

@@ -202,9 +202,6 @@ impl<'a> Problem<'a> {
             norm_eps: self.norm_eps,
             ..Default::default()
         };
-        if let Some(low_rank) = &self.low_rank {
-            params.low_rank = low_rank.params(kernel, self.m, self.n, footprint)?;
-        }
         let mut covered = 0;
         for (segment, out) in self.segments.iter().zip(&mut params.segment) {
             if segment.begin != covered {
@@ -419,9 +416,12 @@ impl<W: Weight> Gemm<'_, W> {
         }
         let mut footprint = Footprint::new(device);
         let mut params = abi::gemm_params::default();
-        for ((problem, weight), out) in self.problems.iter().zip(&mut params.problem) {
-            *out = problem.params(name, &mut footprint)?;
-            weight.operand(problem, out, &mut footprint)?;
+        for (i, (problem, weight)) in self.problems.iter().enumerate() {
+            params.problem[i] = problem.params(name, &mut footprint)?;
+            weight.operand(problem, &mut params.problem[i], &mut footprint)?;
+            if let Some(low_rank) = &problem.low_rank {
+                params.low_rank[i] = low_rank.params(name, problem.m, problem.n, &mut footprint)?;
+            }
         }
         let config = self.select(device.capability())?;
         let split = self.division(device.capability());

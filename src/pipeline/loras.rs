@@ -133,7 +133,8 @@ mod tests {
     fn room_takes_what_is_said_of_it() {
         let config = PipelineConfig::schnell();
         let adapters = Adapters::everywhere(Part::Transformer, 16, &config).unwrap();
-        let plan = Plan::new(&PipelineConfig { adapters, ..config }, Shape::default(), Quantize::Nf4).unwrap();
+        let plan =
+            Plan::new(&PipelineConfig { adapters, ..config }, Shape::default(), Quantize::Nf4).unwrap();
         assert_eq!(plan.lora_bytes() / 16, 10_823_936);
         assert!(plan.to_string().contains("of it room for LoRAs"));
     }
