@@ -1,8 +1,9 @@
 //! The GPU half of the build: finds nvcc, compiles each `kernels/*.cu` into one fatbin, and writes down what ptxas says
 //! about registers, stack and spills.
 //!
-//! Compiling takes minutes, so results are cached beside the build, under a hash of everything they depend on: the
-//! source, the headers it includes, the compiler's version and the flags.
+//! Compiling takes minutes, so results are cached beside the build, a folder for each kernel file as it was: `inputs` is all
+//! that they depend on (the compiler's version, the flags, which are in this file, the source and what it includes), and
+//! `<arch>.cubin` is each target's machine code for those who read it (scripts/machine_code/toolkit.py).
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write as _;
@@ -165,32 +166,20 @@ impl Nvcc {
     /// Puts `<stem>.fatbin` and `<stem>.ptxas` into `out`, from the cache if they are there.
     fn compile(&self, kernel: &Path, cache: &Path, out: &Path) -> Result<(), String> {
         let stem = stem(kernel);
-        let flags = self.flags(&stem);
+        let inputs = self.inputs(kernel);
         let mut hasher = DefaultHasher::new();
-        (&self.version_text, &flags).hash(&mut hasher);
-        for file in with_includes(kernel) {
-            (&file, std::fs::read(&file).unwrap_or_default()).hash(&mut hasher);
-        }
-        let key = format!("{stem}-{:016x}", hasher.finish());
-        let (fatbin, log) = (cache.join(format!("{key}.fatbin")), cache.join(format!("{key}.ptxas")));
-        if !(fatbin.is_file() && log.is_file()) {
-            let unfinished = cache.join(format!("{key}.{}", std::process::id()));
-            let output = Command::new(&self.path)
-                .args(&flags)
-                .arg("-o")
-                .arg(&unfinished)
-                .arg(kernel)
-                .output()
-                .map_err(|e| format!("{} does not run: {e}", self.path.display()))?;
-            let text = String::from_utf8_lossy(&output.stderr);
-            if !output.status.success() {
-                let said: Vec<&str> = text.lines().filter(|line| !is_info(line)).collect();
-                return Err(format!("nvcc refuses {}:\n{}", kernel.display(), said.join("\n")));
+        inputs.hash(&mut hasher);
+        let folder = cache.join(format!("{stem}-{:016x}", hasher.finish()));
+        if !folder.is_dir() {
+            let unfinished = folder.with_extension(std::process::id().to_string());
+            let done = self.fill(&unfinished, kernel, &inputs);
+            // Another build's may have come first.
+            if done.is_err() || std::fs::rename(&unfinished, &folder).is_err() {
+                let _ = std::fs::remove_dir_all(&unfinished);
             }
-            write(&log, text.as_bytes());
-            std::fs::rename(&unfinished, &fatbin).expect("the cache is writable");
+            done?;
         }
-        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        let text = std::fs::read_to_string(folder.join("ptxas")).expect("the cache is whole");
         for line in text.lines().filter(|line| line.contains("warning")) {
             println!("cargo::warning={line}");
         }
@@ -198,9 +187,53 @@ impl Nvcc {
         if let Some(line) = text.lines().find(|line| line.contains("Performance Loss")) {
             return Err(format!("{}: {line}", kernel.display()));
         }
-        for (from, ending) in [(&fatbin, "fatbin"), (&log, "ptxas")] {
-            std::fs::copy(from, out.join(&stem).with_extension(ending)).expect("OUT_DIR is writable");
+        for kind in ["fatbin", "ptxas"] {
+            std::fs::copy(folder.join(kind), out.join(&stem).with_extension(kind))
+                .expect("OUT_DIR is writable");
         }
+        Ok(())
+    }
+
+    /// All that a kernel file's machine code depends on.
+    fn inputs(&self, kernel: &Path) -> String {
+        let mut text = format!("{}{}", self.version_text, include_str!("nvcc.rs"));
+        for file in with_includes(kernel) {
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            let _ = write!(text, "{name}\n{}", std::fs::read_to_string(&file).unwrap_or_default());
+        }
+        text
+    }
+
+    /// Makes a folder of the cache.
+    fn fill(&self, folder: &Path, kernel: &Path, inputs: &str) -> Result<(), String> {
+        std::fs::create_dir_all(folder).expect("the cache is writable");
+        let output = Command::new(&self.path)
+            .args(self.flags(&stem(kernel)))
+            .arg("--keep")
+            .arg("--keep-dir")
+            .arg(folder)
+            .arg("-o")
+            .arg(folder.join("fatbin"))
+            .arg(kernel)
+            .output()
+            .map_err(|e| format!("{} does not run: {e}", self.path.display()))?;
+        let text = String::from_utf8_lossy(&output.stderr);
+        if !output.status.success() {
+            let said: Vec<&str> = text.lines().filter(|line| !is_info(line)).collect();
+            return Err(format!("nvcc refuses {}:\n{}", kernel.display(), said.join("\n")));
+        }
+        // Of what nvcc keeps: `<stem>.compute_86.cubin`, or `<stem>.compute_80.sm_80.cubin` where the PTX is kept, too.
+        for entry in std::fs::read_dir(folder).expect("the cache is readable").flatten() {
+            let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+            let done = match name.strip_suffix(".cubin").and_then(|name| name.rsplit_once('_')) {
+                Some((_, arch)) => std::fs::rename(&path, folder.join(format!("{arch}.cubin"))),
+                None if name == "fatbin" => Ok(()),
+                None => std::fs::remove_file(&path),
+            };
+            done.expect("the cache is writable");
+        }
+        write(&folder.join("ptxas"), text.as_bytes());
+        write(&folder.join("inputs"), inputs.as_bytes());
         Ok(())
     }
 }
@@ -223,6 +256,7 @@ fn with_includes(file: &Path) -> BTreeSet<PathBuf> {
     let mut seen = BTreeSet::new();
     let mut todo = vec![file.to_path_buf()];
     while let Some(file) = todo.pop() {
+        let Ok(file) = file.canonicalize() else { continue };
         let Ok(text) = std::fs::read_to_string(&file) else { continue };
         let folder = file.parent().unwrap_or(Path::new(""));
         let included =

@@ -1,4 +1,4 @@
-"""nvcc and nvdisasm: found, run with the build's flags, and what they said remembered."""
+"""nvcc and nvdisasm: found, run with the build's flags, and what they said remembered. What the build has compiled is not compiled again."""
 
 import gzip
 import hashlib
@@ -11,7 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-CACHE = ROOT / "target/sass-cache"
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+CACHE = TARGET / "sass-cache"
 KERNELS = ROOT / "kernels"
 
 
@@ -48,7 +49,7 @@ def targets(stem):
 
 
 def with_includes(file):
-    """The file and every `#include "..."` it reaches, in the order they are met."""
+    """The file and every `#include "..."` it reaches, as sorted paths."""
     seen, todo = [], [file]
     while todo:
         file = todo.pop().resolve()
@@ -56,7 +57,7 @@ def with_includes(file):
             continue
         seen.append(file)
         todo += [file.parent / name for name in re.findall(r'^\s*#include\s+"(.*?)"', file.read_text(), re.M)]
-    return seen
+    return sorted(seen)
 
 
 def digest(*parts):
@@ -68,10 +69,14 @@ def digest(*parts):
     return hasher.hexdigest()[:24]
 
 
+def inputs(source):
+    """Everything that the machine code depends on, as build/nvcc.rs writes it down."""
+    return version("nvcc") + build_script() + "".join(f"{file.name}\n{file.read_text()}" for file in with_includes(source))
+
+
 def key(source, arch):
-    """Changes with everything that the machine code depends on."""
-    files = [part for file in with_includes(source) for part in (file.name, file.read_bytes())]
-    return digest(version("nvcc"), version("nvdisasm"), repr(flags()), arch, *files)
+    """Changes with everything that a disassembly depends on."""
+    return digest(version("nvdisasm"), arch, inputs(source))
 
 
 def compact(listing):
@@ -92,20 +97,35 @@ def compact(listing):
     return "\n".join(out) + "\n"
 
 
+def built(source, arch):
+    """The cubin that a build has of a kernel file as it is, and what ptxas said of it; or nothing."""
+    wanted = inputs(source)
+    for record in TARGET.glob(f"nvcc-cache/{source.stem}-*/inputs"):
+        if record.read_text() == wanted:
+            said = re.split(r"(?=ptxas info\s*: Compiling entry function)", (record.parent / "ptxas").read_text())
+            return record.parent / f"{arch}.cubin", "".join(part for part in said if f"for 'sm_{arch}'" in part)
+    return None
+
+
+def compiled(source, arch, folder):
+    """The same, made here."""
+    cubin = Path(folder) / "kernel.cubin"
+    done = subprocess.run([tool("nvcc"), *flags(), f"-arch=sm_{arch}", "-o", cubin, source], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"nvcc refuses {source}:\n{done.stderr}")
+    return cubin, done.stderr
+
+
 def disassemble(source, arch):
     """Machine code of a kernel file for one target, and what ptxas said of it; from the cache if it is there."""
     path = CACHE / f"{source.stem}-{arch}-{key(source, arch)}.gz"
     if not path.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            cubin = Path(folder) / "kernel.cubin"
-            command = [tool("nvcc"), *flags(), f"-arch=sm_{arch}", "-o", cubin, source]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                sys.exit(f"nvcc refuses {source}:\n{done.stderr}")
+            cubin, said = built(source, arch) or compiled(source, arch, folder)
             code = subprocess.run([tool("nvdisasm"), "-hex", cubin], check=True, capture_output=True, text=True).stdout
         unfinished = path.with_suffix(f".{os.getpid()}")
-        unfinished.write_bytes(gzip.compress((done.stderr + "\f" + compact(code)).encode(), mtime=0))
+        unfinished.write_bytes(gzip.compress((said + "\f" + compact(code)).encode(), mtime=0))
         unfinished.rename(path)
     said, code = gzip.decompress(path.read_bytes()).decode().split("\f")
     return code, said
