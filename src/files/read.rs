@@ -24,6 +24,8 @@ pub enum Kind {
     Prompts,
     /// Times that an earlier run has written.
     Times,
+    /// A picture that an earlier run has written: the largest contact sheet, of noise, is no larger.
+    Picture,
 }
 
 impl Kind {
@@ -36,12 +38,15 @@ impl Kind {
             Kind::Reference => 4 << 10,
             Kind::Prompts => 4 << 20,
             Kind::Times => 64 << 20,
+            Kind::Picture => 2 << 30,
         }
     }
 
     fn wrong(self, path: &Path, what: &str) -> Error {
         match self {
-            Kind::Prompts | Kind::Times => Error::Input(format!("{}: {what}", path.display())),
+            Kind::Prompts | Kind::Times | Kind::Picture => {
+                Error::Input(format!("{}: {what}", path.display()))
+            }
             _ => Error::weights(path, what),
         }
     }

@@ -3,7 +3,7 @@
 //!
 //! Reading order: `folder.rs`, `model.rs`, `plan.rs`, `predict.rs`, `machine.rs`, `builder.rs`, `request.rs` (`noise_file.rs` beside it),
 //! `load.rs` (binding), `disk.rs` (weights that stay there), `cache.rs` (prompts seen before), `run.rs` (the one loop that enqueues),
-//! `output.rs`, `timing.rs`. Beside them `quantize.rs`: a folder from another; `inspect.rs`: what files are.
+//! `output.rs`, `receipt.rs`, `timing.rs`. Beside them `quantize.rs`: a folder from another; `inspect.rs`: what files are.
 //!
 //! ```
 //! use schnell::{Model, Pipeline, Request, Shape, gib};
@@ -29,6 +29,7 @@ mod output;
 pub mod plan;
 mod predict;
 mod quantize;
+mod receipt;
 mod request;
 mod run;
 mod shape;
@@ -62,6 +63,7 @@ use plan::ShapePlan;
 pub use plan::{Plan, Region, Work, gib, human_bytes};
 pub use predict::{Card, Interval, Prediction};
 pub use quantize::{QuantizedLinear, Quantizer};
+pub use receipt::{Receipt, Recipe};
 pub use request::{Noise, Progress, Request};
 use run::{Bound, Dumps, Pinned};
 pub use shape::Shape;
@@ -283,7 +285,7 @@ impl Pipeline {
             dumps: self.dump_host.as_mut(),
         };
         bound.run(run, &self.device, pinned, &mut dumps, progress)?;
-        let timings = bound.timings(&self.device, &[("tokenize", tokenize_ms), ("inputs", inputs_ms)])?;
+        let mut timings = bound.timings(&self.device, &[("tokenize", tokenize_ms), ("inputs", inputs_ms)])?;
         let bytes = self.host.as_slice();
         let take = |range: HostRange| &bytes[range.start..range.start + range.bytes];
         let outputs = bound.outputs();
@@ -301,7 +303,10 @@ impl Pipeline {
                 self.cache.put(prompt, || Encoding { pooled: pooled.into(), context: context.into() });
             }
         }
+        let ended = Instant::now();
+        let receipt = Receipt::new(&self.plan, &self.digest, take(outputs.latents), take(outputs.rgb));
         keep(take(outputs.rgb));
+        timings.push("receipt", ended.elapsed().as_secs_f64() * 1e3);
         // There is nothing left to stop.
         let _ = progress(Progress::Done);
         Ok(Output {
@@ -313,7 +318,8 @@ impl Pipeline {
             t5_tokens_dropped: prompts[0].t5.dropped,
             timings,
             dumps: dumps.all,
-            notes: output::notes(request, &self.plan, &shape, &self.digest),
+            notes: output::notes(request, &self.plan, &shape, &receipt),
+            receipt,
         })
     }
 

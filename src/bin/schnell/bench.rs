@@ -207,7 +207,7 @@ fn measure(args: &LatencyArgs, prompts: Vec<String>, before: Option<&Latency>) -
         height: shape.height,
         steps: shape.steps,
         t5_length: shape.t5_length,
-        budget: args.plan.budget,
+        budget: args.plan.budgets.budget,
         prompts,
         prompt_cache: args.prompt_cache,
         graphs: !args.no_graphs,

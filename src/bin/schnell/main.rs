@@ -12,6 +12,7 @@ mod outputs;
 mod plan;
 mod plot;
 mod quantize;
+mod reproduce;
 mod signals;
 mod statistics;
 mod terminal;
@@ -24,7 +25,7 @@ use clap::{Parser, Subcommand};
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Exit codes: 0 done, 1 a verdict is no (bench), 2 bad input or flags, 3 bad model files, 4 not enough memory or disk, \
+    after_help = "Exit codes: 0 done, 1 a verdict is no (bench, reproduce), 2 bad input or flags, 3 bad model files, 4 not enough memory or disk, \
                                  5 unsupported machine or model, 6 the device failed, 7 a file cannot be read or written, \
                                  11 the network failed."
 )]
@@ -43,6 +44,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Time pictures, one after the other, as a service draws them.
     Bench(bench::Args),
+    /// Draw a picture again from what its file says, and compare.
+    Reproduce(Box<reproduce::Args>),
     /// Write a model's folder anew in 4 bits (NF4), as bitsandbytes does it; diffusers loads it, too.
     Quantize(Box<quantize::Args>),
     /// Fetch a model from the Hugging Face hub: the files needed, checked, going on where it was interrupted.
@@ -74,6 +77,10 @@ fn main() -> ExitCode {
         Command::Plan(args) => plan::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Bench(args) => match bench::run(args) {
+            Ok(false) => return ExitCode::from(1),
+            result => result.map(|_| ()),
+        },
+        Command::Reproduce(args) => match reproduce::run(args) {
             Ok(false) => return ExitCode::from(1),
             result => result.map(|_| ()),
         },
