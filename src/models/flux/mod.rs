@@ -148,6 +148,8 @@ pub(crate) fn record(
     }
 
     recorder.stage("vae", 1)?;
+    // Here and not with the picture: they would lie beside the decoder's largest maps.
+    let latents = recorder.fetch(&steps.latents)?;
     let (height, width) = shape.token_grid(config);
     let mut net = Network::new(recorder, weights, Part::Vae, Quantize::None, config);
     let picture = vae::record(&mut net, &config.vae, [2 * height, 2 * width], &steps.latents)?;
@@ -156,7 +158,6 @@ pub(crate) fn record(
 
     recorder.stage("copy", 1)?;
     let rgb = recorder.fetch(&picture.rgb)?;
-    let latents = recorder.fetch(&steps.latents)?;
     let nonfinite = recorder.fetch(&guards.counters)?;
     Ok((inputs, Outputs { rgb, latents, nonfinite, places: guards.places }))
 }
