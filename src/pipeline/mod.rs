@@ -258,13 +258,7 @@ impl Pipeline {
         let noise = self.noise(request, &shape)?;
         let config = self.plan.config();
         let packed = [shape.image_tokens(config), config.flux.in_channels];
-        let sigmas = sampling::sigmas(&config.scheduler, shape.steps, packed[0])?;
-        if let Some(sigma) = sigmas.iter().find(|sigma| !sigma.is_finite()) {
-            return Err(Error::Input(format!(
-                "the scheduler's shifts make a sigma {sigma} of {} image tokens: ask for a smaller image",
-                packed[0]
-            )));
-        }
+        let sigmas = self.sigmas(&shape)?;
         // What is dumped are the encoders' own results.
         let known = if request.dump { None } else { self.cache.get(&prompts) };
         self.fill_inputs(request, &shape, &noise, &sigmas)?;
@@ -343,6 +337,19 @@ impl Pipeline {
             }
         }
         Ok(placed.guards.len())
+    }
+
+    /// Noise levels, f32 `[steps + 1]`.
+    fn sigmas(&self, shape: &Shape) -> Result<Vec<f32>> {
+        let config = self.plan.config();
+        let tokens = shape.image_tokens(config);
+        let sigmas = sampling::sigmas(&config.scheduler, shape.steps, tokens)?;
+        match sigmas.iter().find(|sigma| !sigma.is_finite()) {
+            None => Ok(sigmas),
+            Some(sigma) => Err(Error::Input(format!(
+                "the scheduler's shifts make a sigma {sigma} of {tokens} image tokens: ask for a smaller image"
+            ))),
+        }
     }
 
     /// Packed noise, f32 `[image tokens, channels]`.
