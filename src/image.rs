@@ -1,11 +1,13 @@
 //! From the VAE's numbers to a picture file.
 //!
 //! [`to_rgb8`] is the plain version of what the kernel does at the end of a generation; [`contact_sheet`] puts pictures
-//! side by side; [`encode`] makes a file of one, with what made it.
+//! side by side; [`encode`] makes a file of one, with what made it; [`decode`] reads that back.
 
+mod decode;
 mod encode;
 mod metadata;
 
+pub use decode::{Picture, decode};
 pub use encode::{ImageFormat, encode};
 
 use crate::{Error, Result};

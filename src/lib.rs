@@ -119,8 +119,8 @@ pub use models::layers::{Precision, Quantize};
 pub use pipeline::timing::{StageTime, Timings};
 pub use pipeline::{
     Card, Dump, DumpValues, InspectedPart, Inspection, Interval, Model, ModelFolder, Noise, NoiseFile,
-    OnProgress, Output, Pipeline, PipelineBuilder, Plan, Prediction, Progress, Quantizer, Region, Request,
-    Shape, StoredType, Traffic, Use, Work, gib, human_bytes,
+    OnProgress, Output, Pipeline, PipelineBuilder, Plan, Prediction, Progress, Quantizer, Receipt, Recipe,
+    Region, Request, Shape, StoredType, Traffic, Use, Work, gib, human_bytes,
 };
 pub use sampling::{NoiseKind, TimeRounding};
 pub use weights::lora::{Lora, LoraFile};

@@ -478,7 +478,19 @@ fn timings_name_every_stage_in_order() {
     let names: Vec<&str> = stages.iter().map(|stage| stage["stage"].as_str().unwrap()).collect();
     assert_eq!(
         names,
-        ["tokenize", "inputs", "clip", "t5", "prepare", "modulation", "step 0", "step 1", "vae", "copy"]
+        [
+            "tokenize",
+            "inputs",
+            "clip",
+            "t5",
+            "prepare",
+            "modulation",
+            "step 0",
+            "step 1",
+            "vae",
+            "copy",
+            "receipt"
+        ]
     );
     let times: Vec<f64> = stages.iter().map(|stage| stage["ms"].as_f64().unwrap()).collect();
     assert!(times.iter().all(|ms| *ms > 0.0), "{times:?}");

@@ -158,7 +158,19 @@ fn progress_and_timings_name_every_stage_in_order() {
     let stages: Vec<&str> = output.timings.stages.iter().map(|s| s.stage.as_str()).collect();
     assert_eq!(
         stages,
-        ["tokenize", "inputs", "clip", "t5", "prepare", "modulation", "step 0", "step 1", "vae", "copy"]
+        [
+            "tokenize",
+            "inputs",
+            "clip",
+            "t5",
+            "prepare",
+            "modulation",
+            "step 0",
+            "step 1",
+            "vae",
+            "copy",
+            "receipt"
+        ]
     );
     // Every stage takes some time, and all of them together no more than passed.
     assert!(output.timings.stages.iter().all(|s| s.ms > 0.0), "{:?}", output.timings.stages);

@@ -26,6 +26,8 @@ pub enum Kind {
     Times,
     /// Which pictures of a batch an earlier run has drawn.
     Manifest,
+    /// A picture that an earlier run has written: the largest contact sheet, of noise, is no larger.
+    Picture,
 }
 
 impl Kind {
@@ -38,12 +40,13 @@ impl Kind {
             Kind::Reference => 4 << 10,
             Kind::Prompts => 4 << 20,
             Kind::Times | Kind::Manifest => 64 << 20,
+            Kind::Picture => 2 << 30,
         }
     }
 
     fn wrong(self, path: &Path, what: &str) -> Error {
         match self {
-            Kind::Prompts | Kind::Times | Kind::Manifest => {
+            Kind::Prompts | Kind::Times | Kind::Manifest | Kind::Picture => {
                 Error::Input(format!("{}: {what}", path.display()))
             }
             _ => Error::weights(path, what),

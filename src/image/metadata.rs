@@ -83,6 +83,33 @@ fn xmp(notes: &[Note]) -> Result<String> {
     ))
 }
 
+/// Bytes of XMP, and elements in it, that are looked at: far more than any picture of ours has.
+const MAX_XMP_BYTES: usize = 16 << 20;
+const MAX_XMP_NODES: u32 = 1 << 16;
+
+/// The notes of XMP, in its order: elements and attributes in our namespace, whatever else is there and whoever wrote it.
+///
+/// # Errors
+/// [`Error::Input`] for what is no XML, or more of it than a picture has.
+pub(super) fn read(xmp: &[u8]) -> Result<Vec<(String, String)>> {
+    let bad = |what: String| Error::Input(format!("the picture's XMP cannot be read: {what}"));
+    if xmp.len() > MAX_XMP_BYTES {
+        return Err(bad(format!("{} bytes; expected at most {MAX_XMP_BYTES}", xmp.len())));
+    }
+    let text = std::str::from_utf8(xmp).map_err(|e| bad(e.to_string()))?;
+    let options = roxmltree::ParsingOptions { nodes_limit: MAX_XMP_NODES, ..Default::default() };
+    let document = roxmltree::Document::parse_with_options(text, options).map_err(|e| bad(e.to_string()))?;
+    let mut notes = Vec::new();
+    for node in document.descendants().filter(roxmltree::Node::is_element) {
+        let of_node = node.attributes().filter(|attribute| attribute.namespace() == Some(NAMESPACE));
+        notes.extend(of_node.map(|attribute| (attribute.name().to_string(), attribute.value().to_string())));
+        if node.tag_name().namespace() == Some(NAMESPACE) {
+            notes.push((node.tag_name().name().to_string(), node.text().unwrap_or_default().to_string()));
+        }
+    }
+    Ok(notes)
+}
+
 /// As text of an XML element; what XML has no way to say becomes U+FFFD.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());

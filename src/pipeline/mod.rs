@@ -3,7 +3,8 @@
 //!
 //! Reading order: `folder.rs`, `model.rs`, `plan.rs`, `predict.rs`, `machine.rs`, `builder.rs`, `request.rs` (`noise_file.rs` beside it),
 //! `load.rs` (binding), `disk.rs` (weights that stay there), `cache.rs` (prompts seen before), `run.rs` (the one loop that enqueues),
-//! `output.rs`, `timing.rs`. Beside them `loras.rs`: what may be changed of a model; `quantize.rs`: a folder from another; `inspect.rs`: what files are.
+//! `output.rs`, `receipt.rs`, `timing.rs`. Beside them `loras.rs`: what may be changed of a model; `quantize.rs`: a folder from another;
+//! `inspect.rs`: what files are.
 //!
 //! ```
 //! use schnell::{Model, Pipeline, Request, Shape, gib};
@@ -30,6 +31,7 @@ mod output;
 pub mod plan;
 mod predict;
 mod quantize;
+mod receipt;
 mod request;
 mod run;
 mod shape;
@@ -63,6 +65,7 @@ use plan::ShapePlan;
 pub use plan::{Plan, Region, Work, gib, human_bytes};
 pub use predict::{Card, Interval, Prediction};
 pub use quantize::{QuantizedLinear, Quantizer};
+pub use receipt::{Receipt, Recipe};
 pub use request::{Noise, Progress, Request};
 use run::{Bound, Dumps, Pinned};
 pub use shape::Shape;
@@ -259,13 +262,7 @@ impl Pipeline {
         let noise = self.noise(request, &shape)?;
         let config = self.plan.config();
         let packed = [shape.image_tokens(config), config.flux.in_channels];
-        let sigmas = sampling::sigmas(&config.scheduler, shape.steps, packed[0])?;
-        if let Some(sigma) = sigmas.iter().find(|sigma| !sigma.is_finite()) {
-            return Err(Error::Input(format!(
-                "the scheduler's shifts make a sigma {sigma} of {} image tokens: ask for a smaller image",
-                packed[0]
-            )));
-        }
+        let sigmas = self.sigmas(&shape)?;
         // What is dumped are the encoders' own results.
         let known = if request.dump { None } else { self.cache.get(&prompts) };
         self.fill_inputs(request, &shape, &noise, &sigmas)?;
@@ -286,7 +283,7 @@ impl Pipeline {
             dumps: self.dump_host.as_mut(),
         };
         bound.run(run, &self.device, pinned, &mut dumps, progress)?;
-        let timings = bound.timings(&self.device, &[("tokenize", tokenize_ms), ("inputs", inputs_ms)])?;
+        let mut timings = bound.timings(&self.device, &[("tokenize", tokenize_ms), ("inputs", inputs_ms)])?;
         let bytes = self.host.as_slice();
         let take = |range: HostRange| &bytes[range.start..range.start + range.bytes];
         let outputs = bound.outputs();
@@ -304,7 +301,10 @@ impl Pipeline {
                 self.cache.put(prompt, || Encoding { pooled: pooled.into(), context: context.into() });
             }
         }
+        let ended = Instant::now();
+        let receipt = Receipt::new(&self.plan, [&self.digest, &self.loras], take(outputs.latents), take(outputs.rgb));
         keep(take(outputs.rgb));
+        timings.push("receipt", ended.elapsed().as_secs_f64() * 1e3);
         // There is nothing left to stop.
         let _ = progress(Progress::Done);
         Ok(Output {
@@ -316,7 +316,8 @@ impl Pipeline {
             t5_tokens_dropped: prompts[0].t5.dropped,
             timings,
             dumps: dumps.all,
-            notes: output::notes(request, &self.plan, &shape, [&self.digest, &self.loras]),
+            notes: output::notes(request, &self.plan, &shape, &receipt),
+            receipt,
         })
     }
 
@@ -340,6 +341,19 @@ impl Pipeline {
             }
         }
         Ok(placed.guards.len())
+    }
+
+    /// Noise levels, f32 `[steps + 1]`.
+    fn sigmas(&self, shape: &Shape) -> Result<Vec<f32>> {
+        let config = self.plan.config();
+        let tokens = shape.image_tokens(config);
+        let sigmas = sampling::sigmas(&config.scheduler, shape.steps, tokens)?;
+        match sigmas.iter().find(|sigma| !sigma.is_finite()) {
+            None => Ok(sigmas),
+            Some(sigma) => Err(Error::Input(format!(
+                "the scheduler's shifts make a sigma {sigma} of {tokens} image tokens: ask for a smaller image"
+            ))),
+        }
     }
 
     /// Packed noise, f32 `[image tokens, channels]`.

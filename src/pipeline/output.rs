@@ -6,10 +6,10 @@ use crate::error::shown;
 use crate::files::Target;
 use crate::image::{ImageFormat, Note};
 use crate::models::flux::BRANCHES;
-use crate::models::layers::Precision;
 use crate::pipeline::Shape;
 use crate::pipeline::load::Prompt;
 use crate::pipeline::plan::Plan;
+use crate::pipeline::receipt::Receipt;
 use crate::pipeline::request::{Noise, Request};
 use crate::pipeline::timing::Timings;
 use crate::sampling::TimeRounding;
@@ -56,13 +56,15 @@ pub struct Output {
     pub dumps: Vec<Dump>,
     /// What a person should know: tokens that an encoder did not see, settings without effect.
     pub warnings: Vec<String>,
-    /// What made the picture: prompts, seed and noise, steps and other settings, model digest, version; [`Output::save`]
-    /// writes them into the file.
+    /// What made the picture: prompts, seed and noise, steps and other settings, and `receipt`; [`Output::save`] writes them
+    /// into the file, and [`Recipe::of`](super::Recipe::of) reads them there.
     pub notes: Vec<Note>,
+    /// By what the picture is recognized.
+    pub receipt: Receipt,
 }
 
 /// The file's metadata: what another run needs to draw the same picture (but for noise that was given).
-pub(super) fn notes(request: &Request, plan: &Plan, shape: &Shape, [digest, loras]: [&str; 2]) -> Vec<Note> {
+pub(super) fn notes(request: &Request, plan: &Plan, shape: &Shape, receipt: &Receipt) -> Vec<Note> {
     let mut notes = vec![("prompt", request.prompt.clone())];
     notes.extend(request.prompt_2.clone().map(|text| ("prompt_2", text)));
     if shape.true_cfg {
@@ -82,19 +84,12 @@ pub(super) fn notes(request: &Request, plan: &Plan, shape: &Shape, [digest, lora
     if request.timesteps == TimeRounding::Bf16 {
         notes.push(("timesteps", "bf16".to_string()));
     }
-    if plan.precision() != Precision::Full {
-        notes.push(("precision", plan.precision().to_string()));
-    }
-    if !loras.is_empty() {
-        notes.push(("loras", loras.to_string()));
-    }
     notes.extend([
+        ("size", format!("{}x{}", shape.width, shape.height)),
         ("steps", shape.steps.to_string()),
         ("t5_length", shape.t5_length.to_string()),
-        ("weights", plan.quantize().to_string()),
-        ("model", digest.to_string()),
-        ("Software", concat!("schnell ", env!("CARGO_PKG_VERSION")).to_string()),
     ]);
+    notes.extend(receipt.notes());
     notes
 }
 

@@ -11,10 +11,11 @@ use crate::device::{Device, Event, StreamId};
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct StageTime {
-    /// `tokenize`, `inputs`, `clip`, `t5`, `modulation`, `step 0`, ..., `vae`, `copy`; for a prompt seen before `recall` in place of
+    /// `tokenize`, `inputs`, `clip`, `t5`, `modulation`, `step 0`, ..., `vae`, `copy`, `receipt`; for a prompt seen before `recall` in place of
     /// `clip` and `t5`. Modulation vectors are computed in `step 0`, or sent in `modulation` where they are known.
     pub stage: String,
-    /// Milliseconds: of the host for `tokenize` and `inputs` (noise, tables, embeddings from their files), between two events of the device for all others.
+    /// Milliseconds: of the host for `tokenize`, `inputs` (noise, tables, embeddings from their files) and `receipt` (hashes, and
+    /// pixels to where the caller wants them), between two events of the device for all others.
     pub ms: f64,
 }
 
@@ -33,6 +34,12 @@ pub struct Timings {
 }
 
 impl Timings {
+    /// A stage of the host behind all others.
+    pub(crate) fn push(&mut self, stage: &str, ms: f64) {
+        self.stages.push(StageTime { stage: stage.to_string(), ms });
+        self.total_ms += ms;
+    }
+
     /// In a few words: `text 12 ms, 4 steps 900 ms, vae 300 ms`.
     pub fn summary(&self) -> String {
         let sum = |stages: &[&str]| -> f64 {
@@ -46,7 +53,7 @@ impl Timings {
             sum(&["tokenize", "inputs", "clip", "t5", "recall"]),
             if steps == 1 { "" } else { "s" },
             sum(&["modulation", "prepare", "step"]),
-            sum(&["vae", "copy"])
+            sum(&["vae", "copy", "receipt"])
         )
     }
 }
@@ -114,8 +121,8 @@ mod tests {
                 .collect(),
             total_ms: 0.0,
         };
-        let all = ["tokenize", "clip", "t5", "modulation", "step 0", "step 1", "vae", "copy"];
-        assert_eq!(timings(&all).summary(), "text 7 ms, 2 steps 56 ms, vae 192 ms");
+        let all = ["tokenize", "clip", "t5", "modulation", "step 0", "step 1", "vae", "copy", "receipt"];
+        assert_eq!(timings(&all).summary(), "text 7 ms, 2 steps 56 ms, vae 448 ms");
         assert_eq!(timings(&["tokenize", "inputs", "clip"]).summary(), "text 7 ms, 0 steps 0 ms, vae 0 ms");
         assert_eq!(timings(&["tokenize", "step 0"]).summary(), "text 1 ms, 1 step 2 ms, vae 0 ms");
     }

@@ -89,11 +89,11 @@ pub(super) fn run(args: &Args, batch: &Path) -> Result<()> {
         return Err(Error::Input(text));
     }
     let mut manifest = Manifest::open(args)?;
-    if args.plan.is_demo() {
+    if args.plan.model.is_demo() {
         say(DEMO_NOTICE);
     }
-    let folder = args.plan.folder()?;
-    let config = args.plan.config(&folder)?;
+    let folder = args.plan.model.folder()?;
+    let config = args.plan.model.config(&folder)?;
     let pictures = pictures(args, batch, &lines, &config)?;
     if let Some(picture) = pictures.iter().find(|picture| picture.target.is_same(&manifest.target)) {
         let text = format!(
@@ -103,14 +103,14 @@ pub(super) fn run(args: &Args, batch: &Path) -> Result<()> {
         return Err(Error::Input(text));
     }
     let written = || pictures.iter().map(|picture| &picture.target).chain([&manifest.target]);
-    let inputs: Vec<&Path> = args.plan.files().chain([batch]).collect();
+    let inputs: Vec<&Path> = args.plan.model.files().chain([batch]).collect();
     outputs::refuse_inputs(written(), inputs.iter().copied())?;
     if let Some(target) = written().find(|target| is_of_model(target, folder.path())) {
         let text = format!("{} is a file of the model; name another", target.name().display());
         return Err(Error::Input(text));
     }
     let plan = plan(args, &config, &pictures)?;
-    let model = args.plan.model(&folder)?;
+    let model = args.plan.model.model(&folder)?;
     let digest = [model.digest()?, model.loras()].join(" ").trim_end().to_string();
     let (done, left): (Vec<&Picture>, Vec<&Picture>) =
         pictures.iter().partition(|picture| manifest.has(picture, &digest));
@@ -342,7 +342,7 @@ fn plan(args: &Args, config: &PipelineConfig, pictures: &[Picture]) -> Result<Pl
     for shape in &shapes[1..] {
         plan = plan.with_shape(*shape)?;
     }
-    let plan = args.plan.within_budget(plan)?;
+    let plan = args.plan.budgets.within_budget(plan)?;
     super::check_disk(args, &plan)?;
     Ok(plan)
 }
@@ -388,7 +388,7 @@ fn save(args: &Args, picture: &mut Picture, output: &Output) -> Result<[String; 
     let notes = if args.no_metadata { &[][..] } else { &output.notes };
     let file = schnell::image::encode(picture.format, output.width, output.height, &output.rgb, notes)?;
     picture.target.write(&file)?;
-    Ok([hex(&Sha256::digest(&output.rgb)), hex(&Sha256::digest(&file))])
+    Ok([output.receipt.pixels.clone(), hex(&Sha256::digest(&file))])
 }
 
 fn hex(bytes: &[u8]) -> String {

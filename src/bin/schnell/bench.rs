@@ -63,17 +63,17 @@ impl Subject {
 
     /// Refuses files to be written that are read.
     pub fn check_outputs<'a>(&'a self, outputs: impl IntoIterator<Item = &'a Target>) -> Result<()> {
-        let inputs: Vec<&Path> = self.plan.files().chain(self.prompts.as_deref()).collect();
+        let inputs: Vec<&Path> = self.plan.model.files().chain(self.prompts.as_deref()).collect();
         outputs::refuse_inputs(outputs, inputs.iter().copied())
     }
 
     /// The plan for so many pictures and the machine that it is for; the model; and what a person should know of the choice.
     pub fn open(&self, pictures: u32) -> Result<(Plan, Device, Model, Option<String>)> {
-        let folder = self.plan.folder()?;
-        let config = self.plan.config(&folder)?;
-        let plan = self.plan.within_budget(self.plan.plan(&config, false)?)?;
+        let folder = self.plan.model.folder()?;
+        let config = self.plan.model.config(&folder)?;
+        let plan = self.plan.budgets.within_budget(self.plan.plan(&config, false)?)?;
         let (device, note) = self.device.open(&plan, pictures as usize)?;
-        Ok((plan.on(device.capability())?, device, self.plan.model(&folder)?, note))
+        Ok((plan.on(device.capability())?, device, self.plan.model.model(&folder)?, note))
     }
 
     /// How it is loaded.
@@ -247,7 +247,7 @@ fn measure(args: &LatencyArgs, prompts: Vec<String>, before: Option<&Latency>) -
         height: shape.height,
         steps: shape.steps,
         t5_length: shape.t5_length,
-        budget: args.subject.plan.budget,
+        budget: args.subject.plan.budgets.budget,
         prompts,
         prompt_cache: args.prompt_cache,
         graphs: !args.subject.no_graphs,

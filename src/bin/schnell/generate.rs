@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use schnell::image::Note;
 use schnell::{
     Device, Error, ImageFormat, Model, Noise, NoiseKind, Output, Pipeline, PipelineConfig, Plan, Progress,
-    Request, Result, Shape, TimeRounding, Timings, human_bytes,
+    Receipt, Request, Result, Shape, TimeRounding, Timings, human_bytes,
 };
 
 use crate::inputs::{self, NoiseSource};
@@ -149,27 +149,27 @@ pub fn run(args: &Args) -> Result<()> {
         ));
     }
     let noise = NoiseSource::open(&args.noise)?;
-    let inputs = args.prompts.as_deref().into_iter().chain(noise.path()).chain(args.plan.files());
+    let inputs = args.prompts.as_deref().into_iter().chain(noise.path()).chain(args.plan.model.files());
     let inputs: Vec<&Path> = inputs.collect();
     outputs.check_inputs(&inputs, None)?;
-    if args.plan.is_demo() {
+    if args.plan.model.is_demo() {
         say(DEMO_NOTICE);
     }
-    let folder = args.plan.folder()?;
+    let folder = args.plan.model.folder()?;
     outputs.check_inputs(&[], Some(folder.path()))?;
     // Config files say what cannot be; weights are opened, not yet read, when it can.
-    let config = args.plan.config(&folder)?;
+    let config = args.plan.model.config(&folder)?;
     let plan = args.plan.plan(&config, true_cfg)?;
     outputs.check_dump(&plan, &inputs, folder.path())?;
     drop(inputs);
     let noise = noise.read(&plan)?;
-    let plan = args.plan.within_budget(plan)?;
+    let plan = args.plan.budgets.within_budget(plan)?;
     check_disk(args, &plan)?;
     let cells = args.grid.map_or(1, Grid::cells);
     check_picture(args, outputs.format(), plan.shape(), &prompts)?;
     let (device, note) = args.device.open(&plan, cells)?;
     let plan = plan.on(device.capability())?;
-    let model = args.plan.model(&folder)?;
+    let model = args.plan.model.model(&folder)?;
     for warning in model.warnings() {
         say(format!("warning: {warning}"));
     }
@@ -227,8 +227,8 @@ fn check_picture(args: &Args, format: ImageFormat, shape: Shape, prompts: &[Stri
         notes.push(("prompt", each.join("\n")));
         notes.extend(args.prompt_2.clone().map(|text| ("prompt_2", text)));
         notes.extend(args.negative_prompt.clone().map(|text| ("negative_prompt", text)));
-        // Seeds of 20 digits, and more than the rest ever takes.
-        notes.push(("seed", "0".repeat(21 * cells + 1000)));
+        // Seeds of 20 digits, hashes of 64, and more than the rest ever takes.
+        notes.push(("seed", "0".repeat((21 + 65) * cells + 1000)));
     }
     format.check(width, height, &notes)
 }
@@ -299,7 +299,7 @@ fn draw(
         }
         outputs.push(output);
     }
-    bar.0.finish_and_clear();
+    bar.clear();
     let what = match args.grid {
         None => save_one(files, &outputs[0], requests[0].seed)?,
         Some(grid) => save_sheet(files, grid, &outputs, requests[0].seed)?,
@@ -335,19 +335,7 @@ fn save_sheet(files: Outputs, grid: Grid, outputs: &[Output], seed: u64) -> Resu
     let pictures: Vec<&[u8]> = outputs.iter().map(|output| output.rgb.as_slice()).collect();
     let (width, height, rgb) =
         schnell::image::contact_sheet(grid.columns, first.width, first.height, &pictures)?;
-    // What differs from picture to picture comes as a list, the rest once.
-    let notes: Vec<Note> = first
-        .notes
-        .iter()
-        .enumerate()
-        .map(|(i, (keyword, text))| match *keyword {
-            "prompt" | "seed" => {
-                let each: Vec<&str> = outputs.iter().map(|output| output.notes[i].1.as_str()).collect();
-                (*keyword, each.join("\n"))
-            }
-            _ => (*keyword, text.clone()),
-        })
-        .collect();
+    let notes = sheet_notes(grid, outputs, &rgb);
     let file = schnell::image::encode(files.format(), width, height, &rgb, &notes)?;
     let timings: Vec<&Timings> = outputs.iter().map(|output| &output.timings).collect();
     files.write(&file, &[], &timings)?;
@@ -363,8 +351,29 @@ fn save_sheet(files: Outputs, grid: Grid, outputs: &[Output], seed: u64) -> Resu
     ))
 }
 
+/// Those of all pictures of a sheet: what differs from picture to picture comes as a list, the rest once.
+fn sheet_notes(grid: Grid, outputs: &[Output], rgb: &[u8]) -> Vec<Note> {
+    let first = &outputs[0];
+    let Some(receipt) = Receipt::of_sheet(outputs.iter().map(|output| &output.receipt), rgb) else {
+        return Vec::new();
+    };
+    let note = |(i, (keyword, text)): (usize, &Note)| match *keyword {
+        "prompt" | "seed" | "latents" => {
+            let each: Vec<&str> = outputs.iter().map(|output| output.notes[i].1.as_str()).collect();
+            (*keyword, each.join("\n"))
+        }
+        "pixels" => ("pixels", receipt.pixels.clone()),
+        _ => (*keyword, text.clone()),
+    };
+    let mut notes: Vec<Note> = first.notes.iter().enumerate().map(note).collect();
+    if !notes.is_empty() {
+        notes.push(("grid", format!("{}x{}", grid.columns, grid.rows)));
+    }
+    notes
+}
+
 /// One line that changes: loading by bytes, then steps.
-struct Bars(ProgressBar);
+pub struct Bars(ProgressBar);
 
 impl Default for Bars {
     fn default() -> Self {
@@ -373,8 +382,13 @@ impl Default for Bars {
 }
 
 impl Bars {
+    /// Leaves the line empty.
+    pub fn clear(&self) {
+        self.0.finish_and_clear();
+    }
+
     /// `which` comes before what is said of a stage.
-    fn show(&self, progress: Progress, which: &str) -> ControlFlow<()> {
+    pub fn show(&self, progress: Progress, which: &str) -> ControlFlow<()> {
         let style = |template: &str| {
             ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
         };

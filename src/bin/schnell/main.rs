@@ -13,6 +13,7 @@ mod outputs;
 mod plan;
 mod plot;
 mod quantize;
+mod reproduce;
 mod signals;
 mod statistics;
 mod terminal;
@@ -26,7 +27,7 @@ use clap::{Parser, Subcommand};
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Exit codes: 0 done, 1 a verdict is no (bench, doctor), 2 bad input or flags, 3 bad model files, 4 not enough memory or disk, \
+    after_help = "Exit codes: 0 done, 1 a verdict is no (bench, doctor, reproduce), 2 bad input or flags, 3 bad model files, 4 not enough memory or disk, \
                                  5 unsupported machine or model, 6 the device failed, 7 a file cannot be read or written, \
                                  11 the network failed."
 )]
@@ -47,6 +48,8 @@ enum Command {
     Bench(bench::Args),
     /// Look at driver, card, kernels, models and disk, test every kernel, and say what to do about each problem.
     Doctor(doctor::Args),
+    /// Draw a picture again from what its file says, and compare.
+    Reproduce(Box<reproduce::Args>),
     /// Write a model's folder anew in 4 bits (NF4), as bitsandbytes does it; diffusers loads it, too.
     Quantize(Box<quantize::Args>),
     /// Fetch a model from the Hugging Face hub: the files needed, checked, going on where it was interrupted.
@@ -82,6 +85,10 @@ fn main() -> ExitCode {
             result => result.map(|_| ()),
         },
         Command::Doctor(args) => match doctor::run(args) {
+            Ok(false) => return ExitCode::from(1),
+            result => result.map(|_| ()),
+        },
+        Command::Reproduce(args) => match reproduce::run(args) {
             Ok(false) => return ExitCode::from(1),
             result => result.map(|_| ()),
         },

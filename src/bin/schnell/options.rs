@@ -9,9 +9,9 @@ use schnell::{
     Device, Error, Lora, Model, ModelFolder, PipelineConfig, Plan, Precision, Quantize, Result, Shape,
 };
 
-/// What decides the plan.
+/// Which files the model is in.
 #[derive(Args)]
-pub struct PlanOptions {
+pub struct ModelOptions {
     /// Model folder in the diffusers layout, org/name of one in the Hugging Face cache, a checkpoint in one file (safetensors or
     /// GGUF), or `demo` for the bundled one [default: demo, or what --transformer names]
     #[arg(long, value_name = "DIR|HF-ID|FILE|demo")]
@@ -32,6 +32,24 @@ pub struct PlanOptions {
     /// A LoRA in a safetensors file, and how strongly it counts: style.safetensors:0.8; as often as there are LoRAs [default strength: 1]
     #[arg(long, value_name = "FILE[:STRENGTH]", value_parser = parse_lora)]
     pub lora: Vec<(PathBuf, f32)>,
+}
+
+/// How much memory may be used.
+#[derive(Args)]
+pub struct BudgetOptions {
+    /// Device memory that may be used at most, such as 6.5GiB or 900MiB
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub budget: Option<u64>,
+    /// Pinned host memory that may be used at most; streamed weights that it has no room for are read from --cache each time
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub host_budget: Option<u64>,
+}
+
+/// What decides the plan.
+#[derive(Args)]
+pub struct PlanOptions {
+    #[command(flatten)]
+    pub model: ModelOptions,
     /// How Linear layers of the transformer and T5 are kept [default: keep where their files hold them in fp8 or in types of GGUF, else nf4]
     #[arg(long, value_enum)]
     pub quantize: Option<QuantizeOption>,
@@ -50,12 +68,8 @@ pub struct PlanOptions {
     /// T5 tokens, padding included [default: 256, models with a guidance embedder: 512; less if the tokenizer allows less]
     #[arg(long, value_name = "N")]
     pub t5_length: Option<usize>,
-    /// Device memory that may be used at most, such as 6.5GiB or 900MiB
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
-    pub budget: Option<u64>,
-    /// Pinned host memory that may be used at most; streamed weights that it has no room for are read from --cache each time
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
-    pub host_budget: Option<u64>,
+    #[command(flatten)]
+    pub budgets: BudgetOptions,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -78,7 +92,7 @@ pub enum PrecisionOption {
     Fast,
 }
 
-impl PlanOptions {
+impl ModelOptions {
     pub fn is_demo(&self) -> bool {
         match &self.model {
             Some(model) => model == "demo",
@@ -86,9 +100,92 @@ impl PlanOptions {
         }
     }
 
+    /// The configs of `folder`; of a file in place of the transformer it is said what its tensors make of it.
+    pub fn config(&self, folder: &ModelFolder) -> Result<PipelineConfig> {
+        let config = folder.config()?;
+        let file = self.model.as_ref().map(PathBuf::from).into_iter().chain(self.transformer.clone());
+        if let Some(file) = file.rev().find(|path| path.is_file()) {
+            say(format_args!("{}: {}", file.display(), config.flux.in_words()));
+        }
+        let loras = self.loras(&config)?;
+        for warning in loras.iter().flat_map(|(lora, _)| lora.warnings()) {
+            say(format_args!("warning: {warning}"));
+        }
+        Ok(config.with_loras(&loras))
+    }
+
+    /// Those of --lora, for a model of this config.
+    fn loras(&self, config: &PipelineConfig) -> Result<Vec<(Lora, f32)>> {
+        let open = |(path, strength): &(PathBuf, f32)| Ok((Lora::open(path, config)?, *strength));
+        self.lora.iter().map(open).collect()
+    }
+
+    /// The model in `folder`, with what --lora names.
+    pub fn model(&self, folder: &ModelFolder) -> Result<Model> {
+        let model = Model::open_folder(folder)?;
+        let loras = self.loras(model.config())?;
+        model.with_loras(&loras)
+    }
+
+    /// What is read beside the model's folder.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let ModelOptions { transformer, vae, clip, t5, lora, .. } = self;
+        let model = self.model.as_deref().map(Path::new);
+        let parts =
+            [transformer, vae, clip, t5].into_iter().flatten().chain(lora.iter().map(|(path, _)| path));
+        model.into_iter().chain(parts.map(PathBuf::as_path))
+    }
+
+    /// The model's folder, and the files in place of its parts.
+    pub fn folder(&self) -> Result<ModelFolder> {
+        let ModelOptions { vae, clip, t5, .. } = self;
+        let (model, transformer) = match (&self.model, &self.transformer) {
+            // It is the model.
+            (None, Some(file)) if !self.is_demo() => (file.as_path(), None),
+            (model, file) => (Path::new(model.as_deref().unwrap_or("demo")), file.as_ref()),
+        };
+        let mut folder = if self.is_demo() { ModelFolder::demo() } else { ModelFolder::find(model) }?;
+        if let Some(file) = transformer {
+            folder = folder.transformer(file)?;
+        }
+        if let Some(file) = vae {
+            folder = folder.vae(file)?;
+        }
+        if let Some(file) = clip {
+            folder = folder.clip(file)?;
+        }
+        if let Some(file) = t5 {
+            folder = folder.t5(file)?;
+        }
+        Ok(folder)
+    }
+}
+
+impl BudgetOptions {
+    /// `plan` within the budgets that there are; the refusals' advice is in the command's words.
+    pub fn within_budget(&self, mut plan: Plan) -> Result<Plan> {
+        let with_advice = |error, advice: &str| match error {
+            Error::Capacity { what, needed_bytes, available_bytes, .. } => {
+                Error::Capacity { what, needed_bytes, available_bytes, advice: advice.to_string() }
+            }
+            other => other,
+        };
+        if let Some(budget) = self.budget {
+            let advice = "raise --budget, or ask for a smaller image; `schnell plan` lists every region";
+            plan = plan.within(budget).map_err(|error| with_advice(error, advice))?;
+        }
+        if let Some(budget) = self.host_budget {
+            let advice = "raise --host-budget";
+            plan = plan.within_host(budget).map_err(|error| with_advice(error, advice))?;
+        }
+        Ok(plan)
+    }
+}
+
+impl PlanOptions {
     /// That of the flags.
     pub fn shape(&self, config: &PipelineConfig, true_cfg: bool) -> Shape {
-        let side = if self.is_demo() { 128 } else { 1024 };
+        let side = if self.model.is_demo() { 128 } else { 1024 };
         let shape = Shape::new(self.width.unwrap_or(side), self.height.unwrap_or(side))
             .steps(self.steps.unwrap_or(config.steps))
             .t5_length(self.t5_length.unwrap_or(config.t5_length));
@@ -123,85 +220,6 @@ impl PlanOptions {
             );
         }
         plan.with_precision(precision)
-    }
-
-    /// `plan` within the budgets that there are; the refusals' advice is in the command's words.
-    pub fn within_budget(&self, mut plan: Plan) -> Result<Plan> {
-        let with_advice = |error, advice: &str| match error {
-            Error::Capacity { what, needed_bytes, available_bytes, .. } => {
-                Error::Capacity { what, needed_bytes, available_bytes, advice: advice.to_string() }
-            }
-            other => other,
-        };
-        if let Some(budget) = self.budget {
-            let advice = "raise --budget, or ask for a smaller image; `schnell plan` lists every region";
-            plan = plan.within(budget).map_err(|error| with_advice(error, advice))?;
-        }
-        if let Some(budget) = self.host_budget {
-            let advice = "raise --host-budget";
-            plan = plan.within_host(budget).map_err(|error| with_advice(error, advice))?;
-        }
-        Ok(plan)
-    }
-
-    /// The configs of `folder`; of a file in place of the transformer it is said what its tensors make of it.
-    pub fn config(&self, folder: &ModelFolder) -> Result<PipelineConfig> {
-        let config = folder.config()?;
-        let file = self.model.as_ref().map(PathBuf::from).into_iter().chain(self.transformer.clone());
-        if let Some(file) = file.rev().find(|path| path.is_file()) {
-            say(format_args!("{}: {}", file.display(), config.flux.in_words()));
-        }
-        let loras = self.loras(&config)?;
-        for warning in loras.iter().flat_map(|(lora, _)| lora.warnings()) {
-            say(format_args!("warning: {warning}"));
-        }
-        Ok(config.with_loras(&loras))
-    }
-
-    /// Those of --lora, for a model of this config.
-    fn loras(&self, config: &PipelineConfig) -> Result<Vec<(Lora, f32)>> {
-        let open = |(path, strength): &(PathBuf, f32)| Ok((Lora::open(path, config)?, *strength));
-        self.lora.iter().map(open).collect()
-    }
-
-    /// The model in `folder`, with what --lora names.
-    pub fn model(&self, folder: &ModelFolder) -> Result<Model> {
-        let model = Model::open_folder(folder)?;
-        let loras = self.loras(model.config())?;
-        model.with_loras(&loras)
-    }
-
-    /// What is read beside the model's folder.
-    pub fn files(&self) -> impl Iterator<Item = &Path> {
-        let PlanOptions { transformer, vae, clip, t5, lora, .. } = self;
-        let model = self.model.as_deref().map(Path::new);
-        let parts =
-            [transformer, vae, clip, t5].into_iter().flatten().chain(lora.iter().map(|(path, _)| path));
-        model.into_iter().chain(parts.map(PathBuf::as_path))
-    }
-
-    /// The model's folder, and the files in place of its parts.
-    pub fn folder(&self) -> Result<ModelFolder> {
-        let PlanOptions { vae, clip, t5, .. } = self;
-        let (model, transformer) = match (&self.model, &self.transformer) {
-            // It is the model.
-            (None, Some(file)) if !self.is_demo() => (file.as_path(), None),
-            (model, file) => (Path::new(model.as_deref().unwrap_or("demo")), file.as_ref()),
-        };
-        let mut folder = if self.is_demo() { ModelFolder::demo() } else { ModelFolder::find(model) }?;
-        if let Some(file) = transformer {
-            folder = folder.transformer(file)?;
-        }
-        if let Some(file) = vae {
-            folder = folder.vae(file)?;
-        }
-        if let Some(file) = clip {
-            folder = folder.clip(file)?;
-        }
-        if let Some(file) = t5 {
-            folder = folder.t5(file)?;
-        }
-        Ok(folder)
     }
 }
 

@@ -68,6 +68,8 @@ pub(crate) struct Inputs {
 pub(crate) struct Outputs {
     /// u8 `[height, width, 3]`.
     pub rgb: HostRange,
+    /// f32 `[image tokens, in_channels]`: what the last step gives.
+    pub latents: HostRange,
     /// u32, one for each of `places`: how many numbers were not finite.
     pub nonfinite: HostRange,
     pub places: Vec<String>,
@@ -146,6 +148,8 @@ pub(crate) fn record(
     }
 
     recorder.stage("vae", 1)?;
+    // Here and not with the picture: they would lie beside the decoder's largest maps.
+    let latents = recorder.fetch(&steps.latents)?;
     let (height, width) = shape.token_grid(config);
     let mut net = Network::new(recorder, weights, Part::Vae, Quantize::None, config);
     let picture = vae::record(&mut net, &config.vae, [2 * height, 2 * width], &steps.latents)?;
@@ -155,7 +159,7 @@ pub(crate) fn record(
     recorder.stage("copy", 1)?;
     let rgb = recorder.fetch(&picture.rgb)?;
     let nonfinite = recorder.fetch(&guards.counters)?;
-    Ok((inputs, Outputs { rgb, nonfinite, places: guards.places }))
+    Ok((inputs, Outputs { rgb, latents, nonfinite, places: guards.places }))
 }
 
 /// Counters of numbers that are not finite, one for every place where they are looked for.
