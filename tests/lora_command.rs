@@ -88,6 +88,27 @@ fn what_measures_and_what_draws_many_takes_it_too() {
     }
 }
 
+/// A picture is drawn again with the LoRAs that it says, and with no others.
+#[test]
+fn pictures_are_reproduced_with_their_loras() {
+    let sandbox = sandbox();
+    let style = ["--lora", "style.safetensors:0.5"];
+    let ran = run(&sandbox, &["generate", "a star", "--output", "star.png"], &style);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let again =
+        |more: &[&str]| sandbox.run([&["reproduce", "star.png", "--device", "emulator"][..], more].concat());
+    let same = again(&style);
+    assert!(same.code == 0 && same.stderr.contains("the same, to the bit"), "{}", same.stderr);
+    for more in [&[][..], &["--lora", "style.safetensors"], &[style, style].concat()] {
+        let other = again(more);
+        assert!(
+            other.code == 1 && other.stderr.contains("LoRAs: style.safetensors:0.5 "),
+            "{}",
+            other.stderr
+        );
+    }
+}
+
 #[test]
 fn the_file_is_never_written_over() {
     let sandbox = sandbox();

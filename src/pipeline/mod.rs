@@ -302,7 +302,8 @@ impl Pipeline {
             }
         }
         let ended = Instant::now();
-        let receipt = Receipt::new(&self.plan, [&self.digest, &self.loras], take(outputs.latents), take(outputs.rgb));
+        let receipt =
+            Receipt::new(&self.plan, [&self.digest, &self.loras], take(outputs.latents), take(outputs.rgb));
         keep(take(outputs.rgb));
         timings.push("receipt", ended.elapsed().as_secs_f64() * 1e3);
         // There is nothing left to stop.

@@ -72,13 +72,13 @@ pub fn run(args: &Args) -> Result<()> {
     {
         return Err(Error::Input("--timeline and --sweep are the same file; name two".to_string()));
     }
-    let config = args.options.config(&args.options.folder()?)?;
+    let config = args.options.model.config(&args.options.model.folder()?)?;
     let all = args.options.plan(&config, args.true_cfg)?;
     let all = match card {
         Some(card) => all.on(&card.capability())?,
         None => all,
     };
-    let plan = args.options.within_budget(all.clone())?;
+    let plan = args.options.budgets.within_budget(all.clone())?;
     let prediction = card.map(|card| plan.predict(card));
     if args.json {
         terminal::print(&format!("{:#}\n", as_json(&plan, prediction.as_ref())))?;
