@@ -1,11 +1,12 @@
 //! One error type, split by who can act on it: the caller ([`Error::Input`]), the owner of the model files
 //! ([`Error::Weights`]), the owner of the memory ([`Error::Capacity`]), the choice of machine or build
-//! ([`Error::Unsupported`]), the machine itself ([`Error::Device`]), the file system ([`Error::Io`]), the network
+//! ([`Error::Unsupported`]), the machine itself ([`Error::Device`]), the clock ([`Error::Deadline`]), the file system ([`Error::Io`]), the network
 //! ([`Error::Network`]) and the authors of this crate ([`Error::Internal`]).
 //!
 //! Messages are lower case, say what was expected and what was found, and end with what to do about it.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// What every fallible function of this crate returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -63,6 +64,22 @@ pub enum Error {
     /// Whoever was told of the progress wanted no more of it. What it stopped can be asked for again.
     #[error("stopped")]
     Stopped,
+
+    /// A picture cannot be there by its deadline, and should not be drawn then. What is left of it is nothing; the pipeline can draw others.
+    #[error(
+        "the picture would take {:.1} ms, by what was known {when}, and shall take {:.1} ms; allow more time, fewer steps or a smaller \
+         picture",
+        needed.as_secs_f64() * 1e3,
+        deadline.as_secs_f64() * 1e3
+    )]
+    Deadline {
+        /// `before it was begun`, `before step 3`.
+        when: String,
+        /// From the request on, as far as could be told.
+        needed: Duration,
+        /// As it was asked for.
+        deadline: Duration,
+    },
 
     /// Numbers that are not finite where they were computed: weights that are damaged, or that bf16 is too narrow for.
     #[error("{count} numbers of {place} are not finite: the weights overflow bf16 or f32")]
@@ -186,6 +203,7 @@ impl Error {
             Error::Stopped => 9,
             Error::Mismatch(_) => 10,
             Error::Network(_) => 11,
+            Error::Deadline { .. } => 12,
         }
     }
 }

@@ -118,7 +118,7 @@ pub use image::ImageFormat;
 pub use models::layers::{Precision, Quantize};
 pub use pipeline::timing::{StageTime, Timings};
 pub use pipeline::{
-    Card, Dump, DumpValues, InspectedPart, Inspection, Interval, Model, ModelFolder, Noise, NoiseFile,
+    Card, Dump, DumpValues, InspectedPart, Inspection, Interval, Late, Model, ModelFolder, Noise, NoiseFile,
     OnProgress, Output, Pipeline, PipelineBuilder, Plan, Prediction, Progress, Quantizer, Receipt, Recipe,
     Region, Request, Shape, StoredType, Traffic, Use, Work, gib, human_bytes,
 };

@@ -104,7 +104,7 @@ const RUNTIME: [(&str, &[&str]); 8] = [
 ];
 
 /// As of [`crate::Error::exit_code`]; a test compares.
-const EXIT_CODES: [(&str, u8); 11] = [
+const EXIT_CODES: [(&str, u8); 12] = [
     ("Input", 2),
     ("Weights", 3),
     ("NotFinite", 3),
@@ -116,6 +116,7 @@ const EXIT_CODES: [(&str, u8); 11] = [
     ("Stopped", 9),
     ("Mismatch", 10),
     ("Network", 11),
+    ("Deadline", 12),
 ];
 
 struct Entry {
@@ -136,7 +137,7 @@ const fn entry(
 }
 
 /// The first that fits counts: special ones before general ones.
-const ENTRIES: [Entry; 29] = [
+const ENTRIES: [Entry; 30] = [
     entry(
         "Internal",
         &["a fault of schnell that deserves a report"],
@@ -258,6 +259,14 @@ const ENTRIES: [Entry; 29] = [
         &["failed on emulator", "failed on"],
         "the machine failed an operation",
         "on the emulator it is a fault of a kernel, which deserves a report with the whole text",
+    ),
+    entry(
+        "Deadline",
+        &["the picture would take..and shall take"],
+        "the picture would come later than --deadline allows, by what pictures of its size took on this machine, or by what was seen of \
+         it; no picture was drawn",
+        "allow more time, fewer steps or a smaller picture, or say with --late what shall be drawn instead; is another program on the \
+         card, `schnell bench latency` says how long pictures take now",
     ),
     entry(
         "Stopped",
@@ -387,6 +396,8 @@ const ENTRIES: [Entry; 29] = [
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::Error;
 
@@ -400,6 +411,7 @@ mod tests {
             Error::Device { .. } => "Device",
             Error::Stopped => "Stopped",
             Error::NotFinite { .. } => "NotFinite",
+            Error::Deadline { .. } => "Deadline",
             Error::Mismatch(_) => "Mismatch",
             Error::Internal(_) => "Internal",
             Error::Io { .. } => "Io",
@@ -439,6 +451,11 @@ mod tests {
             device("cuda:0", "CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered"),
             device("emulator", "thread 3 reads outside"),
             Error::Stopped,
+            Error::Deadline {
+                when: "before it was begun".to_string(),
+                needed: Duration::from_millis(900),
+                deadline: Duration::from_millis(800),
+            },
             Error::NotFinite { place: "the latents of step 0".to_string(), count: 3 },
             crate::check::mismatch(2),
             Error::Internal("a plan that its own check refuses".to_string()),

@@ -8,6 +8,7 @@ use crate::{Error, Result};
 
 use super::cache::DEFAULT_PROMPTS;
 use super::load::Binding;
+use super::times::Times;
 use super::{Model, OnProgress, Pipeline, Plan, Precision, Quantize, Shape};
 
 /// How a [`Pipeline`] is loaded: see [`Pipeline::builder`].
@@ -26,6 +27,7 @@ pub struct PipelineBuilder<'a> {
     prompts: usize,
     cache: Option<PathBuf>,
     graphs: bool,
+    calibrate: Option<PathBuf>,
 }
 
 impl<'a> PipelineBuilder<'a> {
@@ -43,6 +45,7 @@ impl<'a> PipelineBuilder<'a> {
             prompts: DEFAULT_PROMPTS,
             cache: None,
             graphs: true,
+            calibrate: None,
         }
     }
 
@@ -106,6 +109,14 @@ impl<'a> PipelineBuilder<'a> {
         PipelineBuilder { graphs, ..self }
     }
 
+    /// Measures how long pictures of the shapes to warm up take, which is what [`Request::deadline`](super::Request::deadline) is held
+    /// against, and keeps it in a file: three pictures a shape are drawn before loading is through, unless the file says it already of
+    /// this very card, slot, driver, kernels, model and plan. Without it a pipeline learns from the pictures that it is asked for.
+    /// Several pipelines may share the file; of those that write it at once one is the last.
+    pub fn calibrate(self, file: impl Into<PathBuf>) -> Self {
+        PipelineBuilder { calibrate: Some(file.into()), ..self }
+    }
+
     /// A plan made before, in place of one made of `warm_up`, `quantize` and `precision`.
     pub fn with_plan(self, plan: Plan) -> Self {
         PipelineBuilder { plan: Some(plan), ..self }
@@ -149,7 +160,8 @@ impl<'a> PipelineBuilder<'a> {
     /// # Errors
     /// Those of [`PipelineBuilder::plan`]; [`Error::Input`] when weights shall stay in a cache and none was named;
     /// [`Error::Capacity`] when the device has too little memory, [`Error::Weights`] and
-    /// [`Error::Io`] from the files, [`Error::Device`] from the machine, [`Error::Unsupported`] without one that would do.
+    /// [`Error::Io`] from the files, [`Error::Device`] from the machine, [`Error::Unsupported`] without one that would do;
+    /// [`Error::Input`] when the file of times is none.
     pub fn load(self) -> Result<Pipeline> {
         self.load_with(&mut |_| Continue(()))
     }
@@ -162,6 +174,9 @@ impl<'a> PipelineBuilder<'a> {
         let plan = self.plan()?;
         if self.model.config() != plan.config() {
             return Err(Error::Input("the plan was made for another model".to_string()));
+        }
+        if let Some(file) = &self.calibrate {
+            Times::read(file, "")?;
         }
         let on_disk = plan.traffic().on_disk;
         if on_disk > 0 && self.cache.is_none() {
@@ -181,12 +196,13 @@ impl<'a> PipelineBuilder<'a> {
             }
         };
         let plan = plan.on(device.capability())?;
-        let bound = Binding {
-            dumps: self.dumps,
-            prompts: self.prompts,
-            cache: self.cache.as_deref(),
-            graphs: self.graphs && !cfg!(feature = "sync-launch"),
-        };
-        Pipeline::bind(self.model, plan, &device, bound, progress)
+        let graphs = self.graphs && !cfg!(feature = "sync-launch");
+        let bound =
+            Binding { dumps: self.dumps, prompts: self.prompts, cache: self.cache.as_deref(), graphs };
+        let mut pipeline = Pipeline::bind(self.model, plan, &device, bound, progress)?;
+        if let Some(file) = &self.calibrate {
+            pipeline.calibrate(file, graphs, progress)?;
+        }
+        Ok(pipeline)
     }
 }

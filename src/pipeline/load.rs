@@ -17,6 +17,7 @@ use super::cache::PromptCache;
 use super::disk::Disk;
 use super::plan::ShapePlan;
 use super::run::Bound;
+use super::times::Times;
 use super::{Model, ModelFolder, OnProgress, Pipeline, Plan, Progress, Shape};
 
 /// A prompt as the two encoders see it.
@@ -147,6 +148,7 @@ impl Pipeline {
             cache,
             digest,
             loras: model.loras(),
+            times: Times::default(),
         })
     }
 }

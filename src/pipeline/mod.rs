@@ -19,6 +19,7 @@
 
 mod builder;
 mod cache;
+mod deadline;
 mod disk;
 mod folder;
 mod inspect;
@@ -35,12 +36,13 @@ mod receipt;
 mod request;
 mod run;
 mod shape;
+mod times;
 pub mod timing;
 mod traffic;
 
 use std::ops::ControlFlow::{self, Continue};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use half::bf16;
 
@@ -54,6 +56,8 @@ use crate::{Error, Result};
 pub use crate::models::layers::{Precision, Quantize};
 pub use builder::PipelineBuilder;
 use cache::{Encoding, Modulated, PromptCache};
+pub use deadline::Late;
+use deadline::Watch;
 use disk::Disk;
 pub use folder::ModelFolder;
 pub use inspect::{InspectedPart, Inspection, StoredType, Use};
@@ -67,8 +71,9 @@ pub use predict::{Card, Interval, Prediction};
 pub use quantize::{QuantizedLinear, Quantizer};
 pub use receipt::{Receipt, Recipe};
 pub use request::{Noise, Progress, Request};
-use run::{Bound, Dumps, Pinned};
+use run::{Bound, Dumps, Pace, Pinned};
 pub use shape::Shape;
+use times::Times;
 pub use traffic::Traffic;
 
 /// Whether to go on: see [`Progress`].
@@ -100,6 +105,7 @@ pub struct Pipeline {
     digest: String,
     /// In words.
     loras: String,
+    times: Times,
 }
 
 impl Pipeline {
@@ -241,23 +247,16 @@ impl Pipeline {
         keep: &mut dyn FnMut(&[u8]),
     ) -> Result<Output> {
         let started = Instant::now();
-        let prompt_2 = request.prompt_2.as_ref().unwrap_or(&request.prompt);
-        if !request.allow_empty_prompt && (request.prompt.trim().is_empty() || prompt_2.trim().is_empty()) {
-            return Err(Error::Input(
-                "the prompt is empty; say what to draw, or allow an empty prompt".to_string(),
-            ));
-        }
-        if request.dump && self.dump_host.is_none() {
-            return Err(Error::Input("this pipeline was loaded without room for dumps".to_string()));
-        }
+        self.check(request)?;
         let _entered = self.device.enter()?;
-        let shape = request.shape(self.plan.shape());
-        self.warm_up(shape)?;
-        let mut prompts = vec![self.text.encode(&self.plan, &shape, &request.prompt, prompt_2)?];
-        if shape.true_cfg {
-            let negative = request.negative_prompt.as_deref().unwrap_or_default();
-            prompts.push(self.text.encode(&self.plan, &shape, negative, negative)?);
+        let mut shape = request.shape(self.plan.shape());
+        shape.check(self.plan.config())?;
+        let prompts = self.tokenize(request, &shape)?;
+        if request.late == Late::FewerSteps {
+            let run = if self.cache.get(&prompts).is_some() { Run::Encoded } else { Run::Fresh };
+            shape.steps = self.admit(request, &shape, run)?;
         }
+        self.warm_up(shape)?;
         let tokenize_ms = started.elapsed().as_secs_f64() * 1e3;
         let noise = self.noise(request, &shape)?;
         let config = self.plan.config();
@@ -271,6 +270,7 @@ impl Pipeline {
             Some(encodings) => self.fill_encodings(encodings, &modulated)?,
             None => self.fill_prompts(&prompts)?,
         };
+        self.admit(request, &shape, run)?;
         let inputs_ms = started.elapsed().as_secs_f64() * 1e3 - tokenize_ms;
 
         let mut dumps = Dumps { on: request.dump, all: Vec::new() };
@@ -282,7 +282,11 @@ impl Pipeline {
             host: &mut self.host,
             dumps: self.dump_host.as_mut(),
         };
-        bound.run(run, &self.device, pinned, &mut dumps, progress)?;
+        let last = request.estimate_after.unwrap_or(shape.steps).min(shape.steps);
+        let watch = Watch::new(request.deadline, request.late, self.times.expected(&shape, run), last);
+        let mut pace = Pace { watch, started, sigmas: &sigmas, done: 0 };
+        bound.run(run, &self.device, pinned, &mut dumps, &mut pace, progress)?;
+        let estimate = Some(pace.done).filter(|done| *done < shape.steps);
         let mut timings = bound.timings(&self.device, &[("tokenize", tokenize_ms), ("inputs", inputs_ms)])?;
         let bytes = self.host.as_slice();
         let take = |range: HostRange| &bytes[range.start..range.start + range.bytes];
@@ -306,20 +310,72 @@ impl Pipeline {
             Receipt::new(&self.plan, [&self.digest, &self.loras], take(outputs.latents), take(outputs.rgb));
         keep(take(outputs.rgb));
         timings.push("receipt", ended.elapsed().as_secs_f64() * 1e3);
+        if estimate.is_none() {
+            self.times.learn(&shape, run, &timings, started.elapsed().as_secs_f64() * 1e3);
+        }
         // There is nothing left to stop.
         let _ = progress(Progress::Done);
         Ok(Output {
             width: shape.width,
             height: shape.height,
             rgb: Vec::new(),
-            warnings: output::warnings(request, &self.plan, &prompts[0]),
+            warnings: output::warnings(request, &self.plan, &prompts[0], &shape, estimate),
             clip_tokens_dropped: prompts[0].clip.dropped,
             t5_tokens_dropped: prompts[0].t5.dropped,
             timings,
             dumps: dumps.all,
-            notes: output::notes(request, &self.plan, &shape, &receipt),
+            notes: output::notes(request, &self.plan, &shape, estimate, &receipt),
             receipt,
+            estimate,
         })
+    }
+
+    /// Refuses what no picture can be drawn of.
+    fn check(&self, request: &Request) -> Result<()> {
+        let prompt_2 = request.prompt_2.as_ref().unwrap_or(&request.prompt);
+        if !request.allow_empty_prompt && (request.prompt.trim().is_empty() || prompt_2.trim().is_empty()) {
+            return Err(Error::Input(
+                "the prompt is empty; say what to draw, or allow an empty prompt".to_string(),
+            ));
+        }
+        if request.dump && self.dump_host.is_none() {
+            return Err(Error::Input("this pipeline was loaded without room for dumps".to_string()));
+        }
+        let steps = request.shape(self.plan.shape()).steps;
+        match request.estimate_after {
+            Some(last) if last == 0 || last > steps => {
+                Err(Error::Input(format!("an estimate after {last} steps of {steps}; use 1 to {steps}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The tokens of every branch.
+    fn tokenize(&self, request: &Request, shape: &Shape) -> Result<Vec<Prompt>> {
+        let prompt_2 = request.prompt_2.as_ref().unwrap_or(&request.prompt);
+        let mut prompts = vec![self.text.encode(&self.plan, shape, &request.prompt, prompt_2)?];
+        if shape.true_cfg {
+            let negative = request.negative_prompt.as_deref().unwrap_or_default();
+            prompts.push(self.text.encode(&self.plan, shape, negative, negative)?);
+        }
+        Ok(prompts)
+    }
+
+    /// In how many steps it is drawn, of those of `shape`.
+    fn admit(&self, request: &Request, shape: &Shape, run: Run) -> Result<usize> {
+        match request.deadline.zip(self.times.expected(shape, run)) {
+            Some((deadline, expected)) => deadline::admit(deadline, request.late, shape.steps, &expected),
+            None => Ok(shape.steps),
+        }
+    }
+
+    /// How long a picture is expected to take, by what pictures of its size took on this pipeline, and by what
+    /// [`PipelineBuilder::calibrate`] has of this machine; of a prompt seen before if `again`. Nothing if there were none.
+    pub fn expected(&self, request: &Request, again: bool) -> Option<Duration> {
+        let shape = request.shape(self.plan.shape());
+        let run = if again { Run::Modulated } else { Run::Fresh };
+        let ms = self.times.expected(&shape, run)?.total(shape.steps);
+        Duration::try_from_secs_f64(ms / 1e3).ok()
     }
 
     /// Whether all bytes between regions are what they were, of a plan [with guards](Plan::with_guards); how many guards there are.

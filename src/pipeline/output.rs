@@ -61,10 +61,19 @@ pub struct Output {
     pub notes: Vec<Note>,
     /// By what the picture is recognized.
     pub receipt: Receipt,
+    /// Steps of the schedule that were done, where it is not all of them: what was decoded is an estimate of the clean picture, as a
+    /// deadline left no time for more, or as [`Request::estimate_after`] wanted it.
+    pub estimate: Option<usize>,
 }
 
 /// The file's metadata: what another run needs to draw the same picture (but for noise that was given).
-pub(super) fn notes(request: &Request, plan: &Plan, shape: &Shape, receipt: &Receipt) -> Vec<Note> {
+pub(super) fn notes(
+    request: &Request,
+    plan: &Plan,
+    shape: &Shape,
+    estimate: Option<usize>,
+    receipt: &Receipt,
+) -> Vec<Note> {
     let mut notes = vec![("prompt", request.prompt.clone())];
     notes.extend(request.prompt_2.clone().map(|text| ("prompt_2", text)));
     if shape.true_cfg {
@@ -89,12 +98,19 @@ pub(super) fn notes(request: &Request, plan: &Plan, shape: &Shape, receipt: &Rec
         ("steps", shape.steps.to_string()),
         ("t5_length", shape.t5_length.to_string()),
     ]);
+    notes.extend(estimate.map(|steps| ("estimate_after", steps.to_string())));
     notes.extend(receipt.notes());
     notes
 }
 
 /// What a person should know of a picture.
-pub(super) fn warnings(request: &Request, plan: &Plan, prompt: &Prompt) -> Vec<String> {
+pub(super) fn warnings(
+    request: &Request,
+    plan: &Plan,
+    prompt: &Prompt,
+    shape: &Shape,
+    estimate: Option<usize>,
+) -> Vec<String> {
     let start: String = request.prompt.chars().take(40).collect();
     let dropped = [("CLIP", prompt.clip.dropped), ("T5", prompt.t5.dropped)].into_iter();
     let mut warnings: Vec<String> = dropped
@@ -104,6 +120,18 @@ pub(super) fn warnings(request: &Request, plan: &Plan, prompt: &Prompt) -> Vec<S
         })
         .collect();
     warnings.extend(request.warnings(plan.config()));
+    if request.deadline.is_some() {
+        let asked = request.shape(plan.shape()).steps;
+        if shape.steps < asked {
+            warnings.push(format!("drawn in {} steps, not {asked}, to be there in time", shape.steps));
+        }
+        if let Some(done) = estimate {
+            warnings.push(format!(
+                "an estimate after {done} of {} steps: there was no time for more",
+                shape.steps
+            ));
+        }
+    }
     warnings
 }
 

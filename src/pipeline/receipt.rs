@@ -42,7 +42,8 @@ fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn machine(capability: &Capability) -> String {
+/// Of which kind it is: all that a plan, and so the bytes of a picture, depend on.
+pub(super) fn machine(capability: &Capability) -> String {
     let emulator = if capability.is_emulator { "emulator of " } else { "" };
     format!("{emulator}sm_{}, {} SMs", capability.arch, capability.num_sms)
 }
@@ -193,6 +194,10 @@ impl Recipe {
             .size(width, height)
             .steps(notes.number("steps")?)
             .t5_length(notes.number("t5_length")?);
+        request.estimate_after = match notes.find("estimate_after")? {
+            Some(_) => Some(notes.number("estimate_after")?),
+            None => None,
+        };
         request.prompt_2 = notes.find("prompt_2")?.map(str::to_string);
         request.guidance = notes.finite("guidance")?;
         request.negative_prompt = notes.find("negative_prompt")?.map(str::to_string);
@@ -318,6 +323,7 @@ mod tests {
             ("timesteps", "bf16"),
             ("steps", "2"),
             ("t5_length", "16"),
+            ("estimate_after", "1"),
             ("weights", "nf4-all"),
             ("precision", "fast"),
             ("model", "0123456789abcdef"),
@@ -351,7 +357,7 @@ mod tests {
         assert_eq!((request.negative_prompt.as_deref(), request.true_cfg_scale), (Some(""), 2.5));
         assert_eq!((request.guidance, request.timesteps), (Some(3.5), TimeRounding::Bf16));
         assert_eq!((recipe.receipt.weights, recipe.receipt.precision), (Quantize::Nf4All, Precision::Fast));
-        assert_eq!(recipe.columns, None);
+        assert_eq!((recipe.columns, request.estimate_after), (None, Some(1)));
     }
 
     #[test]
@@ -417,6 +423,7 @@ mod tests {
             ("noise", "pink"),
             ("size", "64"),
             ("steps", "-1"),
+            ("estimate_after", "one"),
             ("seed", "7a"),
             ("guidance", "NaN"),
             ("true_cfg_scale", "inf"),

@@ -1,7 +1,9 @@
 //! What is asked of a pipeline, and what it says while it works.
 
+use std::time::Duration;
+
 use crate::config::PipelineConfig;
-use crate::pipeline::Shape;
+use crate::pipeline::{Late, Shape};
 use crate::sampling::{NoiseKind, TimeRounding};
 
 /// Of the command line and of diffusers.
@@ -51,6 +53,14 @@ pub struct Request {
     pub timesteps: TimeRounding,
     /// For models with a guidance embedder, 3.5 if nothing is said; ignored by others.
     pub guidance: Option<f32>,
+    /// When the picture has to be there, from the call on that asks for it. What it is held against is what pictures of its size took on
+    /// this pipeline: see [`PipelineBuilder::calibrate`](crate::pipeline::PipelineBuilder::calibrate).
+    pub deadline: Option<Duration>,
+    /// What becomes of a picture that would be late.
+    pub late: Late,
+    /// Decode the estimate of the clean picture that so many steps of the schedule give; what a picture that was
+    /// [late](Late::Estimate) is drawn again by.
+    pub estimate_after: Option<usize>,
     /// Keep every stage's tensor ([`Output::dumps`](crate::pipeline::Output::dumps)); needs
     /// [`PipelineBuilder::dumps`](crate::pipeline::PipelineBuilder::dumps).
     pub dump: bool,
@@ -72,6 +82,9 @@ impl Request {
             noise: Noise::Seeded(NoiseKind::F32),
             timesteps: TimeRounding::Exact,
             guidance: None,
+            deadline: None,
+            late: Late::Fail,
+            estimate_after: None,
             dump: false,
         }
     }
@@ -124,6 +137,16 @@ impl Request {
     /// Sets the guidance scale, for models with a guidance embedder.
     pub fn guidance(self, guidance: f32) -> Request {
         Request { guidance: Some(guidance), ..self }
+    }
+
+    /// Sets when the picture has to be there, from the call on that asks for it, and what becomes of one that would be late.
+    pub fn deadline(self, deadline: Duration, late: Late) -> Request {
+        Request { deadline: Some(deadline), late, ..self }
+    }
+
+    /// Decodes the estimate of the clean picture that so many steps of the schedule give.
+    pub fn estimate_after(self, steps: usize) -> Request {
+        Request { estimate_after: Some(steps), ..self }
     }
 
     /// Keeps every stage's tensor.

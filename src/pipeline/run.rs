@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use half::bf16;
 
@@ -13,9 +14,10 @@ use crate::device::{Config, Device, Event, Graph, HostBuffer, Node, Params, Stre
 use crate::memory::arena::Arena;
 use crate::models::flux::{BRANCHES, Inputs, Outputs};
 use crate::program::op::{Kept, Op};
-use crate::program::{Kind, Origin, Placed, Program, Run, STREAM, What};
+use crate::program::{HostRange, Kind, Origin, Placed, Program, Run, STREAM, What};
 use crate::{Error, Result};
 
+use super::deadline::Watch;
 use super::disk::Disk;
 use super::load::Prompt;
 use super::plan::ShapePlan;
@@ -33,6 +35,8 @@ pub(super) struct Bound {
     clock: Clock,
     /// Units that each kind of run copies from disk, in order.
     from_disk: [(Run, Arc<[usize]>); 3],
+    /// And what any copies behind the steps.
+    behind_steps: Arc<[usize]>,
 }
 
 #[derive(Debug)]
@@ -54,6 +58,25 @@ pub(super) struct Pinned<'a> {
     pub host: &'a mut HostBuffer,
     /// Stages, one at a time.
     pub dumps: Option<&'a mut HostBuffer>,
+}
+
+/// Whether a run is in time, and what it does if not.
+pub(super) struct Pace<'a> {
+    pub watch: Watch,
+    /// When the request came.
+    pub started: Instant,
+    /// Noise levels of the steps.
+    pub sigmas: &'a [f32],
+    /// Steps that were done.
+    pub done: usize,
+}
+
+impl Pace<'_> {
+    /// Whether the next step is the last.
+    fn is_last(&mut self, index: usize) -> Result<bool> {
+        self.done = index + 1;
+        self.watch.is_last(index, self.started.elapsed().as_secs_f64() * 1e3)
+    }
 }
 
 /// An operation as the machine takes it.
@@ -160,9 +183,11 @@ impl Bound {
         };
         let stages = placed.program.stages.iter().map(stage).collect::<Result<Vec<_>>>()?;
         let events = signals.iter().map(|_| device.create_event()).collect::<Result<_>>()?;
+        let behind = stages.iter().rposition(|stage| stage.name == "step").map_or(0, |last| last + 1);
+        let behind_steps = from_disk(&stages[behind..], &ops, Run::Fresh);
         let from_disk = Run::ALL.map(|run| (run, from_disk(&stages, &ops, run)));
         let clock = Clock::new(device, stages.iter().map(|stage| stage.labels.len()).sum())?;
-        Ok(Bound { plan, ops, stages, events, clock, from_disk })
+        Ok(Bound { plan, ops, stages, events, clock, from_disk, behind_steps })
     }
 
     pub fn shape(&self) -> Shape {
@@ -189,6 +214,7 @@ impl Bound {
         device: &Device,
         pinned: Pinned<'_>,
         dumps: &mut Dumps,
+        pace: &mut Pace<'_>,
         progress: &mut OnProgress<'_>,
     ) -> Result<()> {
         let Pinned { weights, mut disk, host, dumps: dump_host } = pinned;
@@ -199,7 +225,7 @@ impl Bound {
         let pinned = Pinned { weights, disk: disk.as_deref_mut(), host, dumps: dump_host };
         // Whatever ends it, a panic of `progress` too: the next run meets nothing of this one in the streams.
         let drained = Drained(device);
-        let result = self.run_stages(run, device, pinned, dumps, progress);
+        let result = self.run_stages(run, device, pinned, dumps, pace, progress);
         // First, so that what has been enqueued and does not matter any more is not read.
         let read = disk.map_or(Ok(()), Disk::end);
         drop(drained);
@@ -216,10 +242,13 @@ impl Bound {
         device: &Device,
         pinned: Pinned<'_>,
         dumps: &mut Dumps,
+        pace: &mut Pace<'_>,
         progress: &mut OnProgress<'_>,
     ) -> Result<()> {
         let Pinned { weights, mut disk, host, dumps: mut dump_host } = pinned;
-        let Bound { plan, ops, stages, events, clock, .. } = self;
+        let Bound { plan, ops, stages, events, clock, behind_steps, .. } = self;
+        let total = plan.shape.steps;
+        let mut is_last = false;
         clock.start(device)?;
         for stage in stages.iter().filter(|stage| !stage.turns(run).is_empty()) {
             let announced = match stage.name {
@@ -230,7 +259,18 @@ impl Bound {
             if announced.is_some_and(|event| progress(event).is_break()) {
                 return Err(Error::Stopped);
             }
+            let is_step = stage.name == "step";
             for turn in stage.turns(run) {
+                if is_step {
+                    if is_last {
+                        break;
+                    }
+                    is_last = pace.is_last(turn)?;
+                    if is_last && turn + 1 < total {
+                        let sigma = pace.sigmas.get(turn).copied().unwrap_or_default();
+                        go_all_the_way(device, ops, host, plan.inputs.dt, (turn, sigma))?;
+                    }
+                }
                 if device.capability().is_emulator {
                     for view in &stage.dead {
                         device.fill(STREAM, view, 0xff)?;
@@ -242,12 +282,17 @@ impl Bound {
                     return Ok(());
                 }
                 clock.stage(device, stage.labels[turn].clone())?;
-                if stage.name == "step" {
-                    let total = plan.shape.steps;
+                if is_step {
                     if progress(Progress::Step { index: turn, total }).is_break() {
                         return Err(Error::Stopped);
                     }
                     clock.keep_pace(device)?;
+                    if let (Some(disk), true) = (disk.as_deref_mut(), is_last && turn + 1 < total) {
+                        // What comes next from disk is not the next step's.
+                        drain(ops, device)?;
+                        disk.end()?;
+                        disk.begin(behind_steps)?;
+                    }
                 }
                 if let Some(dump_host) = dump_host.as_deref_mut().filter(|_| dumps.on) {
                     for (kept, view) in &stage.kept {
@@ -272,6 +317,25 @@ impl Bound {
         enqueue(device, (&self.ops, &stage.pieces), &self.events, (weights, None), host)?;
         Ok(stage.ops.len())
     }
+}
+
+/// Lets a step go from its sigma to 0 rather than to the next one's: what latents - sigma * velocity are is its estimate of the clean
+/// ones.
+fn go_all_the_way(
+    device: &Device,
+    ops: &[BoundOp],
+    host: &mut HostBuffer,
+    dt: HostRange,
+    (turn, sigma): (usize, f32),
+) -> Result<()> {
+    let at = dt.start + size_of::<f32>() * turn;
+    host.as_mut_slice()[at..at + size_of::<f32>()].copy_from_slice(&(-sigma).to_ne_bytes());
+    let to = ops.iter().find_map(|op| match &op.what {
+        Ready::Send { to, host } if *host == dt.start => Some(to),
+        _ => None,
+    });
+    let to = to.ok_or_else(|| Error::Internal("nothing sends the steps' lengths".to_string()))?;
+    device.copy_to_device(STREAM, to, host, dt.start)
 }
 
 /// When it goes, nothing is left in the streams.

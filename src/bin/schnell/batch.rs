@@ -141,6 +141,9 @@ pub(super) fn run(args: &Args, batch: &Path) -> Result<()> {
     if let Some(cache) = &args.cache {
         builder = builder.cache(cache);
     }
+    if let Some(file) = &args.calibrate {
+        builder = builder.calibrate(file);
+    }
     let bar = Bars::default();
     let mut pipeline = builder.load_with(&mut |progress| bar.show(progress, ""))?;
     let numbers: Vec<usize> = left.iter().map(|picture| picture.line).collect();
@@ -317,6 +320,8 @@ fn asked(args: &Args, request: &Request, shape: &Shape) -> Value {
         "negative_prompt": request.negative_prompt,
         "true_cfg_scale": request.true_cfg_scale,
         "guidance": request.guidance,
+        "deadline_ms": request.deadline.map(|deadline| deadline.as_secs_f64() * 1e3),
+        "late": request.deadline.map(|_| format!("{:?}", args.late)),
         "seed": request.seed,
         "width": shape.width,
         "height": shape.height,
@@ -374,7 +379,7 @@ fn draw(
                 bar.0.suspend(|| say(format_args!("line {}: {error}", picture.line)));
                 // The next picture may be drawn after these alone.
                 match error {
-                    Error::NotFinite { .. } | Error::Input(_) => failed.push(error),
+                    Error::NotFinite { .. } | Error::Input(_) | Error::Deadline { .. } => failed.push(error),
                     other => return Err(other),
                 }
             }

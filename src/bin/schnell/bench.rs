@@ -10,7 +10,7 @@ use schnell::files::{self, Kind, Target};
 use schnell::{Device, Error, Model, Output, Pipeline, PipelineBuilder, Plan, Request, Result, human_bytes};
 use serde::{Deserialize, Serialize};
 
-use crate::options::{DeviceOption, PlanOptions};
+use crate::options::{DeviceOption, PlanOptions, parse_time};
 use crate::statistics::{Interval, PERCENTILES, Summary, change_of_median};
 use crate::terminal::{self, say};
 use crate::{inputs, outputs, plot, vram};
@@ -131,17 +131,6 @@ const PROMPTS: [&str; 8] = [
      her feet, morning haze, soft light from a glass roof, many small details, in the manner of a painted film poster of the \
      nineteen seventies",
 ];
-
-/// `12s`, `1.5s`, `800ms`.
-fn parse_time(text: &str) -> std::result::Result<Duration, String> {
-    let wrong = || format!("`{text}` is no time; use 12s or 800ms");
-    let (number, unit) = match text.strip_suffix("ms") {
-        Some(number) => (number, 1e-3),
-        None => (text.strip_suffix('s').ok_or_else(wrong)?, 1.0),
-    };
-    let seconds = number.trim().parse::<f64>().map_err(|_| wrong())? * unit;
-    Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
-}
 
 /// What was measured, of what: all that two runs must have in common to be compared, and every time.
 #[derive(Serialize, Deserialize)]

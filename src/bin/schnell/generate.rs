@@ -6,17 +6,18 @@ mod batch;
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use schnell::image::Note;
 use schnell::{
-    Device, Error, ImageFormat, Model, Noise, NoiseKind, Output, Pipeline, PipelineConfig, Plan, Progress,
-    Receipt, Request, Result, Shape, TimeRounding, Timings, human_bytes,
+    Device, Error, ImageFormat, Late, Model, Noise, NoiseKind, Output, Pipeline, PipelineConfig, Plan,
+    Progress, Receipt, Request, Result, Shape, TimeRounding, Timings, human_bytes,
 };
 
 use crate::inputs::{self, NoiseSource};
-use crate::options::{DeviceOption, PlanOptions, Seed};
+use crate::options::{DeviceOption, PlanOptions, Seed, parse_time};
 use crate::outputs::Outputs;
 use crate::terminal::say;
 
@@ -85,6 +86,16 @@ pub struct Args {
     /// Write every stage's tensor as one safetensors file each, into a folder without those of other runs
     #[arg(long, value_name = "DIR")]
     dump: Option<PathBuf>,
+    /// When the picture has to be there, from the end of loading on, such as 12s or 800ms; of --batch each picture, from the one before
+    #[arg(long, value_name = "TIME", value_parser = parse_time, conflicts_with = "grid")]
+    deadline: Option<Duration>,
+    /// What becomes of a picture that would be late
+    #[arg(long, value_enum, default_value_t = LateOption::Fail, requires = "deadline")]
+    late: LateOption,
+    /// A file of the times that pictures take on this machine, by which --deadline is judged: where it says nothing of this card, driver
+    /// and plan, three pictures are drawn to measure it. Without it a deadline is watched, but nothing is refused at once
+    #[arg(long, value_name = "FILE.json", requires = "deadline")]
+    calibrate: Option<PathBuf>,
     /// Launch kernel by kernel, and not CUDA graphs: for profilers and debuggers that see only launches; the picture is the same
     #[arg(long)]
     no_graphs: bool,
@@ -94,6 +105,16 @@ pub struct Args {
 enum TimestepsOption {
     Exact,
     Bf16,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LateOption {
+    /// None is drawn; exit code 12
+    Fail,
+    /// Drawn in as many steps as there is time for; needs --calibrate to know
+    FewerSteps,
+    /// What the last step that there is time for takes for the picture is drawn; it says so
+    Estimate,
 }
 
 /// Columns and rows of a contact sheet.
@@ -240,6 +261,12 @@ fn request(args: &Args, noise: Noise) -> Request {
         TimestepsOption::Bf16 => TimeRounding::Bf16,
     });
     request.guidance = args.guidance;
+    request.deadline = args.deadline;
+    request.late = match args.late {
+        LateOption::Fail => Late::Fail,
+        LateOption::FewerSteps => Late::FewerSteps,
+        LateOption::Estimate => Late::Estimate,
+    };
     request.prompt_2 = args.prompt_2.clone();
     request.negative_prompt = args.negative_prompt.clone();
     request.true_cfg_scale = args.true_cfg_scale;
@@ -283,6 +310,9 @@ fn draw(
     }
     if let Some(cache) = &args.cache {
         builder = builder.cache(cache);
+    }
+    if let Some(file) = &args.calibrate {
+        builder = builder.calibrate(file);
     }
     let mut pipeline = builder.load_with(&mut |p| bar.show(p, ""))?;
     let overhead =

@@ -2,6 +2,7 @@
 
 use std::hash::BuildHasher;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::terminal::say;
 use clap::{Args, ValueEnum};
@@ -258,6 +259,17 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
         return Err(format!("{text} is not a sensible amount of memory"));
     }
     Ok(bytes as u64)
+}
+
+/// `12s`, `1.5s`, `800ms`.
+pub fn parse_time(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{text}` is no time; use 12s or 800ms");
+    let (number, unit) = match text.strip_suffix("ms") {
+        Some(number) => (number, 1e-3),
+        None => (text.strip_suffix('s').ok_or_else(wrong)?, 1.0),
+    };
+    let seconds = number.trim().parse::<f64>().map_err(|_| wrong())? * unit;
+    Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
 }
 
 /// A number, or the wish for one.
