@@ -2,7 +2,7 @@
 //!
 //! All decisions are made here, of numbers alone, so that a test can run many pictures on a clock of its own.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::{Error, Result};
 
@@ -116,6 +116,25 @@ impl Watch {
             (None, Some(seen)) => Some(Parts { before: 0.0, first: seen, step: seen, after: seen }),
             (None, None) => None,
         }
+    }
+}
+
+/// Whether a run is in time, and what it does if not.
+pub(super) struct Pace<'a> {
+    pub watch: Watch,
+    /// When the request came.
+    pub started: Instant,
+    /// Noise levels of the steps.
+    pub sigmas: &'a [f32],
+    /// Steps that were done.
+    pub done: usize,
+}
+
+impl Pace<'_> {
+    /// Whether the next step is the last.
+    pub fn is_last(&mut self, index: usize) -> Result<bool> {
+        self.done = index + 1;
+        self.watch.is_last(index, self.started.elapsed().as_secs_f64() * 1e3)
     }
 }
 

@@ -6,7 +6,6 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
 
 use half::bf16;
 
@@ -17,7 +16,7 @@ use crate::program::op::{Kept, Op};
 use crate::program::{HostRange, Kind, Origin, Placed, Program, Run, STREAM, What};
 use crate::{Error, Result};
 
-use super::deadline::Watch;
+use super::deadline::Pace;
 use super::disk::Disk;
 use super::load::Prompt;
 use super::plan::ShapePlan;
@@ -58,25 +57,6 @@ pub(super) struct Pinned<'a> {
     pub host: &'a mut HostBuffer,
     /// Stages, one at a time.
     pub dumps: Option<&'a mut HostBuffer>,
-}
-
-/// Whether a run is in time, and what it does if not.
-pub(super) struct Pace<'a> {
-    pub watch: Watch,
-    /// When the request came.
-    pub started: Instant,
-    /// Noise levels of the steps.
-    pub sigmas: &'a [f32],
-    /// Steps that were done.
-    pub done: usize,
-}
-
-impl Pace<'_> {
-    /// Whether the next step is the last.
-    fn is_last(&mut self, index: usize) -> Result<bool> {
-        self.done = index + 1;
-        self.watch.is_last(index, self.started.elapsed().as_secs_f64() * 1e3)
-    }
 }
 
 /// An operation as the machine takes it.
@@ -591,7 +571,6 @@ impl Dumps {
 mod tests {
     use std::alloc::{GlobalAlloc, Layout, System};
     use std::cell::Cell;
-    use std::time::Instant;
 
     use super::super::Quantize;
     use super::*;
@@ -703,7 +682,7 @@ mod tests {
         // The best of many: other tests run beside this one.
         let best = (0..200)
             .map(|_| {
-                let begun = Instant::now();
+                let begun = std::time::Instant::now();
                 bound.enqueue_once(&device, None, &mut host, "step").unwrap();
                 begun.elapsed()
             })
