@@ -34,8 +34,6 @@ pub(super) struct Bound {
     clock: Clock,
     /// Units that each kind of run copies from disk, in order.
     from_disk: [(Run, Arc<[usize]>); 3],
-    /// And what any copies behind the steps.
-    behind_steps: Arc<[usize]>,
 }
 
 #[derive(Debug)]
@@ -164,10 +162,13 @@ impl Bound {
         let stages = placed.program.stages.iter().map(stage).collect::<Result<Vec<_>>>()?;
         let events = signals.iter().map(|_| device.create_event()).collect::<Result<_>>()?;
         let behind = stages.iter().rposition(|stage| stage.name == "step").map_or(0, |last| last + 1);
-        let behind_steps = from_disk(&stages[behind..], &ops, Run::Fresh);
+        if !from_disk(&stages[behind..], &ops, Run::Fresh).is_empty() {
+            // They come in the order of all steps, of which a run may do fewer.
+            return Err(Error::Internal("weights of the decoder stay on disk".to_string()));
+        }
         let from_disk = Run::ALL.map(|run| (run, from_disk(&stages, &ops, run)));
         let clock = Clock::new(device, stages.iter().map(|stage| stage.labels.len()).sum())?;
-        Ok(Bound { plan, ops, stages, events, clock, from_disk, behind_steps })
+        Ok(Bound { plan, ops, stages, events, clock, from_disk })
     }
 
     pub fn shape(&self) -> Shape {
@@ -226,7 +227,7 @@ impl Bound {
         progress: &mut OnProgress<'_>,
     ) -> Result<()> {
         let Pinned { weights, mut disk, host, dumps: mut dump_host } = pinned;
-        let Bound { plan, ops, stages, events, clock, behind_steps, .. } = self;
+        let Bound { plan, ops, stages, events, clock, .. } = self;
         let total = plan.shape.steps;
         let mut is_last = false;
         clock.start(device)?;
@@ -267,12 +268,6 @@ impl Bound {
                         return Err(Error::Stopped);
                     }
                     clock.keep_pace(device)?;
-                    if let (Some(disk), true) = (disk.as_deref_mut(), is_last && turn + 1 < total) {
-                        // What comes next from disk is not the next step's.
-                        drain(ops, device)?;
-                        disk.end()?;
-                        disk.begin(behind_steps)?;
-                    }
                 }
                 if let Some(dump_host) = dump_host.as_deref_mut().filter(|_| dumps.on) {
                     for (kept, view) in &stage.kept {
