@@ -83,7 +83,8 @@ impl Watch {
             return Ok(is_last);
         };
         let in_flight = match index {
-            0 => expected.before,
+            // It began with the request.
+            0 => (expected.before - now_ms).max(0.0),
             1 => expected.first,
             _ => expected.step,
         };

@@ -310,7 +310,9 @@ impl Pipeline {
             Receipt::new(&self.plan, [&self.digest, &self.loras], take(outputs.latents), take(outputs.rgb));
         keep(take(outputs.rgb));
         timings.push("receipt", ended.elapsed().as_secs_f64() * 1e3);
-        if estimate.is_none() {
+        timings.tell(&shape, request.seed);
+        // Dumps take time that other pictures do not.
+        if estimate.is_none() && !request.dump {
             self.times.learn(&shape, run, &timings, started.elapsed().as_secs_f64() * 1e3);
         }
         // There is nothing left to stop.

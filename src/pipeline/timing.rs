@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::Result;
 use crate::device::{Device, Event, StreamId};
+use crate::pipeline::Shape;
 
 /// One stage.
 #[derive(Clone, Debug, Serialize)]
@@ -38,6 +39,15 @@ impl Timings {
     pub(crate) fn push(&mut self, stage: &str, ms: f64) {
         self.stages.push(StageTime { stage: stage.to_string(), ms });
         self.total_ms += ms;
+    }
+
+    /// Tells whoever listens through `tracing`: of each stage at level `debug`, of the picture at level `info`.
+    pub(crate) fn tell(&self, shape: &Shape, seed: u64) {
+        for StageTime { stage, ms } in &self.stages {
+            tracing::debug!(stage, ms, "stage");
+        }
+        let Shape { width, height, steps, .. } = shape;
+        tracing::info!(width, height, steps, seed, total_ms = self.total_ms, device = self.device, "picture");
     }
 
     /// In a few words: `text 12 ms, 4 steps 900 ms, vae 300 ms`.
