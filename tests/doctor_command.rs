@@ -124,6 +124,11 @@ fn every_kind_of_error_is_diagnosed() {
             "launch kernel nf4_gemm failed on cuda:0: CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered",
         ),
         ("Stopped", "stopped"),
+        (
+            "Deadline",
+            "the picture would take 900.0 ms, by what was known before step 3, and shall take 800.0 ms; allow more time, fewer steps or a \
+             smaller picture",
+        ),
         ("NotFinite", "3 numbers of the latents of step 0 are not finite: the weights overflow bf16 or f32"),
         ("Mismatch", "2 outputs differ by more than allowed, or could not be computed"),
         ("Internal", "a fault of schnell that deserves a report: nothing is bound"),
