@@ -20,6 +20,7 @@ const CUBINS: [u32; 5] = [80, 86, 89, 90, 120];
 const PTX: u32 = 80;
 /// Files whose stem ends like this use Hopper's own instructions and are compiled for it alone, never as PTX.
 const HOPPER_ONLY: &str = "_sm90";
+const HOPPER: &str = "90a";
 const FLAGS: [&str; 5] = ["-fatbin", "-std=c++17", "-O3", "-Xptxas", "-v"];
 
 /// Writes `<stem>.fatbin` per kernel file and `ptxas.tsv` into cargo's `OUT_DIR`; empty ones where there is no nvcc.
@@ -155,7 +156,7 @@ impl Nvcc {
     fn flags(&self, stem: &str) -> Vec<String> {
         let mut flags: Vec<String> = FLAGS.iter().map(|flag| flag.to_string()).collect();
         if stem.ends_with(HOPPER_ONLY) {
-            flags.push("-gencode=arch=compute_90a,code=sm_90a".to_string());
+            flags.push(format!("-gencode=arch=compute_{HOPPER},code=sm_{HOPPER}"));
         } else {
             flags.extend(CUBINS.map(|arch| format!("-gencode=arch=compute_{arch},code=sm_{arch}")));
             flags.push(format!("-gencode=arch=compute_{PTX},code=compute_{PTX}"));
@@ -206,9 +207,10 @@ impl Nvcc {
 
     /// Makes a folder of the cache.
     fn fill(&self, folder: &Path, kernel: &Path, inputs: &str) -> Result<(), String> {
+        let stem = stem(kernel);
         std::fs::create_dir_all(folder).expect("the cache is writable");
         let output = Command::new(&self.path)
-            .args(self.flags(&stem(kernel)))
+            .args(self.flags(&stem))
             .arg("--keep")
             .arg("--keep-dir")
             .arg(folder)
@@ -222,11 +224,16 @@ impl Nvcc {
             let said: Vec<&str> = text.lines().filter(|line| !is_info(line)).collect();
             return Err(format!("nvcc refuses {}:\n{}", kernel.display(), said.join("\n")));
         }
-        // Of what nvcc keeps: `<stem>.compute_86.cubin`, or `<stem>.compute_80.sm_80.cubin` where the PTX is kept, too.
+        // Of what nvcc keeps: `<stem>.compute_86.cubin`, `<stem>.compute_80.sm_80.cubin` where the PTX is kept, too, and `<stem>.cubin`
+        // of a single target.
         for entry in std::fs::read_dir(folder).expect("the cache is readable").flatten() {
             let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
-            let done = match name.strip_suffix(".cubin").and_then(|name| name.rsplit_once('_')) {
-                Some((_, arch)) => std::fs::rename(&path, folder.join(format!("{arch}.cubin"))),
+            let done = match name.strip_suffix(".cubin") {
+                Some(kept) => {
+                    let arch = kept.strip_prefix(&stem).and_then(|rest| rest.rsplit_once('_'));
+                    let arch = arch.map_or(HOPPER, |(_, arch)| arch);
+                    std::fs::rename(&path, folder.join(format!("{arch}.cubin")))
+                }
                 None if name == "fatbin" => Ok(()),
                 None => std::fs::remove_file(&path),
             };

@@ -44,7 +44,7 @@ def flags():
 def targets(stem):
     """Architectures that the build makes machine code of a kernel file for."""
     if stem.endswith(re.search(r'const HOPPER_ONLY: &str = "(\w+)"', build_script())[1]):
-        return ["90a"]
+        return [re.search(r'const HOPPER: &str = "(\w+)"', build_script())[1]]
     return re.search(r"const CUBINS.*?= \[(.*?)\];", build_script())[1].split(", ")
 
 
