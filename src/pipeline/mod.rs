@@ -3,7 +3,7 @@
 //!
 //! Reading order: `folder.rs`, `model.rs`, `plan.rs`, `predict.rs`, `machine.rs`, `builder.rs`, `request.rs` (`noise_file.rs` beside it),
 //! `load.rs` (binding), `disk.rs` (weights that stay there), `cache.rs` (prompts seen before), `run.rs` (the one loop that enqueues),
-//! `output.rs`, `receipt.rs`, `timing.rs`. Beside them `loras.rs`: what may be changed of a model; `quantize.rs`: a folder from another;
+//! `output.rs`, `receipt.rs`, `timing.rs`, `times.rs` (what is learnt of them), `deadline.rs`. Beside them `loras.rs`: what may be changed of a model; `quantize.rs`: a folder from another;
 //! `inspect.rs`: what files are.
 //!
 //! ```

@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Args, Bars, DEMO_NOTICE, request};
 use crate::inputs::{self, NoiseSource};
-use crate::options::Seed;
+use crate::options::{Seed, check_disk};
 use crate::outputs::{self, is_of_model};
 use crate::signals;
 use crate::terminal::say;
@@ -348,7 +348,7 @@ fn plan(args: &Args, config: &PipelineConfig, pictures: &[Picture]) -> Result<Pl
         plan = plan.with_shape(*shape)?;
     }
     let plan = args.plan.budgets.within_budget(plan)?;
-    super::check_disk(args, &plan)?;
+    check_disk(&plan, args.cache.as_deref())?;
     Ok(plan)
 }
 

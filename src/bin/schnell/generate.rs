@@ -17,7 +17,7 @@ use schnell::{
 };
 
 use crate::inputs::{self, NoiseSource};
-use crate::options::{DeviceOption, PlanOptions, Seed, parse_time};
+use crate::options::{DeviceOption, PlanOptions, Seed, check_disk, parse_time};
 use crate::outputs::Outputs;
 use crate::terminal::say;
 
@@ -185,7 +185,7 @@ pub fn run(args: &Args) -> Result<()> {
     drop(inputs);
     let noise = noise.read(&plan)?;
     let plan = args.plan.budgets.within_budget(plan)?;
-    check_disk(args, &plan)?;
+    check_disk(&plan, args.cache.as_deref())?;
     let cells = args.grid.map_or(1, Grid::cells);
     check_picture(args, outputs.format(), plan.shape(), &prompts)?;
     let (device, note) = args.device.open(&plan, cells)?;
@@ -212,18 +212,6 @@ pub fn run(args: &Args) -> Result<()> {
         say(note);
     }
     draw(args, outputs, &model, plan, &device, &requests, warned)
-}
-
-/// Weights that stay on disk need a folder there.
-fn check_disk(args: &Args, plan: &Plan) -> Result<()> {
-    let on_disk = plan.traffic().on_disk;
-    match on_disk > 0 && args.cache.is_none() {
-        true => Err(Error::Input(format!(
-            "--host-budget leaves {} of weights on disk: name a folder to read them from with --cache, or raise it",
-            human_bytes(on_disk)
-        ))),
-        false => Ok(()),
-    }
 }
 
 /// Says of what was asked for in vain, once, before the work; returns all that has been said with that.

@@ -8,6 +8,7 @@ use crate::terminal::say;
 use clap::{Args, ValueEnum};
 use schnell::{
     Device, Error, Lora, Model, ModelFolder, PipelineConfig, Plan, Precision, Quantize, Result, Shape,
+    human_bytes,
 };
 
 /// Which files the model is in.
@@ -180,6 +181,18 @@ impl BudgetOptions {
             plan = plan.within_host(budget).map_err(|error| with_advice(error, advice))?;
         }
         Ok(plan)
+    }
+}
+
+/// Weights that stay on disk need a folder there.
+pub fn check_disk(plan: &Plan, cache: Option<&Path>) -> Result<()> {
+    let on_disk = plan.traffic().on_disk;
+    match on_disk > 0 && cache.is_none() {
+        true => Err(Error::Input(format!(
+            "--host-budget leaves {} of weights on disk: name a folder to read them from with --cache, or raise it",
+            human_bytes(on_disk)
+        ))),
+        false => Ok(()),
     }
 }
 

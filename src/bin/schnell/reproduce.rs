@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use schnell::files::{self, Kind};
 use schnell::image::{self, Picture};
-use schnell::{Error, Model, Output, Pipeline, Plan, Receipt, Recipe, Result, human_bytes};
+use schnell::{Error, Model, Output, Pipeline, Plan, Receipt, Recipe, Result};
 
 use crate::generate::Bars;
-use crate::options::{BudgetOptions, DeviceOption, ModelOptions};
+use crate::options::{BudgetOptions, DeviceOption, ModelOptions, check_disk};
 use crate::terminal::say;
 
 #[derive(clap::Args)]
@@ -104,13 +104,7 @@ fn read(path: &Path) -> Result<(Picture, Recipe)> {
 fn plan(args: &Args, model: &Model, recipe: &Recipe) -> Result<Plan> {
     let plan = Plan::new(model.config(), recipe.shape, recipe.receipt.weights)?;
     let plan = args.budgets.within_budget(plan.with_precision(recipe.receipt.precision)?)?;
-    let on_disk = plan.traffic().on_disk;
-    if on_disk > 0 && args.cache.is_none() {
-        return Err(Error::Input(format!(
-            "--host-budget leaves {} of weights on disk: name a folder to read them from with --cache, or raise it",
-            human_bytes(on_disk)
-        )));
-    }
+    check_disk(&plan, args.cache.as_deref())?;
     Ok(plan)
 }
 
