@@ -6,8 +6,8 @@ mod command;
 mod golden;
 
 use command::*;
-use schnell::ImageFormat;
 use schnell::image::{self, Note, Picture};
+use schnell::{ImageFormat, Model, Plan, Quantize};
 
 const EMULATOR: [&str; 2] = ["--device", "emulator"];
 
@@ -164,4 +164,31 @@ fn what_says_too_little_is_refused() {
     sandbox.refuses(["reproduce", "c.png"], 2, &["c.png", "neither a PNG"]);
     sandbox.refuses(["reproduce", "none.png"], 7, &["none.png"]);
     sandbox.refuses(["reproduce", "."], 2, &["a folder"]);
+}
+
+/// Where neither memory has room for the weights they stay on disk, in a folder that somebody has to name.
+#[test]
+fn weights_that_stay_on_disk_need_a_folder() {
+    let sandbox = Sandbox::new();
+    let model = Model::demo().unwrap();
+    let plan =
+        Plan::new(model.config(), model.shape(64, 64).steps(1), Quantize::usual(model.config())).unwrap();
+    let least = plan.least_bytes().unwrap();
+    let (loading, generating) = plan.within(least).unwrap().host_bytes();
+    let (least, host) = (least.to_string(), (loading + generating).to_string());
+    let budgets = ["--budget", &least, "--host-budget", &host];
+    let flags = ["generate", "a ring", "--width", "64", "--height", "64", "--steps", "1"];
+    let refused = |ran: Ran| {
+        assert!(
+            ran.code == 2 && ran.stderr.contains("weights on disk: name a folder"),
+            "{} {}",
+            ran.code,
+            ran.stderr
+        );
+    };
+    refused(sandbox.run([&flags[..], &EMULATOR, &budgets].concat()));
+    let ran = sandbox.run([&flags[..], &EMULATOR].concat());
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    refused(reproduce(&sandbox, "out.png", &budgets));
+    is_same(&sandbox, "out.png", &[&budgets[..], &["--cache", "cache"]].concat());
 }
