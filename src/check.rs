@@ -132,21 +132,34 @@ impl Lab {
     }
 }
 
-/// splitmix64, uniform in `[-scale, scale)`.
+/// Uniform in `[-scale, scale)`.
 fn random_f32s(seed: u64, len: usize, scale: f32) -> Vec<f32> {
-    random_bits(seed, len).into_iter().map(|b| ((b >> 8) as f32 / (1 << 23) as f32 - 1.0) * scale).collect()
+    (0..len).map(|i| random_f32(seed, i, scale)).collect()
+}
+
+/// Number `i` of [`random_f32s`].
+fn random_f32(seed: u64, i: usize, scale: f32) -> f32 {
+    ((random_word(seed, i) >> 8) as f32 / (1 << 23) as f32 - 1.0) * scale
 }
 
 fn random_bits(seed: u64, len: usize) -> Vec<u32> {
-    let mut state = seed;
-    let next = || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 32) as u32
-    };
-    std::iter::repeat_with(next).take(len).collect()
+    (0..len).map(|i| random_word(seed, i)).collect()
+}
+
+fn random_bytes(seed: u64, len: usize) -> Vec<u8> {
+    (0..len).map(|i| random_byte(seed, i)).collect()
+}
+
+fn random_byte(seed: u64, i: usize) -> u8 {
+    (random_word(seed, i / 4) >> (i % 4 * 8)) as u8
+}
+
+/// splitmix64, whose every number can be had without those before it.
+fn random_word(seed: u64, i: usize) -> u32 {
+    let z = seed.wrapping_add((i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((z ^ (z >> 31)) >> 32) as u32
 }
 
 /// What a case computed.

@@ -94,3 +94,37 @@ fn pictures_are_timed_and_compared() {
         "it was written over"
     );
 }
+
+/// Every kind of kernel, verified and timed; what does not exist is refused with what does.
+#[test]
+fn kernels_are_timed_alone() {
+    let sandbox = Sandbox::new();
+    let common = ["bench", "kernels", "--device", "emulator", "--iterations", "3"];
+    let ran = sandbox.run(common.iter().chain(&["--json", "k.json"]));
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert!(ran.stderr.contains("say nothing of a GPU's"), "{}", ran.stderr);
+    let report = json(&sandbox, "k.json");
+    assert_eq!(report["device"], "emulator");
+    let rows = report["kernels"].as_array().unwrap();
+    for kind in [
+        "nf4_gemm",
+        "nf4_half_gemm",
+        "bf16_gemm",
+        "attention",
+        "conv2d",
+        "nf4_gemv",
+        "Q4_K_gemm",
+        "layer_norm_mod",
+    ] {
+        let row = rows.iter().find(|row| row["kernel"].as_str().unwrap().starts_with(&format!("{kind} ")));
+        let row = row.unwrap_or_else(|| panic!("{kind} is not timed"));
+        assert_eq!(row["ms"].as_array().unwrap().len(), 3, "{kind}");
+        assert!(ran.stdout.contains(row["kernel"].as_str().unwrap()), "{}", ran.stdout);
+        assert!(row["floor_ms"].is_null(), "an emulator has no published rates");
+    }
+    let ran = sandbox.run(common.iter().chain(&["--only", "attention", "--json", "-"]));
+    assert_eq!((ran.code, ran.stdout.matches("\"kernel\"").count()), (0, 1), "{}", ran.stderr);
+    let ran = sandbox.run(common.iter().chain(&["--only", "warp drive"]));
+    assert_eq!(ran.code, 2, "{}", ran.stderr);
+    assert!(ran.stderr.contains("there are nf4_gemm 256x512x512"), "{}", ran.stderr);
+}

@@ -2,16 +2,19 @@
 //!
 //! Inputs are random numbers, since a GPU's power, and so its clock, depends on them. Before every launch a kernel reads
 //! more than any cache keeps: the launch finds its operands in memory, nothing that must still be written back, and is
-//! enqueued before its turn has come, so that the CPU's share of launching is not timed.
+//! enqueued before its turn has come, so that the CPU's share of launching is not timed. What the first launch computed is held
+//! against a plain sum before any other is timed.
 
 mod launches;
+mod verify;
 
 use std::time::{Duration, Instant};
 
 use super::{Fill, Lab};
-use crate::device::{Device, StreamId};
+use crate::device::{Device, Event, StreamId, View};
 use crate::kernels::count_nonfinite::CountNonfinite;
 use crate::kernels::kept::{Format, KeptLayout};
+use crate::pipeline::Card;
 use crate::{Error, Result};
 
 const COMPUTE: StreamId = StreamId::Compute;
@@ -154,6 +157,28 @@ pub fn flux_shapes() -> Vec<Subject> {
     shapes
 }
 
+/// One of each kind, small enough for the emulator.
+pub fn small_shapes() -> Vec<Subject> {
+    vec![
+        Subject::Nf4Gemm { m: 256, n: 512, k: 512 },
+        Subject::Nf4HalfGemm { m: 256, n: 512, k: 512 },
+        Subject::Bf16Gemm { m: 256, n: 512, k: 512 },
+        Subject::Attention { heads: 2, tokens: 256, head_dim: 128 },
+        Subject::Nf4Gemv { m: 4, n: 512, k: 512 },
+        Subject::KeptGemm { format: Format::Q4K, m: 256, n: 512, k: 512 },
+        Subject::KeptGemv { format: Format::F8E4M3, m: 4, n: 512, k: 512 },
+        Subject::Conv2d { side: 32, channels: 64, upsample: false },
+        Subject::Conv2d { side: 16, channels: 64, upsample: true },
+        Subject::LayerNormMod { rows: 256, width: 512 },
+        Subject::GroupNormSilu { side: 32, channels: 64 },
+    ]
+}
+
+/// What there is to time on a machine.
+pub fn shapes(device: &Device) -> Vec<Subject> {
+    if device.capability().is_emulator { small_shapes() } else { flux_shapes() }
+}
+
 /// What the times of one shape were.
 #[derive(Clone, Debug)]
 pub struct Measured {
@@ -238,13 +263,24 @@ impl Subject {
         }
     }
 
-    /// Times `repetitions` launches, after some to warm up.
+    /// What a card would take at least: for its products by the tensor cores' peak, for its bytes by the memory's. Milliseconds.
+    pub fn floor_ms(&self, card: Card) -> f64 {
+        // GeForce's tensor cores take fp16 with fp16 accumulators twice as fast; nothing else here is timed at that rate.
+        let twice = matches!(self, Subject::Nf4HalfGemm { .. }) && matches!(card.arch, 86 | 89 | 120);
+        let flops_per_s = card.flops_per_s * if twice { 2.0 } else { 1.0 };
+        1e3 * (self.flops() / flops_per_s).max(self.bytes() as f64 / card.memory_bytes_per_s)
+    }
+
+    /// Buffers for it, one launch, and some of what that computed held against the host's sums.
     ///
     /// # Errors
-    /// [`Error::Capacity`] when the machine has no room for the buffers, [`Error::Device`] when it refuses.
-    pub fn measure(&self, device: &Device, repetitions: usize) -> Result<Measured> {
+    /// [`Error::Capacity`] when the machine has no room for the buffers, [`Error::Device`] when it refuses, [`Error::Mismatch`]
+    /// when what it computed is wrong.
+    pub fn prepare(&self, device: &Device) -> Result<Ready> {
         let lab = Lab { device: device.clone(), fill: Fill::Nothing };
-        let launch = self.prepare(&lab)?;
+        let work = self.work(&lab)?;
+        (work.launch)()?;
+        (work.verify)(&lab)?;
         // The emulator has neither clocks nor caches that these would change.
         let (flush_bytes, warm_up) = match device.capability().is_emulator {
             true => (1 << 10, Duration::ZERO),
@@ -252,27 +288,18 @@ impl Subject {
         };
         let flush = lab.alloc::<f32>(flush_bytes / size_of::<f32>())?;
         device.fill(COMPUTE, &flush.cast::<u8>()?, 0)?;
-        let counter = lab.upload(&[0u32])?;
-        let cold = || CountNonfinite::all(&flush, &counter).launch(device, COMPUTE);
-        let begun = Instant::now();
-        loop {
-            cold()?;
-            launch()?;
-            device.synchronize(COMPUTE)?;
-            if begun.elapsed() >= warm_up {
-                break;
-            }
-        }
-        let (start, end) = (device.create_event()?, device.create_event()?);
-        let mut ms = Vec::with_capacity(repetitions);
-        for _ in 0..repetitions {
-            cold()?;
-            device.record(COMPUTE, &start)?;
-            launch()?;
-            device.record(COMPUTE, &end)?;
-            device.synchronize_event(&end)?;
-            ms.push(f64::from(end.elapsed_ms_since(&start)?));
-        }
+        let events = [device.create_event()?, device.create_event()?];
+        Ok(Ready { device: device.clone(), work, flush, counter: lab.upload(&[0u32])?, warm_up, events })
+    }
+
+    /// Times `repetitions` launches, after some to warm up.
+    ///
+    /// # Errors
+    /// Those of [`Subject::prepare`].
+    pub fn measure(&self, device: &Device, repetitions: usize) -> Result<Measured> {
+        let ready = self.prepare(device)?;
+        ready.warm_up()?;
+        let mut ms = (0..repetitions).map(|_| ready.time_ms()).collect::<Result<Vec<f64>>>()?;
         ms.sort_by(f64::total_cmp);
         if ms.is_empty() {
             return Err(Error::Input("a bench without repetitions".to_string()));
@@ -281,21 +308,67 @@ impl Subject {
     }
 
     /// One set of buffers, and the launch on them.
-    fn prepare(&self, lab: &Lab) -> Result<launches::Launch> {
+    fn work(&self, lab: &Lab) -> Result<launches::Work> {
         match *self {
-            Subject::Nf4Gemm { m, n, k } => launches::nf4_gemm(lab, m, n, k),
-            Subject::Nf4HalfGemm { m, n, k } => launches::nf4_half_gemm(lab, m, n, k),
-            Subject::Bf16Gemm { m, n, k } => launches::bf16_gemm(lab, m, n, k),
+            Subject::Nf4Gemm { m, n, k } => launches::nf4_gemm(lab, [m, n, k]),
+            Subject::Nf4HalfGemm { m, n, k } => launches::nf4_half_gemm(lab, [m, n, k]),
+            Subject::Bf16Gemm { m, n, k } => launches::bf16_gemm(lab, [m, n, k]),
             Subject::Attention { heads, tokens, head_dim } => {
                 launches::attention(lab, heads, tokens, head_dim)
             }
             Subject::Conv2d { side, channels, upsample } => launches::conv(lab, side, channels, upsample),
-            Subject::Nf4Gemv { m, n, k } => launches::nf4_gemv(lab, m, n, k),
-            Subject::KeptGemm { format, m, n, k } => launches::kept_gemm(lab, format, m, n, k),
-            Subject::KeptGemv { format, m, n, k } => launches::kept_gemv(lab, format, m, n, k),
+            Subject::Nf4Gemv { m, n, k } => launches::nf4_gemv(lab, [m, n, k]),
+            Subject::KeptGemm { format, m, n, k } => launches::kept_gemm(lab, format, [m, n, k]),
+            Subject::KeptGemv { format, m, n, k } => launches::kept_gemv(lab, format, [m, n, k]),
             Subject::LayerNormMod { rows, width } => launches::layer_norm_mod(lab, rows, width),
             Subject::GroupNormSilu { side, channels } => launches::group_norm_silu(lab, side, channels),
         }
+    }
+}
+
+/// A kernel that computes what it should, and can be timed.
+pub struct Ready {
+    device: Device,
+    work: launches::Work,
+    flush: View<f32>,
+    counter: View<u32>,
+    warm_up: Duration,
+    events: [Event; 2],
+}
+
+impl Ready {
+    fn cold(&self) -> Result<()> {
+        CountNonfinite::all(&self.flush, &self.counter).launch(&self.device, COMPUTE)
+    }
+
+    /// Launches until an idle GPU has found its clock.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn warm_up(&self) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            self.cold()?;
+            (self.work.launch)()?;
+            self.device.synchronize(COMPUTE)?;
+            if begun.elapsed() >= self.warm_up {
+                return Ok(());
+            }
+        }
+    }
+
+    /// One launch, its operands in no cache: milliseconds between two events.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn time_ms(&self) -> Result<f64> {
+        let [start, end] = &self.events;
+        self.cold()?;
+        self.device.record(COMPUTE, start)?;
+        (self.work.launch)()?;
+        self.device.record(COMPUTE, end)?;
+        self.device.synchronize_event(end)?;
+        Ok(f64::from(end.elapsed_ms_since(start)?))
     }
 }
 
@@ -326,18 +399,7 @@ mod tests {
     #[test]
     fn every_kind_of_work_can_be_timed() {
         let device = Device::emulator(crate::device::EmulatorOptions::default());
-        let small = [
-            Subject::Nf4Gemm { m: 16, n: 128, k: 64 },
-            Subject::Nf4HalfGemm { m: 16, n: 128, k: 64 },
-            Subject::Bf16Gemm { m: 16, n: 128, k: 64 },
-            Subject::Attention { heads: 1, tokens: 32, head_dim: 64 },
-            Subject::Conv2d { side: 4, channels: 32, upsample: true },
-            Subject::Nf4Gemv { m: 1, n: 64, k: 64 },
-            Subject::KeptGemm { format: Format::Q4K, m: 16, n: 128, k: 256 },
-            Subject::KeptGemv { format: Format::F8E5M2, m: 3, n: 64, k: 64 },
-            Subject::LayerNormMod { rows: 4, width: 64 },
-            Subject::GroupNormSilu { side: 4, channels: 64 },
-        ];
+        let small = small_shapes();
         let kind = std::mem::discriminant::<Subject>;
         for subject in flux_shapes() {
             assert!(small.iter().any(|s| kind(s) == kind(&subject)), "{subject} is not tried here");
@@ -349,6 +411,20 @@ mod tests {
             assert!(subject.bytes() > 0);
         }
         assert!(upload_rate(&device, 1 << 20, 2).unwrap() > 0.0);
+    }
+
+    /// As an RTX 3060's published rates have it: by its tensor cores, fp16 twice as fast, or by its memory.
+    #[test]
+    fn the_floor_is_what_the_card_is_sold_with() {
+        let card = Card::named("rtx3060").unwrap();
+        let near = |subject: Subject, ms: f64| {
+            let floor = subject.floor_ms(card);
+            assert!((floor / ms - 1.0).abs() < 1e-3, "{subject}: {floor}");
+        };
+        let (m, n, k) = (1280, 21504, 3072);
+        near(Subject::Nf4Gemm { m, n, k }, 6.632);
+        near(Subject::Nf4HalfGemm { m, n, k }, 3.316);
+        near(Subject::LayerNormMod { rows: 1280, width: 3072 }, 0.06554);
     }
 
     #[test]

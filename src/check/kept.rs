@@ -3,13 +3,14 @@
 use half::bf16;
 
 use super::kernels::{BF16, COMPUTE, F32, gemm_heads, small};
-use super::{Case, Lab, Output, random_bits};
-use crate::Result;
+use super::{Case, Lab, Output, random_bytes};
 use crate::device::View;
 use crate::kernels::gemm::{Activation, Epilogue, Problem};
 use crate::kernels::gemv::{Gemv, GemvActivation, GemvWeight};
-use crate::kernels::kept::{Format, KeptLayout, PANEL, Section};
+use crate::kernels::kept::{Format, KeptLayout};
 use crate::kernels::kept_gemm::{KeptGemm, KeptWeight};
+use crate::weights::kept::KeptRows;
+use crate::{Error, Result};
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -29,40 +30,55 @@ pub(super) fn cases() -> Vec<Case> {
     cases
 }
 
-/// Any codes; scales that are finite, and whose weights are of ordinary size.
-pub(super) fn weights(lab: &Lab, format: Format, layout: KeptLayout, n: usize, k: usize) -> Result<View<u8>> {
-    let len = format.kept_len(layout, n, k);
-    let mut bytes = bytemuck::cast_slice::<u32, u8>(&random_bits(1, len.div_ceil(4))).to_vec();
-    bytes.truncate(len);
-    let group = if layout == KeptLayout::Panels { PANEL } else { n };
-    // Of fp8 none that is no number; of the others no f16 that is infinite.
-    let halves = |word: &mut [u8], exponent: u8| {
-        word.chunks_exact_mut(2).for_each(|half| half[1] = half[1] & 0x8b | exponent);
-    };
-    for group in bytes.chunks_exact_mut(group * format.row_bytes(k)) {
-        let mut rest = group;
-        for section in Section::ALL {
-            let (own, behind) = rest.split_at_mut(rest.len().min(group_len(format, layout, section, n, k)));
-            rest = behind;
-            match section {
-                Section::Low if format.is_fp8() => own.iter_mut().for_each(|code| *code &= 0xbf),
-                Section::Low | Section::High => {}
-                Section::Words if format.is_fp8() => {
-                    let power = if format == Format::F8E4M3 { 120f32 } else { 112.0 };
-                    let scale = (0.05 * power.exp2()).to_le_bytes();
-                    own.chunks_exact_mut(4).for_each(|word| word.copy_from_slice(&scale));
-                }
-                Section::Words if format.values() == 32 => halves(own, 0x20),
-                Section::Words => {}
-                Section::Extras => halves(own, if format.values() == 32 { 0x20 } else { 0x10 }),
-            }
-        }
+/// Of a tensor in fp8: its largest codes are numbers of ordinary size.
+const F8_SCALE: f32 = 0.05;
+
+/// Any codes, with scales that are finite and weights of ordinary size: row `row` of a weight, as a file has it.
+fn stored_row(format: Format, k: usize, row: usize) -> Vec<u8> {
+    let len = k / format.values() * format.bytes();
+    let mut bytes = random_bytes(1 + row as u64, len);
+    if format.is_fp8() {
+        // None that is no number, and none of the largest.
+        bytes.iter_mut().for_each(|code| *code &= 0xbf);
+        return bytes;
     }
-    lab.upload(&bytes)
+    // Where a block has f16, and the exponent that they get.
+    let (halves, exponent): (&[usize], u8) = match format {
+        Format::Q4_0 | Format::Q5_0 | Format::Q8_0 => (&[0], 0x20),
+        Format::Q4_1 | Format::Q5_1 => (&[0, 2], 0x20),
+        Format::Q4K | Format::Q5K => (&[0, 2], 0x10),
+        Format::Q2K => (&[80, 82], 0x10),
+        Format::Q3K => (&[108], 0x10),
+        Format::Q6K => (&[208], 0x10),
+        Format::F8E4M3 | Format::F8E5M2 => (&[], 0),
+    };
+    for block in bytes.chunks_exact_mut(format.bytes()) {
+        halves.iter().for_each(|at| block[at + 1] = block[at + 1] & 0x8b | exponent);
+    }
+    bytes
 }
 
-fn group_len(format: Format, layout: KeptLayout, section: Section, n: usize, k: usize) -> usize {
-    format.section_row(section, k) * if layout == KeptLayout::Panels { PANEL } else { n }
+/// What row `row` of [`weights`] means.
+pub(super) fn row(format: Format, k: usize, row: usize) -> Vec<f32> {
+    let mut values = vec![0.0; k];
+    format.decode(&stored_row(format, k, row), &mut values);
+    if format.is_fp8() {
+        values.iter_mut().for_each(|value| *value *= F8_SCALE);
+    }
+    values
+}
+
+/// A weight `[n, k]`, as kernels read it.
+pub(super) fn weights(lab: &Lab, format: Format, layout: KeptLayout, n: usize, k: usize) -> Result<View<u8>> {
+    let rows = KeptRows { format, layout, k, rows: n };
+    let stored: Vec<u8> = (0..n).flat_map(|row| stored_row(format, k, row)).collect();
+    let mut kept = vec![0; rows.kept_len()];
+    match rows.put(&stored, F8_SCALE, &mut kept) {
+        0 => lab.upload(&kept),
+        nonfinite => {
+            Err(Error::Internal(format!("{nonfinite} numbers of a random weight in {format} are not finite")))
+        }
+    }
 }
 
 fn gemm(lab: &Lab, format: Format, [m, n, k]: [usize; 3]) -> Result<Vec<Output>> {

@@ -1,4 +1,5 @@
-//! `schnell bench`: how long pictures take, one after the other, as a service draws them; `vram.rs` has what memory they take.
+//! `schnell bench`: how long pictures take, one after the other, as a service draws them; `vram.rs` has what memory they take,
+//! `kernels.rs` how long single kernels do.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::options::{DeviceOption, PlanOptions, parse_time};
 use crate::statistics::{Interval, PERCENTILES, Summary, change_of_median};
 use crate::terminal::{self, say};
-use crate::{inputs, outputs, plot, vram};
+use crate::{inputs, kernels, outputs, plot, vram};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -27,6 +28,8 @@ enum What {
     Latency(Box<LatencyArgs>),
     /// Read what memory is held, stage by stage, and compare it with the plan.
     Vram(Box<vram::Args>),
+    /// Time the kernels that pictures spend their time in, each alone, its result looked at first.
+    Kernels(kernels::Args),
 }
 
 /// What pictures are drawn, and how.
@@ -173,6 +176,7 @@ pub fn run(args: &Args) -> Result<bool> {
     match &args.what {
         What::Latency(args) => latency(args),
         What::Vram(args) => vram::run(args),
+        What::Kernels(args) => kernels::run(args),
     }
 }
 

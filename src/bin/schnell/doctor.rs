@@ -190,22 +190,15 @@ fn build(findings: &mut Findings) {
 
 /// The machine that pictures would be drawn on, opened.
 fn machine(option: DeviceOption, findings: &mut Findings) -> Option<Device> {
-    let opened = match option {
-        DeviceOption::Emulator => emulator(),
-        DeviceOption::Cuda(ordinal) => Device::cuda(ordinal),
-        DeviceOption::Auto => match Device::cuda(0) {
-            // As `generate` does without a GPU.
-            Err(why @ Error::Unsupported(_)) => {
-                let known = doctor::diagnose(&why.to_string()).into_iter().next();
-                let advice = known.map_or(String::new(), |known| known.advice);
-                findings.note("driver", why.to_string(), &advice);
-                emulator()
-            }
-            opened => opened,
-        },
-    };
-    let device = match opened {
-        Ok(device) => device,
+    let device = match option.bare() {
+        Ok((device, None)) => device,
+        // As `generate` does without a GPU.
+        Ok((device, Some(why))) => {
+            let known = doctor::diagnose(&why.to_string()).into_iter().next();
+            let advice = known.map_or(String::new(), |known| known.advice);
+            findings.note("driver", why.to_string(), &advice);
+            device
+        }
         Err(error) => {
             findings.error("driver", &error);
             return None;
@@ -232,16 +225,6 @@ fn machine(option: DeviceOption, findings: &mut Findings) -> Option<Device> {
     memory(&device, findings);
     link(capability.pci_bus_id.as_deref(), findings);
     Some(device)
-}
-
-#[cfg(feature = "emulator")]
-fn emulator() -> Result<Device> {
-    Ok(Device::emulator(Default::default()))
-}
-
-#[cfg(not(feature = "emulator"))]
-fn emulator() -> Result<Device> {
-    Err(Error::Unsupported("this build has no emulator, and there is no GPU that it can use".to_string()))
 }
 
 fn memory(device: &Device, findings: &mut Findings) {

@@ -8,6 +8,7 @@ mod fetch;
 mod generate;
 mod inputs;
 mod inspect;
+mod kernels;
 mod options;
 mod outputs;
 mod plan;

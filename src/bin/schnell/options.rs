@@ -352,6 +352,31 @@ impl DeviceOption {
             DeviceOption::Auto => plan.first_device(num_pictures),
         }
     }
+
+    /// Opens the device, for whatever work. Where `auto` finds no GPU it is the emulator, and why there is none.
+    pub fn bare(self) -> Result<(Device, Option<Error>)> {
+        match self {
+            DeviceOption::Cuda(ordinal) => Ok((Device::cuda(ordinal)?, None)),
+            DeviceOption::Emulator => Ok((emulator()?, None)),
+            DeviceOption::Auto => match Device::cuda(0) {
+                Err(why @ Error::Unsupported(_)) => match emulator() {
+                    Ok(emulator) => Ok((emulator, Some(why))),
+                    Err(_) => Err(why),
+                },
+                opened => Ok((opened?, None)),
+            },
+        }
+    }
+}
+
+#[cfg(feature = "emulator")]
+fn emulator() -> Result<Device> {
+    Ok(Device::emulator(Default::default()))
+}
+
+#[cfg(not(feature = "emulator"))]
+fn emulator() -> Result<Device> {
+    Err(Error::Unsupported("schnell was built without the feature `emulator`".to_string()))
 }
 
 #[cfg(test)]

@@ -71,7 +71,8 @@ impl Numbers for Half {
     #[inline(always)]
     fn rounded(sum: f32) -> f16 {
         let (sign, magnitude) = ((sum.to_bits() >> 16 & 0x8000) as u16, sum.to_bits() & 0x7fff_ffff);
-        let normal = (magnitude.wrapping_sub(0x3800_0000) + 0xfff + (magnitude >> 13 & 1)) >> 13;
+        // Of what is no normal number it is nonsense, which is not taken.
+        let normal = magnitude.wrapping_sub(0x3800_0000).wrapping_add(0xfff + (magnitude >> 13 & 1)) >> 13;
         // Below 2^-14 steps are 2^-24, which are those of f32 from 0.5 to 1.
         let small = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
         let bits = match magnitude {
@@ -233,11 +234,13 @@ mod tests {
             let half = f16::from_bits(bits);
             let (got, want) = (Half::read(half), half.to_f32());
             assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{bits:#x}: {got}");
-            // The middle to the next one, where there is one, and the floats beside it.
+            // It and the middle to the next one, where there is one, and the floats beside them.
             let middle = half.to_f32() as f64
                 + (f16::from_bits(bits.wrapping_add(1)).to_f32() as f64 - half.to_f32() as f64) / 2.0;
-            for step in -1..=1 {
-                let f = f32::from_bits((middle as f32).to_bits().wrapping_add_signed(step));
+            for (near, step) in
+                [half.to_f32(), middle as f32].into_iter().flat_map(|f| [-1, 0, 1].map(|step| (f, step)))
+            {
+                let f = f32::from_bits(near.to_bits().wrapping_add_signed(step));
                 assert!(same(Half::rounded(f), f16::from_f32(f)), "{f:e}: {:?}", Half::rounded(f));
             }
         }
