@@ -6,7 +6,7 @@
 #include "gemm_tile.cuh"
 #include "operands/bf16_tile.cuh"
 
-static_assert(sizeof(gemm::SlicedStorage<gemm::Bf16Weights, BF16_GEMM_STAGES>) == BF16_GEMM_SMEM_BYTES,
+static_assert(sizeof(gemm::SharedStorage<gemm::Bf16Weights, BF16_GEMM_STAGES, gemm::Arithmetic<gemm::Bf16Weights>>) == BF16_GEMM_SMEM_BYTES,
               "the header tells the host how much to ask for");
 
 #define BF16_GEMM(entry, epilogues) \

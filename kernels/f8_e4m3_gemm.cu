@@ -6,11 +6,11 @@
 #include "operands/kept_tile.cuh"
 
 using Weights = gemm::KeptWeights<kept::F8_E4M3>;
-static_assert(sizeof(gemm::SlicedStorage<Weights, KEPT_GEMM_STAGES_8>) == F8_E4M3_GEMM_SMEM_BYTES,
+static_assert(sizeof(gemm::SharedStorage<Weights, KEPT_GEMM_STAGES, gemm::Arithmetic<Weights>>) == F8_E4M3_GEMM_SMEM_BYTES,
               "the header tells the host how much to ask for");
 
 #define F8_E4M3_GEMM(entry, epilogues) \
-    GPU_KERNEL(entry, gemm_params, GEMM_THREADS, 2) { gemm::run_problem<Weights, KEPT_GEMM_STAGES_8, gemm::BLOCK_K, gemm::epilogues>(p); }
+    GPU_KERNEL(entry, gemm_params, GEMM_THREADS, 2) { gemm::run_problem<Weights, KEPT_GEMM_STAGES, gemm::BLOCK_K, gemm::epilogues>(p); }
 F8_E4M3_GEMM(f8_e4m3_gemm_store_sm80, Store)
 F8_E4M3_GEMM(f8_e4m3_gemm_residual_sm80, Residual)
 F8_E4M3_GEMM(f8_e4m3_gemm_combine_sm80, Combine)

@@ -4,7 +4,7 @@
 // An entry point compiles one set of them (gemm.h lists the sets): all of them at once are 16,000 instructions.
 //
 // Bound   latencies of the memory, 700 to 800 clocks each by the model, beside 128 accumulators that leave room for 64 registers of
-//         operands: all residuals of a lane in bf16, half of those in f32, cos and sin of 8 tokens. The bias came with the first k-step.
+//         operands: all residuals of a lane in bf16, half of those in f32, cos and sin of 8 tokens. The bias came before the last k-step.
 // Tried   two tokens' operands at a time: 9,000 clocks a tile. A ring of single tokens: as slow where they share a scoreboard (sm_120).
 //         cos and sin of 12 tokens at once: spills. By groups of four: under 4,000 (benches/WORKLOG.md).
 #ifndef SCHNELL_GEMM_EPILOGUES_CUH
@@ -40,16 +40,16 @@ template <typename F> GPU_FN void for_each(Accumulators &acc, F f) {
     }
 }
 
-// Of a tile's features, fetched with its first k-step: a latency of the memory less where everything waits for it.
+// Of a tile's features, fetched before its last k-step: a latency of the memory less where everything waits for it.
 struct TileBias {
     float value[BLOCK_N];
 
     // The next commit is its group's. Zeros where there is no feature, or no bias.
-    GPU_METHOD void fetch(const gemm_problem &q, int n0) {
+    GPU_METHOD void fetch(const gemm_problem &q, int n0, int thread) {
         static_assert(THREADS == BLOCK_N, "a thread fetches one");
-        const int feature = n0 + gpu::thread_x();
+        const int feature = n0 + thread;
         const bool exists = q.bias && feature < q.n;
-        gpu::cp_async<4>(&value[gpu::thread_x()], exists ? q.bias + feature : q.bias, exists ? 4 : 0);
+        gpu::cp_async<4>(&value[thread], exists ? q.bias + feature : q.bias, exists ? 4 : 0);
     }
 };
 

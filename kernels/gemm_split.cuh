@@ -24,8 +24,9 @@ struct Slice {
     int number;             // among the slices of all split tiles; below 0 for a whole tile
     uint32_t num_before;    // slices of the tile that were multiplied before this one
 
-    GPU_METHOD Slice(const gemm_params &p, int &k_begin, int &k_end) : number(gpu::cta_x() - p.num_whole), num_before(0) {
-        int tile = gpu::cta_x(), slice = 0, num_slices = 1;
+    // Of CTA `cta`.
+    GPU_METHOD Slice(const gemm_params &p, int cta, int &k_begin, int &k_end) : number(cta - p.num_whole), num_before(0) {
+        int tile = cta, slice = 0, num_slices = 1;
         if (number >= 0) {
             num_slices = p.num_slices;
             slice = number % num_slices;

@@ -19,31 +19,45 @@
 
 namespace gemm {
 
-template <typename Weights, int STAGES> struct SharedStorage {
+template <typename Weights, int STAGES, typename How> struct SharedStorage : How::Storage, Weights::Tables {
     struct Stage {
         XStage x;
         typename Weights::Stage w;
     } stage[STAGES];
-    typename Weights::Tables tables;
-    TileBias bias;
-    RowSums sums;
 };
 
-// Adds the product's k-steps that the loaders have before them, `num_k` of them.
+// What the epilogue wants, which the main loop has no register to keep. It lies in a stage, of which the last k-steps leave one free:
+// weights of 8 bits then have room for two CTAs on an SM of 100 KB, to the byte.
+struct Behind {
+    TileBias bias;
+    RowSums sums;
+    Slice slice;
+};
+static_assert(sizeof(Behind) <= sizeof(XStage), "what lies in the stage");
+
+// Adds the product's k-steps that the loaders have before them, `num_k` of them, and leaves a `Behind`.
 template <typename How, typename Weights, int STAGES, typename Inputs>
-GPU_FN void multiply(Accumulators &acc, SharedStorage<Weights, STAGES> &smem, Inputs inputs, typename Weights::Loader weight_loader,
-                     int num_k, int warp_n, int warp_m) {
+GPU_FN Behind &multiply(Accumulators &acc, SharedStorage<Weights, STAGES, How> &smem, const gemm_params &p, Inputs inputs,
+                        typename Weights::Loader weight_loader, int num_k, int warp_n, int warp_m) {
+    Behind &behind = reinterpret_cast<Behind &>(smem.stage[num_k % STAGES].x);
     // Called for kb = 0, 1, 2, ..: the loaders step along.
     auto fetch_to_shared = [&](int kb) {
         if (kb < num_k) {
             inputs.fetch(smem.stage[kb % STAGES].x.chunk);
             weight_loader.fetch(smem.stage[kb % STAGES].w);
+        } else if (kb == num_k) {
+            // Worked out again, from registers of the hardware.
+            int k_begin, k_end;
+            const Slice slice(p, gpu::cta_x_reread(), k_begin, k_end);
+            const int thread = gpu::thread_x_reread();
+            behind.bias.fetch(p.problem[slice.z], slice.n0, thread);
+            if (thread == 0) behind.slice = slice;
         }
         gpu::cp_async_commit(); // empty groups too, so that "all but the last STAGES - 2" stays true at the end
     };
 
     // prologue
-    Weights::fill(smem.tables);
+    Weights::fill(smem);
     GPU_UNROLL
     for (int kb = 0; kb < STAGES - 1; ++kb) fetch_to_shared(kb);
 
@@ -54,30 +68,27 @@ GPU_FN void multiply(Accumulators &acc, SharedStorage<Weights, STAGES> &smem, In
         gpu::sync_cta(); // stage kb has landed for everyone, and everyone has left the stage that is fetched next
         fetch_to_shared(kb + STAGES - 1);
         auto &stage = smem.stage[kb % STAGES];
-        How::multiply(acc, stage.x, stage.w, smem.tables, warp_n, warp_m);
+        How::multiply(acc, stage.x, stage.w, smem, warp_n, warp_m);
     }
+    gpu::cp_async_wait<0>();
+    gpu::sync_cta(); // `behind` has landed for everyone
+    return behind;
 }
-
-// What a CTA multiplies is kept in shared memory until the epilogue: the main loop has no register to spare. A slice has one
-// k-step at least, so a barrier lies between the write and the reads.
-template <typename Weights, int STAGES, typename How = Arithmetic<Weights>> struct SlicedStorage : How::Storage {
-    SharedStorage<Weights, STAGES> tile;
-    Slice slice;
-};
 
 // This CTA's tile, or its slice of one.
 template <typename Weights, int STAGES, int K_MULTIPLE, typename Set, typename How = Arithmetic<Weights>>
 GPU_FN void run_problem(const gemm_params &p) {
-    auto &smem = gpu::shared<SlicedStorage<Weights, STAGES, How>>();
+    auto &smem = gpu::shared<SharedStorage<Weights, STAGES, How>>();
     Accumulators acc;
+    Behind *behind;
     {
         const int warp_n = warp_feature(gpu::thread_x()), warp_m = warp_token(gpu::thread_x());
         int k_begin, k_end;
-        const Slice slice(p, k_begin, k_end);
+        const Slice slice(p, gpu::cta_x(), k_begin, k_end);
         const gemm_problem &q = p.problem[slice.z];
         for_each(acc, [](float) { return 0.0f; });
         if (p.low_rank[slice.z].num_parts > 0 && k_begin == 0) {
-            add_low_rank(acc, smem.tile.stage, p.low_rank[slice.z], q.m, slice.n0, slice.m0);
+            add_low_rank(acc, smem.stage, p.low_rank[slice.z], q.m, slice.n0, slice.m0);
             How::start(acc, q, slice.m0);
             gpu::sync_cta(); // everyone has left the stage
         }
@@ -85,15 +96,14 @@ GPU_FN void run_problem(const gemm_params &p) {
         typename Weights::Loader weight_loader(q, slice.n0);
         inputs.skip(k_begin);
         weight_loader.skip(k_begin);
-        if (gpu::thread_x() == 0) smem.slice = slice;
-        smem.tile.bias.fetch(q, slice.n0);
         How::fetch(smem, q, slice.m0);
-        multiply<How, Weights, STAGES>(acc, smem.tile, inputs, weight_loader, k_end - k_begin, warp_n, warp_m);
+        behind = &multiply<How, Weights, STAGES>(acc, smem, p, inputs, weight_loader, k_end - k_begin, warp_n, warp_m);
     }
-    if (smem.slice.number >= 0 && !add_slices(acc, p, smem.slice)) return;
+    Slice &slice = behind->slice;
+    if (slice.number >= 0 && !add_slices(acc, p, slice)) return;
     const int thread = gpu::thread_x_anew(), warp_n = warp_feature(thread), warp_m = warp_token(thread);
     How::finish(acc, smem, warp_m);
-    finish<Set>(acc, p.problem[smem.slice.z], smem.tile.bias, smem.tile.sums, smem.slice.n0, smem.slice.m0, warp_n, warp_m);
+    finish<Set>(acc, p.problem[slice.z], behind->bias, behind->sums, slice.n0, slice.m0, warp_n, warp_m);
 }
 
 } // namespace gemm

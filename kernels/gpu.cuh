@@ -5,7 +5,7 @@
 // Compiled by nvcc the primitives are inline assembly (section 2); compiled by a plain C++ compiler they call the
 // emulator's runtime in src/device/emulator (section 3). Both sections offer the same names with the same meaning:
 //
-//   index      thread_x thread_x_anew thread_x_reread lane_id lane_id_register warp_id cta_x cta_y cta_z num_ctas_x
+//   index      thread_x thread_x_anew thread_x_reread lane_id lane_id_register warp_id cta_x cta_x_reread cta_y cta_z num_ctas_x
 //   sync       sync_cta sync_warp
 //   warp       shfl_xor (f32, u32)
 //   async      cp_async<BYTES>(dst, src, valid_bytes) cp_async16_or_zeros(dst, src, exists) cp_async_commit
@@ -115,6 +115,12 @@ GPU_FN int lane_id_register() {
 }
 GPU_FN int warp_id() { return threadIdx.x >> 5; }
 GPU_FN int cta_x() { return blockIdx.x; }
+// As thread_x_reread().
+GPU_FN int cta_x_reread() {
+    int cta;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(cta));
+    return cta;
+}
 GPU_FN int cta_y() { return blockIdx.y; }
 GPU_FN int cta_z() { return blockIdx.z; }
 GPU_FN int num_ctas_x() { return gridDim.x; }
@@ -346,6 +352,7 @@ GPU_FN int lane_id() { return thread_x() & 31; }
 GPU_FN int lane_id_register() { return lane_id(); }
 GPU_FN int warp_id() { return thread_x() >> 5; }
 GPU_FN int cta_x() { return (int)schnell_emu_self->cta->cta[0]; }
+GPU_FN int cta_x_reread() { return cta_x(); }
 GPU_FN int cta_y() { return (int)schnell_emu_self->cta->cta[1]; }
 GPU_FN int cta_z() { return (int)schnell_emu_self->cta->cta[2]; }
 GPU_FN int num_ctas_x() { return (int)schnell_emu_self->cta->num_ctas[0]; }

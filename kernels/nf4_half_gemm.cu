@@ -7,7 +7,7 @@
 #include "nf4_half_gemm.h"
 #include "gemm_half.cuh"
 
-static_assert(sizeof(gemm::SlicedStorage<gemm::Nf4HalfWeights, NF4_HALF_GEMM_STAGES, gemm::HalfArithmetic>) == NF4_HALF_GEMM_SMEM_BYTES,
+static_assert(sizeof(gemm::SharedStorage<gemm::Nf4HalfWeights, NF4_HALF_GEMM_STAGES, gemm::HalfArithmetic>) == NF4_HALF_GEMM_SMEM_BYTES,
               "the header tells the host how much to ask for");
 
 // Two CTAs on an SM cover each other's barriers.

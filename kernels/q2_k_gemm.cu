@@ -6,7 +6,7 @@
 #include "operands/kept_tile.cuh"
 
 using Weights = gemm::KeptWeights<kept::Q2_K>;
-static_assert(sizeof(gemm::SlicedStorage<Weights, KEPT_GEMM_STAGES>) == Q2_K_GEMM_SMEM_BYTES,
+static_assert(sizeof(gemm::SharedStorage<Weights, KEPT_GEMM_STAGES, gemm::Arithmetic<Weights>>) == Q2_K_GEMM_SMEM_BYTES,
               "the header tells the host how much to ask for");
 
 #define Q2_K_GEMM(entry, epilogues) \

@@ -6,7 +6,7 @@
 #include "operands/kept_tile.cuh"
 
 using Weights = gemm::KeptWeights<kept::Q4_0>;
-static_assert(sizeof(gemm::SlicedStorage<Weights, KEPT_GEMM_STAGES>) == Q4_0_GEMM_SMEM_BYTES,
+static_assert(sizeof(gemm::SharedStorage<Weights, KEPT_GEMM_STAGES, gemm::Arithmetic<Weights>>) == Q4_0_GEMM_SMEM_BYTES,
               "the header tells the host how much to ask for");
 
 #define Q4_0_GEMM(entry, epilogues) \

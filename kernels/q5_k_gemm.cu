@@ -6,7 +6,7 @@
 #include "operands/kept_tile.cuh"
 
 using Weights = gemm::KeptWeights<kept::Q5_K>;
-static_assert(sizeof(gemm::SlicedStorage<Weights, KEPT_GEMM_STAGES>) == Q5_K_GEMM_SMEM_BYTES,
+static_assert(sizeof(gemm::SharedStorage<Weights, KEPT_GEMM_STAGES, gemm::Arithmetic<Weights>>) == Q5_K_GEMM_SMEM_BYTES,
               "the header tells the host how much to ask for");
 
 #define Q5_K_GEMM(entry, epilogues) \

@@ -6,11 +6,11 @@
 #include "operands/kept_tile.cuh"
 
 using Weights = gemm::KeptWeights<kept::Q8_0>;
-static_assert(sizeof(gemm::SlicedStorage<Weights, KEPT_GEMM_STAGES_8>) == Q8_0_GEMM_SMEM_BYTES,
+static_assert(sizeof(gemm::SharedStorage<Weights, KEPT_GEMM_STAGES, gemm::Arithmetic<Weights>>) == Q8_0_GEMM_SMEM_BYTES,
               "the header tells the host how much to ask for");
 
 #define Q8_0_GEMM(entry, epilogues) \
-    GPU_KERNEL(entry, gemm_params, GEMM_THREADS, 2) { gemm::run_problem<Weights, KEPT_GEMM_STAGES_8, gemm::BLOCK_K, gemm::epilogues>(p); }
+    GPU_KERNEL(entry, gemm_params, GEMM_THREADS, 2) { gemm::run_problem<Weights, KEPT_GEMM_STAGES, gemm::BLOCK_K, gemm::epilogues>(p); }
 Q8_0_GEMM(q8_0_gemm_store_sm80, Store)
 Q8_0_GEMM(q8_0_gemm_residual_sm80, Residual)
 Q8_0_GEMM(q8_0_gemm_combine_sm80, Combine)

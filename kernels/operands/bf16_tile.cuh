@@ -11,9 +11,7 @@ struct Bf16Weights {
     struct Stage {
         uint4 chunk[BLOCK_N * CHUNKS];
     };
-    struct Tables {
-        uint4 none;
-    };
+    struct Tables {};
 
     GPU_METHOD static void fill(Tables &) {}
 

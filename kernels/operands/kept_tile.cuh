@@ -13,16 +13,23 @@ namespace gemm {
 //             tile i = f % 8 / 2, lane 4 (f / 8) + kk % 8 / 2, u = 2 (kk / 16) + kk % 2, part = 2 (kk % 16 / 8) + f % 2
 //     words   per k-step 64 of them (of fp8, 64 for all)
 //     extras  per 64 or 256 k, 64 of them
+// A k-step of two panels; extras are none, or so many bytes a row.
+template <int CODE_CHUNKS, int EXTRA> struct KeptStage {
+    uint4 codes[CODE_CHUNKS];
+    uint4 words[BLOCK_N * 4 / 16];
+    uint4 extras[BLOCK_N * EXTRA / 16];
+};
+template <int CODE_CHUNKS> struct KeptStage<CODE_CHUNKS, 0> {
+    uint4 codes[CODE_CHUNKS];
+    uint4 words[BLOCK_N * 4 / 16];
+};
+
 template <typename F> struct KeptWeights {
     static constexpr int LOW_BYTES = WARP_N * BLOCK_K / 8 * F::LOW, TILE_BYTES = WARP_N * BLOCK_K / 8 * F::BITS;
     static constexpr int TILE_CHUNKS = TILE_BYTES / 16, EXTRA = F::EXTRA;
 
-    struct Stage {
-        uint4 codes[2 * TILE_CHUNKS]; // of both panels
-        uint4 words[BLOCK_N * 4 / 16];
-        uint4 extras[EXTRA == 0 ? 1 : BLOCK_N * EXTRA / 16];
-    };
-    struct alignas(16) Tables {}; // what follows in shared memory is read 16 bytes at a time
+    using Stage = KeptStage<2 * TILE_CHUNKS, EXTRA>;
+    struct Tables {};
     GPU_METHOD static void fill(Tables &) {}
 
     struct Loader {
@@ -64,10 +71,12 @@ template <typename F> struct KeptWeights {
             if (t < 2 * WORD_CHUNKS) {
                 const int at = F::SCALES == kept::Scales::ROW ? 0 : step * WORD_CHUNKS;
                 gpu::cp_async<16>(&stage.words[t], scales + at, t >= WORD_CHUNKS && !has_second ? 0 : 16);
-            } else if (EXTRA != 0 && t < 2 * (WORD_CHUNKS + EXTRA_CHUNKS)) {
+            } else if constexpr (EXTRA != 0) {
                 const int at = t - 2 * WORD_CHUNKS;
-                gpu::cp_async<16>(&stage.extras[at], scales + step / EXTRA_STEPS * EXTRA_CHUNKS,
-                                  at >= EXTRA_CHUNKS && !has_second ? 0 : 16);
+                if (at < 2 * EXTRA_CHUNKS) {
+                    gpu::cp_async<16>(&stage.extras[at], scales + step / EXTRA_STEPS * EXTRA_CHUNKS,
+                                      at >= EXTRA_CHUNKS && !has_second ? 0 : 16);
+                }
             }
             ++step;
         }

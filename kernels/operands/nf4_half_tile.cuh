@@ -34,9 +34,7 @@ GPU_CONSTEXPR uint32_t book_bytes(int first, bool high) {
 struct Nf4HalfWeights {
     using Stage = Nf4Weights::Stage;
     using Loader = Nf4Weights::Loader;
-    struct Tables {
-        uint4 none;
-    };
+    struct Tables {};
 
     GPU_METHOD static void fill(Tables &) {}
 
