@@ -10,7 +10,7 @@ use crate::kernels::attention::{Attention, Heads, MAX_HEAD_DIM};
 use crate::kernels::conv2d::{Conv2d, ConvOut, Filter};
 use crate::kernels::gemm::{Activation, Epilogue, IN_PLACE_COLUMNS};
 use crate::kernels::group_norm_silu::{GroupNorm, GroupNormSilu};
-use crate::kernels::to_rgb::ToRgb;
+use crate::kernels::to_rgb::{RgbOut, ToRgb};
 use crate::kernels::unpack_latents::UnpackLatents;
 use crate::models::layers::{Affine, Conv, Network, Product, Tokens};
 use crate::program::STREAM;
@@ -106,7 +106,7 @@ pub(crate) fn record(
     let image = decoder.net.buffer::<f32>("image", map.pixels() * COLORS)?;
     decoder.convolution(&conv, &map, Some(&norm), ConvOut::F32(&image), COLORS)?;
     let rgb = decoder.net.buffer::<u8>("rgb", map.pixels() * COLORS)?;
-    ToRgb { x: &image, pitch: COLORS, pixels: map.pixels(), out: &rgb }
+    ToRgb { x: &image, pitch: COLORS, pixels: map.pixels(), out: RgbOut::U8(&rgb) }
         .launch(decoder.net.device(), STREAM)?;
     Ok(Picture { image, rgb })
 }
