@@ -21,6 +21,7 @@ mod builder;
 mod cache;
 mod deadline;
 mod disk;
+mod dumps;
 mod folder;
 mod inspect;
 mod load;
@@ -29,6 +30,7 @@ mod machine;
 mod model;
 mod noise_file;
 mod output;
+mod pixels;
 pub mod plan;
 mod predict;
 mod quantize;
@@ -59,19 +61,22 @@ use cache::{Encoding, Modulated, PromptCache};
 pub use deadline::Late;
 use deadline::{Pace, Watch};
 use disk::Disk;
+use dumps::Dumps;
 pub use folder::ModelFolder;
 pub use inspect::{InspectedPart, Inspection, StoredType, Use};
 use load::{Prompt, TextInput};
 pub use model::Model;
 pub use noise_file::NoiseFile;
 pub use output::{Dump, DumpValues, Output};
+use pixels::Destination;
+pub use pixels::{OutputBuffer, Pixels};
 use plan::ShapePlan;
 pub use plan::{Plan, Region, Work, gib, human_bytes};
 pub use predict::{Card, Interval, Prediction};
 pub use quantize::{QuantizedLinear, Quantizer};
 pub use receipt::{Receipt, Recipe};
 pub use request::{Noise, Progress, Request};
-use run::{Bound, Dumps, Pinned};
+use run::{Bound, Pinned, Watchers};
 pub use shape::Shape;
 use times::Times;
 pub use traffic::Traffic;
@@ -126,6 +131,11 @@ impl Pipeline {
     /// The machine that it is on.
     pub fn capability(&self) -> &Capability {
         self.device.capability()
+    }
+
+    /// The machine itself, for [`DeviceBuffer`](crate::DeviceBuffer)s on it.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// What this pipeline was planned as.
@@ -212,20 +222,29 @@ impl Pipeline {
         self.generate_with(request, &mut |_| Continue(()))
     }
 
-    /// As [`Pipeline::generate`], the pixels into `rgb`, u8 `[height, width, 3]`; [`Output::rgb`] is left empty.
+    /// As [`Pipeline::generate`], the pixels into `buffer`, which may be on the host or on the device; [`Output::rgb`] is left empty. What
+    /// is in the buffer after an error is not said.
+    ///
+    /// ```
+    /// # use schnell::{Model, OutputBuffer, Pipeline, Request, Shape};
+    /// # fn main() -> schnell::Result<()> {
+    /// let model = Model::demo()?;
+    /// let mut pipeline = Pipeline::builder(&model).warm_up([Shape::square(64)]).f32_pixels().load()?;
+    /// let mut unit = vec![0.0; 3 * 64 * 64];
+    /// pipeline.generate_into(&Request::new("a red circle"), OutputBuffer::F32Chw(&mut unit))?;
+    /// assert!(unit.iter().all(|value| (0.0..=1.0).contains(value)));
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
-    /// Its own, and [`Error::Input`] when `rgb` has another length, before any work.
-    pub fn generate_into(&mut self, request: &Request, rgb: &mut [u8]) -> Result<Output> {
-        let shape = request.shape(self.plan.shape());
-        if shape.width.checked_mul(shape.height).and_then(|pixels| pixels.checked_mul(3)) != Some(rgb.len()) {
-            let Shape { width, height, .. } = shape;
-            return Err(Error::Input(format!(
-                "a buffer of {} bytes for a {width} x {height} picture; it takes 3 bytes a pixel",
-                rgb.len()
-            )));
-        }
-        self.draw(request, &mut |_| Continue(()), &mut |drawn| rgb.copy_from_slice(drawn))
+    /// Its own, and before any work [`Error::Input`] when the buffer has not exactly the picture's size, is not on this pipeline's
+    /// device, or is for floats that the pipeline has no room for.
+    pub fn generate_into<'b>(
+        &mut self,
+        request: &Request,
+        buffer: impl Into<OutputBuffer<'b>>,
+    ) -> Result<Output> {
+        self.draw(request, &mut |_| Continue(()), Destination::Buffer(buffer.into()))
     }
 
     /// As [`Pipeline::generate`], telling how far it has come.
@@ -234,19 +253,20 @@ impl Pipeline {
     /// Its own, and [`Error::Stopped`] when `progress` says so.
     pub fn generate_with(&mut self, request: &Request, progress: &mut OnProgress<'_>) -> Result<Output> {
         let mut rgb = Vec::new();
-        let mut output = self.draw(request, progress, &mut |drawn| rgb.extend_from_slice(drawn))?;
+        let mut output = self.draw(request, progress, Destination::Own(&mut rgb))?;
         output.rgb = rgb;
         Ok(output)
     }
 
-    /// One picture, but for its pixels, which go to `keep`.
+    /// One picture, but for its pixels, which go to `destination`.
     fn draw(
         &mut self,
         request: &Request,
         progress: &mut OnProgress<'_>,
-        keep: &mut dyn FnMut(&[u8]),
+        mut destination: Destination<'_>,
     ) -> Result<Output> {
         let started = Instant::now();
+        destination.check(&request.shape(self.plan.shape()), &self.device, self.plan.how().floats)?;
         self.check(request)?;
         let _entered = self.device.enter()?;
         let mut shape = request.shape(self.plan.shape());
@@ -284,8 +304,11 @@ impl Pipeline {
         };
         let last = request.estimate_after.unwrap_or(shape.steps).min(shape.steps);
         let watch = Watch::new(request.deadline, request.late, self.times.expected(&shape, run), last);
-        let mut pace = Pace { watch, started, sigmas: &sigmas, done: 0 };
-        bound.run(run, &self.device, pinned, &mut dumps, &mut pace, progress)?;
+        let pace = Pace { watch, started, sigmas: &sigmas, done: 0 };
+        let on_device = destination.on_device();
+        let mut watchers = Watchers { progress: &mut *progress, pace, dumps, on_device };
+        bound.run(run, &self.device, pinned, &mut watchers)?;
+        let Watchers { pace, dumps, .. } = watchers;
         let estimate = Some(pace.done).filter(|done| *done < shape.steps);
         let mut timings = bound.timings(&self.device, &[("tokenize", tokenize_ms), ("inputs", inputs_ms)])?;
         let bytes = self.host.as_slice();
@@ -308,7 +331,8 @@ impl Pipeline {
         let ended = Instant::now();
         let receipt =
             Receipt::new(&self.plan, [&self.digest, &self.loras], take(outputs.latents), take(outputs.rgb));
-        keep(take(outputs.rgb));
+        destination
+            .keep(take(outputs.rgb), outputs.unit_rgb.map(|range| bytemuck::cast_slice(take(range))))?;
         timings.push("receipt", ended.elapsed().as_secs_f64() * 1e3);
         timings.tell(&shape, request.seed);
         // Dumps take time that other pictures do not.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::config::PipelineConfig;
 use crate::device::Capability;
-use crate::models::flux::{self, Inputs, Outputs};
+use crate::models::flux::{self, How, Inputs, Outputs};
 use crate::models::layers::{Precision, Quantize, Weights};
 use crate::program::residency::{self, UNIT_IN_THE_MAKING, Unit};
 use crate::program::{HomePlace, Kind, Placed, Program, Recorder, Stage, Streamed, Tier, show};
@@ -44,12 +44,7 @@ struct Recorded {
 }
 
 impl Recorded {
-    fn new(
-        config: &PipelineConfig,
-        shape: &Shape,
-        how: (Quantize, Precision),
-        capability: &Capability,
-    ) -> Result<Recorded> {
+    fn new(config: &PipelineConfig, shape: &Shape, how: How, capability: &Capability) -> Result<Recorded> {
         let (mut recorder, mut weights) = (Recorder::fresh(capability), Weights::default());
         let (inputs, outputs) = flux::record(&mut recorder, &mut weights, config, shape, how)?;
         let staging_len = Staging::new(&weights.list, 0).num_bytes();
@@ -64,7 +59,7 @@ impl ShapePlan {
     fn record(
         config: &PipelineConfig,
         shape: Shape,
-        how: (Quantize, Precision),
+        how: How,
         capability: &Capability,
         streamed: &Streamed,
         guard: usize,
@@ -86,7 +81,7 @@ impl ShapePlan {
     pub(crate) fn record_at(
         &self,
         config: &PipelineConfig,
-        how: (Quantize, Precision),
+        how: How,
         capability: &Capability,
         address: u64,
     ) -> Result<crate::program::Program> {
@@ -161,6 +156,8 @@ pub struct Plan {
     config: PipelineConfig,
     quantize: Quantize,
     precision: Precision,
+    /// Whether pictures come as floats, too.
+    floats: bool,
     /// Of the machine that it is for.
     pub(super) capability: Capability,
     streamed: Streamed,
@@ -198,12 +195,13 @@ impl Plan {
         shape.check(config)?;
         let streamed = Streamed::default();
         let capability = Card::ALL[0].capability();
-        let (first, weights) =
-            ShapePlan::record(config, shape, (quantize, Precision::Full), &capability, &streamed, 0)?;
+        let how = How { quantize, precision: Precision::Full, floats: false };
+        let (first, weights) = ShapePlan::record(config, shape, how, &capability, &streamed, 0)?;
         Ok(Plan {
             config: config.clone(),
             quantize,
             precision: Precision::Full,
+            floats: false,
             capability,
             streamed,
             budget: None,
@@ -223,9 +221,25 @@ impl Plan {
             return Ok(self);
         }
         self.precision = precision;
+        self.with_other_buffers()
+    }
+
+    /// The same with room for pictures as floats on the host: see [`PipelineBuilder::f32_pixels`](super::PipelineBuilder::f32_pixels).
+    ///
+    /// # Errors
+    /// Those of [`Plan::within`] and [`Plan::within_host`], for a plan that has a budget.
+    pub fn with_f32_pixels(mut self) -> Result<Plan> {
+        if self.floats {
+            return Ok(self);
+        }
+        self.floats = true;
+        self.with_other_buffers()
+    }
+
+    /// The same, recorded anew, within its budgets.
+    fn with_other_buffers(self) -> Result<Plan> {
         let plan = self.again()?;
         match plan.budget {
-            // Other kernels want other buffers.
             Some(budget) => plan.within(budget),
             None => plan.fit_host(),
         }
@@ -369,8 +383,8 @@ impl Plan {
     }
 
     /// What a program is recorded by, beside config and shape.
-    pub(crate) fn how(&self) -> (Quantize, Precision) {
-        (self.quantize, self.precision)
+    pub(crate) fn how(&self) -> How {
+        How { quantize: self.quantize, precision: self.precision, floats: self.floats }
     }
 
     /// Size of the one device allocation.
@@ -592,6 +606,15 @@ mod tests {
         assert_eq!(plan.clone().within(needed_bytes).unwrap().arena_bytes(), needed_bytes);
         let error = plan.within(needed_bytes - 1).unwrap_err();
         assert!(matches!(error, Error::Capacity { needed_bytes: again, .. } if again == needed_bytes));
+    }
+
+    /// They lie where the decoder's maps have been.
+    #[test]
+    fn floats_on_the_host_take_nothing_of_the_device() {
+        for side in [512, 1024] {
+            let plan = schnell(side);
+            assert_eq!(plan.clone().with_f32_pixels().unwrap().arena_bytes(), plan.arena_bytes(), "{side}");
+        }
     }
 
     #[test]

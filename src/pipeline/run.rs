@@ -7,21 +7,20 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use half::bf16;
-
 use crate::device::{Config, Device, Event, Graph, HostBuffer, Node, Params, StreamId, View, Work};
 use crate::memory::arena::Arena;
-use crate::models::flux::{BRANCHES, Inputs, Outputs};
+use crate::models::flux::{IMAGE, Inputs, Outputs};
 use crate::program::op::{Kept, Op};
 use crate::program::{HostRange, Kind, Origin, Placed, Program, Run, STREAM, What};
 use crate::{Error, Result};
 
 use super::deadline::Pace;
 use super::disk::Disk;
-use super::load::Prompt;
+use super::dumps::Dumps;
+use super::pixels::OnDevice;
 use super::plan::ShapePlan;
 use super::timing::{Clock, Timings};
-use super::{Dump, DumpValues, OnProgress, Plan, Progress, Shape};
+use super::{OnProgress, Plan, Progress, Shape};
 
 /// A shape's program in an arena.
 #[derive(Debug)]
@@ -55,6 +54,15 @@ pub(super) struct Pinned<'a> {
     pub host: &'a mut HostBuffer,
     /// Stages, one at a time.
     pub dumps: Option<&'a mut HostBuffer>,
+}
+
+/// Who looks on while a run goes.
+pub(super) struct Watchers<'a, 'p> {
+    pub progress: &'a mut OnProgress<'p>,
+    pub pace: Pace<'a>,
+    pub dumps: Dumps,
+    /// Who wants pixels on the device.
+    pub on_device: Option<OnDevice<'a>>,
 }
 
 /// An operation as the machine takes it.
@@ -167,7 +175,8 @@ impl Bound {
             return Err(Error::Internal("weights of the decoder stay on disk".to_string()));
         }
         let from_disk = Run::ALL.map(|run| (run, from_disk(&stages, &ops, run)));
-        let clock = Clock::new(device, stages.iter().map(|stage| stage.labels.len()).sum())?;
+        // And one for pixels on the device.
+        let clock = Clock::new(device, stages.iter().map(|stage| stage.labels.len()).sum::<usize>() + 1)?;
         Ok(Bound { plan, ops, stages, events, clock, from_disk })
     }
 
@@ -194,9 +203,7 @@ impl Bound {
         run: Run,
         device: &Device,
         pinned: Pinned<'_>,
-        dumps: &mut Dumps,
-        pace: &mut Pace<'_>,
-        progress: &mut OnProgress<'_>,
+        watchers: &mut Watchers<'_, '_>,
     ) -> Result<()> {
         let Pinned { weights, mut disk, host, dumps: dump_host } = pinned;
         let units = self.from_disk.iter().find(|(kind, _)| *kind == run);
@@ -206,7 +213,7 @@ impl Bound {
         let pinned = Pinned { weights, disk: disk.as_deref_mut(), host, dumps: dump_host };
         // Whatever ends it, a panic of `progress` too: the next run meets nothing of this one in the streams.
         let drained = Drained(device);
-        let result = self.run_stages(run, device, pinned, dumps, pace, progress);
+        let result = self.run_stages(run, device, pinned, watchers);
         // First, so that what has been enqueued and does not matter any more is not read.
         let read = disk.map_or(Ok(()), Disk::end);
         drop(drained);
@@ -222,11 +229,10 @@ impl Bound {
         run: Run,
         device: &Device,
         pinned: Pinned<'_>,
-        dumps: &mut Dumps,
-        pace: &mut Pace<'_>,
-        progress: &mut OnProgress<'_>,
+        watchers: &mut Watchers<'_, '_>,
     ) -> Result<()> {
         let Pinned { weights, mut disk, host, dumps: mut dump_host } = pinned;
+        let Watchers { progress, pace, dumps, on_device } = watchers;
         let Bound { plan, ops, stages, events, clock, .. } = self;
         let total = plan.shape.steps;
         let mut is_last = false;
@@ -275,6 +281,12 @@ impl Bound {
                     }
                 }
             }
+        }
+        if let Some(to) = on_device {
+            let image = stages.iter().flat_map(|stage| &stage.kept).find(|(kept, _)| kept.name == IMAGE);
+            let (_, image) = image.ok_or_else(|| Error::Internal("no picture is kept".to_string()))?;
+            to.enqueue(device, &image.cast()?)?;
+            clock.stage(device, "pixels".into())?;
         }
         drain(ops, device)
     }
@@ -505,189 +517,6 @@ fn dead_at(plan: &ShapePlan, op: usize, arena: &Arena) -> Result<Vec<View<u8>>> 
     Ok(dead)
 }
 
-/// What is kept of a run's stages.
-pub(super) struct Dumps {
-    pub on: bool,
-    pub all: Vec<Dump>,
-}
-
-impl Dumps {
-    /// What there is before the device does anything.
-    pub fn before(&mut self, prompts: &[Prompt], noise: Vec<f32>, sigmas: &[f32], packed: [usize; 2]) {
-        if !self.on {
-            return;
-        }
-        let mut push = |stage: String, shape: Vec<usize>, values: DumpValues| {
-            self.all.push(Dump { stage, shape, values });
-        };
-        for (prefix, prompt) in BRANCHES.iter().zip(prompts) {
-            for (name, ids) in [("tokens_clip", &prompt.clip.ids), ("tokens_t5", &prompt.t5.ids)] {
-                push(format!("{prefix}{name}"), vec![1, ids.len()], DumpValues::Ids(ids.clone()));
-            }
-        }
-        push("noise".to_string(), vec![1, packed[0], packed[1]], DumpValues::F32(noise));
-        push("sigmas".to_string(), vec![sigmas.len()], DumpValues::F32(sigmas.to_vec()));
-    }
-
-    fn keep(
-        &mut self,
-        device: &Device,
-        host: &mut HostBuffer,
-        stage: &str,
-        turn: usize,
-        kept: &Kept,
-        view: &View<u8>,
-    ) -> Result<()> {
-        device.copy_to_host(STREAM, host, 0, view)?;
-        device.synchronize(STREAM)?;
-        let bytes = &host.as_slice()[..view.num_bytes()];
-        let mut values: Vec<f32> = match kept.is_bf16 {
-            true => bytemuck::cast_slice::<u8, bf16>(bytes).iter().map(|v| v.to_f32()).collect(),
-            false => bytemuck::cast_slice(bytes).to_vec(),
-        };
-        let mut shape = kept.shape.clone();
-        if let ([height, width, 3], "vae") = (&shape[..], stage) {
-            // [h, w, 3] to [1, 3, h, w]
-            let (height, width) = (*height, *width);
-            values = (0..3).flat_map(|c| values.chunks(3).map(move |pixel| pixel[c])).collect();
-            shape = vec![1, 3, height, width];
-        }
-        let name = match stage {
-            "step" => format!("{}_{turn}", kept.name),
-            _ => kept.name.clone(),
-        };
-        self.all.push(Dump { stage: name, shape, values: DumpValues::F32(values) });
-        Ok(())
-    }
-}
-
-/// What the host pays for a step: the launches are counted, not carried out.
 #[cfg(test)]
-mod tests {
-    use std::alloc::{GlobalAlloc, Layout, System};
-    use std::cell::Cell;
-
-    use super::super::Quantize;
-    use super::*;
-    use crate::config::PipelineConfig;
-    use crate::device::EmulatorOptions;
-
-    thread_local! {
-        static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-    }
-
-    struct Counting;
-
-    // SAFETY: all of it is the system's allocator; counting touches nothing of it.
-    #[allow(unsafe_code)]
-    unsafe impl GlobalAlloc for Counting {
-        unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-            // A thread that is ending has no counter any more.
-            let _ = ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
-            // SAFETY: the caller's promise.
-            unsafe { System.alloc(layout) }
-        }
-
-        unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-            // SAFETY: the caller's promise.
-            unsafe { System.dealloc(pointer, layout) }
-        }
-    }
-
-    #[global_allocator]
-    static COUNTING: Counting = Counting;
-
-    /// The bundled model, on a machine that counts launches.
-    fn bound(budget: Option<u64>, graphs: bool) -> (Device, Plan, Bound) {
-        let dir = tempfile::tempdir().unwrap();
-        crate::demo::write(dir.path()).unwrap();
-        let config = PipelineConfig::open(dir.path()).unwrap();
-        let device = Device::emulator(EmulatorOptions { launches_nothing: true, ..Default::default() });
-        let shape = Shape { width: 128, height: 128, ..Shape::default() };
-        let mut plan = Plan::new(&config, shape, Quantize::Nf4).unwrap().on(device.capability()).unwrap();
-        if let Some(budget) = budget {
-            plan = plan.within(budget).unwrap();
-        }
-        let arena = Arena::new(plan.arena_bytes() as usize, &device).unwrap();
-        let bound = Bound::new(plan.shapes[0].clone(), &plan, &device, &arena, graphs).unwrap();
-        (device, plan, bound)
-    }
-
-    /// Every operation is in one piece, in order; where all weights stay, a stage that computes is one graph, but for what it
-    /// sends and fetches; where some are streamed, what is between their copies is one.
-    #[test]
-    fn what_nothing_comes_between_is_a_graph() {
-        let (_, plan, resident) = bound(None, true);
-        let least = plan.least_bytes().unwrap();
-        let (_, _, streamed) = bound(Some(least), true);
-        let (_, _, each) = bound(Some(least), false);
-        for bound in [&resident, &streamed, &each] {
-            for stage in &bound.stages {
-                let parts: Vec<usize> = stage.pieces.iter().flat_map(|piece| piece.ops.clone()).collect();
-                assert_eq!(parts, stage.ops.clone().collect::<Vec<_>>(), "{}", stage.name);
-            }
-        }
-        let graphs = |bound: &Bound, name: &str| -> usize {
-            let stages = bound.stages.iter().filter(|stage| stage.name == name);
-            stages.flat_map(|stage| &stage.pieces).filter(|piece| piece.graph.is_some()).count()
-        };
-        // The first step, and those that follow.
-        assert_eq!(["clip", "t5", "step", "vae"].map(|name| graphs(&resident, name)), [1, 1, 2, 1]);
-        for stage in
-            resident.stages.iter().filter(|stage| ["clip", "t5", "step", "vae"].contains(&stage.name))
-        {
-            let outside = stage.pieces.iter().filter(|piece| piece.graph.is_none());
-            for op in outside.flat_map(|piece| &resident.ops[piece.ops.clone()]) {
-                assert!(!matches!(op.what, Ready::Launch { .. }), "{}", stage.name);
-            }
-        }
-        assert!(graphs(&streamed, "step") > 2, "{}", graphs(&streamed, "step"));
-        assert_eq!(graphs(&each, "step"), 0);
-    }
-
-    /// A graph is as many launches as it was made of.
-    #[test]
-    fn a_graph_launches_what_it_was_made_of() {
-        let launches = |graphs: bool| {
-            let (device, plan, bound) = bound(None, graphs);
-            let mut host = device.allocate_host(plan.host_bytes().1 as usize).unwrap();
-            for _ in 0..2 {
-                bound.enqueue_once(&device, None, &mut host, "step").unwrap();
-            }
-            device.synchronize(StreamId::Compute).unwrap();
-            device.num_skipped_launches()
-        };
-        assert!(launches(false) > 40);
-        assert_eq!(launches(true), launches(false));
-    }
-
-    #[test]
-    fn a_step_is_enqueued_quickly_and_without_allocating() {
-        let (device, plan, bound) = bound(None, false);
-        let mut host = device.allocate_host(plan.host_bytes().1 as usize).unwrap();
-        let ops = bound.enqueue_once(&device, None, &mut host, "step").unwrap();
-        assert!(ops > 20, "{ops}");
-        // Fills are not skipped: their queue has grown to what it will hold before anything is counted.
-        for _ in 0..200 {
-            bound.enqueue_once(&device, None, &mut host, "step").unwrap();
-        }
-        device.synchronize(StreamId::Compute).unwrap();
-        let skipped = device.num_skipped_launches();
-        let allocations = ALLOCATIONS.get();
-        // The best of many: other tests run beside this one.
-        let best = (0..200)
-            .map(|_| {
-                let begun = std::time::Instant::now();
-                bound.enqueue_once(&device, None, &mut host, "step").unwrap();
-                begun.elapsed()
-            })
-            .min()
-            .unwrap();
-        assert_eq!(ALLOCATIONS.get() - allocations, 0);
-        // All but the fill of the counters of split products.
-        assert_eq!(device.num_skipped_launches() - skipped, 200 * (ops - 1) as u64);
-        let each = best.as_nanos() as f64 / ops as f64;
-        println!("{each:.0} ns an operation");
-        assert!(each <= 2_000.0, "{each} ns an operation");
-    }
-}
+#[path = "run_tests.rs"]
+mod tests;
