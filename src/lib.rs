@@ -119,8 +119,9 @@ pub use models::layers::{Precision, Quantize};
 pub use pipeline::timing::{StageTime, Timings};
 pub use pipeline::{
     Card, Dump, DumpValues, InspectedPart, Inspection, Interval, Late, Model, ModelFolder, Noise, NoiseFile,
-    OnProgress, Output, OutputBuffer, Pipeline, PipelineBuilder, Pixels, Plan, Prediction, Progress,
-    Quantizer, Receipt, Recipe, Region, Request, Shape, StoredType, Traffic, Use, Work, gib, human_bytes,
+    OnProgress, Output, OutputBuffer, Pipeline, PipelineBuilder, Pixels, Plan, Prediction, Preview, Progress,
+    Quantizer, Receipt, Recipe, Region, Request, Shape, StoredType, Trace, Traffic, Use, Work, gib,
+    human_bytes,
 };
 pub use sampling::{NoiseKind, TimeRounding};
 pub use weights::lora::{Lora, LoraFile};

@@ -25,6 +25,7 @@ pub struct PipelineBuilder<'a> {
     device: Option<Device>,
     dumps: bool,
     floats: bool,
+    previews: bool,
     prompts: usize,
     cache: Option<PathBuf>,
     graphs: bool,
@@ -44,6 +45,7 @@ impl<'a> PipelineBuilder<'a> {
             device: None,
             dumps: false,
             floats: false,
+            previews: false,
             prompts: DEFAULT_PROMPTS,
             cache: None,
             graphs: true,
@@ -95,6 +97,12 @@ impl<'a> PipelineBuilder<'a> {
     /// A buffer on the device needs nothing of it.
     pub fn f32_pixels(self) -> Self {
         PipelineBuilder { floats: true, ..self }
+    }
+
+    /// Makes room for what [`Pipeline::generate_previewed`] shows: pinned memory for the latents of two steps, which is planned, 2 MiB at 1024 x
+    /// 1024.
+    pub fn previews(self) -> Self {
+        PipelineBuilder { previews: true, ..self }
     }
 
     /// How many prompts' encodings are remembered, the last used ones: a prompt that is among them runs neither text encoder, and
@@ -155,6 +163,7 @@ impl<'a> PipelineBuilder<'a> {
             None => plan,
         };
         let plan = if self.floats { plan.with_f32_pixels()? } else { plan };
+        let plan = if self.previews { plan.with_previews()? } else { plan };
         let plan = match self.budget {
             Some(budget) => plan.within(budget)?,
             None => plan,

@@ -102,7 +102,7 @@ impl OutputBuffer<'_> {
     fn num_bytes(&self) -> usize {
         match self {
             OutputBuffer::U8Hwc(rgb) | OutputBuffer::U8Chw(rgb) => rgb.len(),
-            OutputBuffer::F32Hwc(rgb) | OutputBuffer::F32Chw(rgb) => size_of_val::<[f32]>(rgb),
+            OutputBuffer::F32Hwc(rgb) | OutputBuffer::F32Chw(rgb) => size_of_val(&**rgb),
             OutputBuffer::Device(buffer, _) => buffer.num_bytes(),
         }
     }

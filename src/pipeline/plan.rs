@@ -15,6 +15,7 @@ use crate::weights::upload::Staging;
 use crate::{Error, Result};
 
 use super::predict::Card;
+use super::preview;
 use super::shape::Shape;
 
 /// Generations of one shape: their program, placed.
@@ -158,6 +159,8 @@ pub struct Plan {
     precision: Precision,
     /// Whether pictures come as floats, too.
     floats: bool,
+    /// Whether there is pinned memory for previews.
+    pub(super) previews: bool,
     /// Of the machine that it is for.
     pub(super) capability: Capability,
     streamed: Streamed,
@@ -202,6 +205,7 @@ impl Plan {
             quantize,
             precision: Precision::Full,
             floats: false,
+            previews: false,
             capability,
             streamed,
             budget: None,
@@ -234,6 +238,16 @@ impl Plan {
         }
         self.floats = true;
         self.with_other_buffers()
+    }
+
+    /// The same with room for previews: see [`PipelineBuilder::previews`](super::PipelineBuilder::previews).
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a VAE of which no colors are known; those of [`Plan::within_host`].
+    pub fn with_previews(mut self) -> Result<Plan> {
+        preview::colors_of(&self.config.vae)?;
+        self.previews = true;
+        self.fit_host()
     }
 
     /// The same, recorded anew, within its budgets.
@@ -425,8 +439,13 @@ impl Plan {
     /// Pinned host memory: while loading, and while generating.
     pub fn host_bytes(&self) -> (u64, u64) {
         let loading = self.first().staging.host_bytes() as u64;
-        let generating = self.shapes.iter().map(|shape| shape.host_bytes as u64).max().unwrap_or(0);
-        (loading, generating)
+        let previews: u64 = if self.previews { preview::bytes(&self.shapes) } else { 0 };
+        (loading, self.buffer_bytes() as u64 + previews)
+    }
+
+    /// Of the pinned buffer that inputs and outputs lie in.
+    pub(crate) fn buffer_bytes(&self) -> usize {
+        self.shapes.iter().map(|shape| shape.host_bytes).max().unwrap_or(0)
     }
 
     /// Multiply-adds of one generation of [`Plan::shape`].

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::device::{Config, Device, Event, Graph, HostBuffer, Node, Params, StreamId, View, Work};
 use crate::memory::arena::Arena;
-use crate::models::flux::{IMAGE, Inputs, Outputs};
+use crate::models::flux::{IMAGE, Inputs, LATENTS, Outputs};
 use crate::program::op::{Kept, Op};
 use crate::program::{HostRange, Kind, Origin, Placed, Program, Run, STREAM, What};
 use crate::{Error, Result};
@@ -19,7 +19,9 @@ use super::disk::Disk;
 use super::dumps::Dumps;
 use super::pixels::OnDevice;
 use super::plan::ShapePlan;
+use super::preview::{Viewer, ahead};
 use super::timing::{Clock, Timings};
+use super::trace::{Tracer, traced};
 use super::{OnProgress, Plan, Progress, Shape};
 
 /// A shape's program in an arena.
@@ -61,6 +63,8 @@ pub(super) struct Watchers<'a, 'p> {
     pub progress: &'a mut OnProgress<'p>,
     pub pace: Pace<'a>,
     pub dumps: Dumps,
+    pub viewer: Option<Viewer<'a>>,
+    pub tracer: Option<Tracer>,
     /// Who wants pixels on the device.
     pub on_device: Option<OnDevice<'a>>,
 }
@@ -72,7 +76,7 @@ enum Ready {
     Send { to: View<u8>, host: usize },
     Fetch { from: View<u8>, host: usize },
     Fill { view: View<u8>, value: u8 },
-    Upload { to: View<u8>, from: Origin },
+    Upload { to: View<u8>, from: Origin, name: Arc<str> },
 }
 
 /// Operations that are enqueued one by one, or at once.
@@ -100,6 +104,14 @@ struct BoundStage {
 }
 
 impl BoundStage {
+    /// What it leaves under this name.
+    fn kept(&self, name: &str) -> Result<&View<u8>> {
+        let found = self.kept.iter().find(|(kept, _)| kept.name == name);
+        found
+            .map(|(_, view)| view)
+            .ok_or_else(|| Error::Internal(format!("{}: no {name} is kept", self.name)))
+    }
+
     fn turns(&self, run: Run) -> Range<usize> {
         self.turns.iter().find(|(kind, _)| *kind == run).map_or(0..0, |(_, turns)| turns.clone())
     }
@@ -129,7 +141,11 @@ impl Bound {
         let signals: Vec<usize> = signals.into_iter().collect();
         for (i, first) in placed.program.ops.iter().enumerate() {
             let what = match first.what {
-                What::Upload { from } => Ready::Upload { to: view(&first.touches[0])?, from },
+                What::Upload { from } => {
+                    let to = &first.touches[0];
+                    let name = placed.program.buffers[to.buffer].name.as_str().into();
+                    Ready::Upload { to: view(to)?, from, name }
+                }
                 _ => {
                     let op = recorded.next().ok_or_else(another_program)?;
                     match op.what {
@@ -232,7 +248,7 @@ impl Bound {
         watchers: &mut Watchers<'_, '_>,
     ) -> Result<()> {
         let Pinned { weights, mut disk, host, dumps: mut dump_host } = pinned;
-        let Watchers { progress, pace, dumps, on_device } = watchers;
+        let Watchers { progress, pace, dumps, viewer, tracer, on_device } = watchers;
         let Bound { plan, ops, stages, events, clock, .. } = self;
         let total = plan.shape.steps;
         let mut is_last = false;
@@ -254,8 +270,7 @@ impl Bound {
                     }
                     is_last = pace.is_last(turn)?;
                     if is_last && turn + 1 < total {
-                        let sigma = pace.sigmas.get(turn).copied().unwrap_or_default();
-                        go_all_the_way(device, ops, host, plan.inputs.dt, (turn, sigma))?;
+                        go_all_the_way(device, ops, host, plan.inputs.dt, (turn, pace.sigma(turn)))?;
                     }
                 }
                 if device.capability().is_emulator {
@@ -263,17 +278,28 @@ impl Bound {
                         device.fill(STREAM, view, 0xff)?;
                     }
                 }
-                enqueue(device, (ops, &stage.pieces), events, (weights, disk.as_deref_mut()), host)?;
+                traced(tracer, ("enqueue", &stage.labels[turn]), |tracer| {
+                    let weights = (weights, disk.as_deref_mut());
+                    enqueue(device, (ops, &stage.pieces), events, weights, host, tracer)
+                })?;
                 if disk.as_ref().is_some_and(|disk| disk.has_failed()) {
                     // `Disk::end` says why.
                     return Ok(());
+                }
+                if let Some(viewer) = viewer.as_mut().filter(|_| is_step) {
+                    let left = if is_last { 0.0 } else { pace.sigma(turn + 1) };
+                    viewer.fetch(device, turn, ahead(pace.sigma(turn), left), stage.kept(LATENTS)?)?;
                 }
                 clock.stage(device, stage.labels[turn].clone())?;
                 if is_step {
                     if progress(Progress::Step { index: turn, total }).is_break() {
                         return Err(Error::Stopped);
                     }
-                    clock.keep_pace(device)?;
+                    traced(tracer, ("wait", ""), |_| clock.keep_pace(device))?;
+                }
+                if let Some(viewer) = viewer {
+                    // The last is there while the decoder is at work.
+                    viewer.show_before(if is_step { turn } else { usize::MAX })?;
                 }
                 if let Some(dump_host) = dump_host.as_deref_mut().filter(|_| dumps.on) {
                     for (kept, view) in &stage.kept {
@@ -283,12 +309,15 @@ impl Bound {
             }
         }
         if let Some(to) = on_device {
-            let image = stages.iter().flat_map(|stage| &stage.kept).find(|(kept, _)| kept.name == IMAGE);
-            let (_, image) = image.ok_or_else(|| Error::Internal("no picture is kept".to_string()))?;
-            to.enqueue(device, &image.cast()?)?;
+            let last = stages.last().ok_or_else(|| Error::Internal("no stages".to_string()))?;
+            to.enqueue(device, &last.kept(IMAGE)?.cast()?)?;
             clock.stage(device, "pixels".into())?;
         }
-        drain(ops, device)
+        traced(tracer, ("wait", ""), |_| drain(ops, device))?;
+        match tracer {
+            Some(tracer) => clock.trace(tracer),
+            None => Ok(()),
+        }
     }
 
     /// Enqueues one turn of the last stage called `name` and nothing else: what the host pays for it.
@@ -301,7 +330,7 @@ impl Bound {
         name: &str,
     ) -> Result<usize> {
         let Some(stage) = self.stages.iter().rfind(|stage| stage.name == name) else { return Ok(0) };
-        enqueue(device, (&self.ops, &stage.pieces), &self.events, (weights, None), host)?;
+        enqueue(device, (&self.ops, &stage.pieces), &self.events, (weights, None), host, None)?;
         Ok(stage.ops.len())
     }
 }
@@ -396,11 +425,13 @@ fn enqueue(
     events: &[Event],
     (weights, mut disk): (Option<&HostBuffer>, Option<&mut Disk>),
     host: &mut HostBuffer,
+    mut tracer: Option<&mut Tracer>,
 ) -> Result<()> {
     for Piece { ops: range, graph } in pieces {
         let ops = &ops[range.clone()];
         let (Some(graph), [first, .., last]) = (graph, ops) else {
-            enqueue_each(device, ops, events, (weights, disk.as_deref_mut()), host)?;
+            let weights = (weights, disk.as_deref_mut());
+            enqueue_each(device, ops, events, weights, host, tracer.as_deref_mut())?;
             continue;
         };
         for &event in &first.waits {
@@ -421,11 +452,15 @@ fn enqueue_each(
     events: &[Event],
     (weights, mut disk): (Option<&HostBuffer>, Option<&mut Disk>),
     host: &mut HostBuffer,
+    mut tracer: Option<&mut Tracer>,
 ) -> Result<()> {
     let missing = || Error::Internal("no streamed weights".to_string());
     for op in ops {
         for &event in &op.waits {
             device.wait(op.stream, &events[event])?;
+        }
+        if let (Ready::Upload { name, .. }, Some(tracer)) = (&op.what, &mut tracer) {
+            tracer.begin_transfer(device, op.stream, name)?;
         }
         match &op.what {
             // SAFETY: the params were recorded by this kernel's wrapper, which checked every view against its shapes; the
@@ -437,12 +472,15 @@ fn enqueue_each(
             Ready::Send { to, host: at } => device.copy_to_device(op.stream, to, host, *at)?,
             Ready::Fetch { from, host: at } => device.copy_to_host(op.stream, host, *at, from)?,
             Ready::Fill { view, value } => device.fill(op.stream, view, *value)?,
-            Ready::Upload { to, from: Origin::Pinned(from) } => {
+            Ready::Upload { to, from: Origin::Pinned(from), .. } => {
                 device.copy_to_device(op.stream, to, weights.ok_or_else(missing)?, *from)?;
             }
-            Ready::Upload { to, from: Origin::Disk(unit) } => {
+            Ready::Upload { to, from: Origin::Disk(unit), .. } => {
                 disk.as_mut().ok_or_else(missing)?.copy_to_device(op.stream, *unit, to)?;
             }
+        }
+        if let (Ready::Upload { .. }, Some(tracer)) = (&op.what, &mut tracer) {
+            tracer.end_transfer(device, op.stream)?;
         }
         if let Some(event) = op.signal {
             device.record(op.stream, &events[event])?;

@@ -32,6 +32,8 @@ pub(crate) const BRANCHES: [&str; 2] = ["", "neg_"];
 
 /// How dumps call what the decoder leaves.
 pub(crate) const IMAGE: &str = "vae_out";
+/// How dumps call what a step leaves.
+pub(crate) const LATENTS: &str = "latents";
 
 /// What a program depends on, beside config, shape and machine.
 #[derive(Clone, Copy, Debug)]
@@ -418,6 +420,6 @@ impl<'c> Steps<'c> {
         for (velocity, prefix) in velocities.iter().zip(BRANCHES) {
             net.recorder.keep_f32(format!("{prefix}noise_pred"), velocity, &packed)?;
         }
-        net.recorder.keep_f32("latents".to_string(), &self.latents, &packed)
+        net.recorder.keep_f32(LATENTS.to_string(), &self.latents, &packed)
     }
 }
