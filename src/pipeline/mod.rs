@@ -39,6 +39,7 @@ mod quantize;
 mod receipt;
 mod request;
 mod run;
+mod seeds;
 mod shape;
 mod times;
 pub mod timing;
