@@ -8,7 +8,7 @@
 
 typedef struct to_rgb_params {
     DEV(const float) x;      // [pixels, pitch], channels 0..3 are red, green, blue in [-1, 1]
-    DEV(uint8_t) out;        // [pixels, 3]
+    DEV(uint8_t) out;        // u8 or f32, as the entry says: [pixels, 3], planar [3, pixels]
     int64_t pixels;
     int64_t pitch;           // elements, at least 3
 } to_rgb_params;

@@ -110,7 +110,7 @@ mod weights;
 pub use config::PipelineConfig;
 #[cfg(feature = "emulator")]
 pub use device::EmulatorOptions;
-pub use device::{Capability, Device};
+pub use device::{Capability, Device, DeviceBuffer};
 pub use error::{Error, Result};
 #[cfg(feature = "fetch")]
 pub use fetch::{Fetch, FetchProgress};
@@ -119,8 +119,9 @@ pub use models::layers::{Precision, Quantize};
 pub use pipeline::timing::{StageTime, Timings};
 pub use pipeline::{
     Card, Dump, DumpValues, InspectedPart, Inspection, Interval, Late, Model, ModelFolder, Noise, NoiseFile,
-    OnProgress, Output, Pipeline, PipelineBuilder, Plan, Prediction, Progress, Quantizer, Receipt, Recipe,
-    Region, Request, Shape, StoredType, Traffic, Use, Work, gib, human_bytes,
+    OnProgress, Output, OutputBuffer, Pipeline, PipelineBuilder, Pixels, Plan, Prediction, Preview, Progress,
+    Quantizer, Receipt, Recipe, Region, Request, Shape, StoredType, Trace, Traffic, Use, Work, gib,
+    human_bytes,
 };
 pub use sampling::{NoiseKind, TimeRounding};
 pub use weights::lora::{Lora, LoraFile};

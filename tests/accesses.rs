@@ -122,7 +122,7 @@ const ALLOWED: &[Allowed] = &[
     allow("nf4_quantize.cu", GlobalRead, "p.src_bf16[", 2.0, AT_LOAD),
     allow("nf4_quantize.cu", GlobalRead, "p.src_f32[", 2.0, AT_LOAD),
     allow("nf4_quantize.cu", GlobalWrite, "p.codes[", 2.0, AT_LOAD),
-    allow("to_rgb.cu", GlobalRead, "p.x[pixel * p.pitch", 3.0, PER_PICTURE),
+    allow("to_rgb.cu", GlobalRead, "p.x[pixel * p.pitch", 8.0, PER_PICTURE),
     allow("unpack_latents.cu", GlobalRead, "patch[4 * c]", 4.0, PER_PICTURE),
     allow("unpack_latents.cu", GlobalRead, "patch[4 * c + 4]", 4.0, PER_PICTURE),
 ];

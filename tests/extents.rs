@@ -19,7 +19,7 @@ use schnell::kernels::nf4_gemm::Nf4Weight;
 use schnell::kernels::nf4_half_gemm::Nf4HalfWeight;
 use schnell::kernels::nf4_quantize::{Nf4Layout, Nf4Quantize, Nf4Source};
 use schnell::kernels::scale_rows::ScaleRows;
-use schnell::kernels::to_rgb::ToRgb;
+use schnell::kernels::to_rgb::{RgbOut, ToRgb};
 use schnell::kernels::unpack_latents::UnpackLatents;
 use schnell::{Error, Result};
 
@@ -255,7 +255,7 @@ fn maps_and_tokens() {
     refused(HeadNormRope { heads: 1 << 61, pitch: usize::MAX - 1, ..rope }.launch(&s.device, COMPUTE));
     refused(HeadNormRope { rope_row: QUARTER, ..rope }.launch(&s.device, COMPUTE));
     refused(
-        ToRgb { x: &s.floats, pitch: 3, pixels: usize::MAX / 3 + 1, out: &s.bytes }
+        ToRgb { x: &s.floats, pitch: 3, pixels: usize::MAX / 3 + 1, out: RgbOut::U8(&s.bytes) }
             .launch(&s.device, COMPUTE),
     );
     let (tokens, out) = (&s.floats, &s.halves);

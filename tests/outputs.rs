@@ -167,6 +167,35 @@ fn outputs_that_are_the_same_file_or_an_input_are_refused() {
     sandbox.refuses(quick(&sigmas), 2, &["--dump writes d/sigmas.safetensors, too"]);
 }
 
+/// A picture of steps, and what ran when, beside the picture, which is the same.
+#[test]
+fn previews_and_a_trace_are_written_beside_the_picture() {
+    let sandbox = Sandbox::new();
+    let ran = sandbox.run(quick(&["--output", "plain.png"]));
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let ran = sandbox.run(quick(&["--preview", "small.webp", "--trace", "trace.json"]));
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(sandbox.entries(), ["out.png", "plain.png", "small.webp", "trace.json"]);
+    let picture = |name: &str| schnell::image::decode(&bytes(&sandbox.path(name))).unwrap();
+    let (plain, out, small) = (picture("plain.png"), picture("out.png"), picture("small.webp"));
+    assert!(plain.rgb == out.rgb);
+    assert_eq!((8 * small.width, 8 * small.height), (out.width, out.height));
+    let trace: serde_json::Value = serde_json::from_slice(&bytes(&sandbox.path("trace.json"))).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    for name in ["tokenize", "step 0", "encode"] {
+        assert!(events.iter().any(|event| event["name"] == name), "{name}");
+    }
+    for (args, said) in [
+        (["--preview", "out.png"], "--output and --preview are the same file"),
+        (["--trace", "out.png"], "--output and --trace are the same file"),
+        (["--preview", "small.gif"], "pictures are PNG, JPEG or WebP"),
+    ] {
+        sandbox.refuses(quick(&args), 2, &[said]);
+    }
+    let both = ["--timings", "t.json", "--trace", "./t.json"];
+    sandbox.refuses(quick(&both), 2, &["--timings and --trace are the same file"]);
+}
+
 #[test]
 fn names_as_long_as_the_file_system_takes_are_written() {
     let sandbox = Sandbox::new();

@@ -28,7 +28,7 @@ use crate::kernels::nf4_quantize::{Nf4Layout, Nf4Quantize, Nf4Source};
 use crate::kernels::rms_norm::RmsNorm;
 use crate::kernels::scale_rows::ScaleRows;
 use crate::kernels::select_row::SelectRow;
-use crate::kernels::to_rgb::ToRgb;
+use crate::kernels::to_rgb::{RgbOut, ToRgb};
 use crate::kernels::unpack_latents::UnpackLatents;
 
 pub(super) const COMPUTE: StreamId = StreamId::Compute;
@@ -321,9 +321,20 @@ fn next_step(lab: &Lab) -> Result<Vec<Output>> {
 fn to_rgb(lab: &Lab) -> Result<Vec<Output>> {
     let (pixels, pitch) = (1001, 5);
     let x = lab.f32s(1, pixels * pitch, 1.2)?;
-    let out = lab.alloc::<u8>(pixels * 3)?;
-    ToRgb { x: &x, pitch, pixels, out: &out }.launch(lab.device(), COMPUTE)?;
-    Ok(vec![lab.bits("rgb", &out)?])
+    let bytes = || lab.alloc::<u8>(pixels * 3);
+    let floats = || lab.alloc::<f32>(pixels * 3);
+    let (rgb, planar, unit, planar_unit) = (bytes()?, bytes()?, floats()?, floats()?);
+    for out in
+        [RgbOut::U8(&rgb), RgbOut::U8Planar(&planar), RgbOut::F32(&unit), RgbOut::F32Planar(&planar_unit)]
+    {
+        ToRgb { x: &x, pitch, pixels, out }.launch(lab.device(), COMPUTE)?;
+    }
+    Ok(vec![
+        lab.bits("rgb", &rgb)?,
+        lab.bits("planar", &planar)?,
+        lab.bits("unit", &unit)?,
+        lab.bits("planar unit", &planar_unit)?,
+    ])
 }
 
 fn head_norm_rope(lab: &Lab) -> Result<Vec<Output>> {

@@ -49,12 +49,14 @@ impl Counter {
     }
 }
 
-/// One device allocation. Freed when its last [`View`] is gone.
+/// One device allocation. Freed when its last [`View`] is gone, unless it is somebody else's.
 #[derive(Debug)]
 pub struct DeviceMemory {
     pub(super) device: Device,
     pub(super) address: u64,
     pub(super) bytes: usize,
+    /// Whether [`Device::allocate`] made it.
+    pub(super) is_ours: bool,
 }
 
 impl DeviceMemory {
@@ -87,6 +89,9 @@ impl DeviceMemory {
 
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
+        if !self.is_ours {
+            return;
+        }
         self.device.drain();
         // SAFETY: the address came from `allocate`, the streams are empty and no view is left.
         unsafe { self.device.machine().free(self.address, self.bytes) };

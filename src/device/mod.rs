@@ -10,13 +10,15 @@
 //!
 //! # Safety
 //! This module owns every handle and address:
-//! - A [`View`] holds its [`DeviceMemory`] alive; memory is freed only after both streams have drained.
+//! - A [`View`] holds its [`DeviceMemory`] alive; memory is freed only after both streams have drained. A [`DeviceBuffer`] may be of
+//!   memory that somebody else frees, by a promise of theirs.
 //! - A [`HostBuffer`] is alive as long as the queue needs it: copies keep nothing, so dropping one drains the streams;
 //!   its bytes can be seen only when no copy is in flight.
 //! - Copies check both ranges and that both ends are this machine's; launches are `unsafe` and belong to the wrappers in
 //!   [`crate::kernels`], which check every view against the shapes they pass on.
 //! - Only this crate makes a [`Kernel`]: its image is nvcc's, its entry the one that was compiled with it.
 
+mod buffer;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 #[cfg(feature = "emulator")]
@@ -36,6 +38,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::abi;
 use crate::{Error, Result};
+pub use buffer::DeviceBuffer;
 #[cfg(feature = "emulator")]
 use emulator::accesses::AccessCounts;
 #[cfg(feature = "emulator")]
@@ -316,7 +319,7 @@ impl Device {
         let address = unsafe { self.machine().allocate(bytes)? };
         self.inner.num_allocations.fetch_add(1, Ordering::Relaxed);
         self.inner.held.take(bytes);
-        Ok(Arc::new(DeviceMemory { device: self.clone(), address, bytes }))
+        Ok(Arc::new(DeviceMemory { device: self.clone(), address, bytes, is_ours: true }))
     }
 
     /// Allocates pinned host memory for copies.
@@ -411,9 +414,14 @@ impl Device {
         marked
     }
 
+    /// Whether the other is a clone.
+    pub(crate) fn is_same(&self, other: &Device) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
     /// Views, host buffers and events belong to the machine that made them.
     fn check_own(&self, other: &Device) -> Result<()> {
-        if Arc::ptr_eq(&self.inner, &other.inner) {
+        if self.is_same(other) {
             return Ok(());
         }
         let (mine, theirs) = (&self.capability().name, &other.capability().name);

@@ -102,6 +102,9 @@ static ALONE: &[&Kernel] = &[
     &scale_rows::SCALE_ROWS_ANY,
     &select_row::SELECT_ROW,
     &to_rgb::TO_RGB,
+    &to_rgb::TO_RGB_PLANAR,
+    &to_rgb::TO_RGB_F32,
+    &to_rgb::TO_RGB_F32_PLANAR,
     &unpack_latents::UNPACK_LATENTS,
     // `probe`: not part of any pipeline
     &probe::ECHO,

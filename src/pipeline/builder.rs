@@ -24,6 +24,8 @@ pub struct PipelineBuilder<'a> {
     host_budget: Option<u64>,
     device: Option<Device>,
     dumps: bool,
+    floats: bool,
+    previews: bool,
     prompts: usize,
     cache: Option<PathBuf>,
     graphs: bool,
@@ -42,6 +44,8 @@ impl<'a> PipelineBuilder<'a> {
             host_budget: None,
             device: None,
             dumps: false,
+            floats: false,
+            previews: false,
             prompts: DEFAULT_PROMPTS,
             cache: None,
             graphs: true,
@@ -86,6 +90,19 @@ impl<'a> PipelineBuilder<'a> {
     /// host budget does not count.
     pub fn dumps(self) -> Self {
         PipelineBuilder { dumps: true, ..self }
+    }
+
+    /// Makes room for pictures as floats in memory of the host ([`Pixels::F32Hwc`](super::Pixels::F32Hwc) and
+    /// [`F32Chw`](super::Pixels::F32Chw)): 12 bytes a pixel of pinned memory, which is planned, and a copy of as many with each picture.
+    /// A buffer on the device needs nothing of it.
+    pub fn f32_pixels(self) -> Self {
+        PipelineBuilder { floats: true, ..self }
+    }
+
+    /// Makes room for what [`Pipeline::generate_previewed`] shows: pinned memory for the latents of two steps, which is planned, 2 MiB at 1024 x
+    /// 1024.
+    pub fn previews(self) -> Self {
+        PipelineBuilder { previews: true, ..self }
     }
 
     /// How many prompts' encodings are remembered, the last used ones: a prompt that is among them runs neither text encoder, and
@@ -145,6 +162,8 @@ impl<'a> PipelineBuilder<'a> {
             Some(device) => plan.on(device.capability())?,
             None => plan,
         };
+        let plan = if self.floats { plan.with_f32_pixels()? } else { plan };
+        let plan = if self.previews { plan.with_previews()? } else { plan };
         let plan = match self.budget {
             Some(budget) => plan.within(budget)?,
             None => plan,

@@ -41,6 +41,21 @@ impl PromptCache {
         PromptCache { encodings: Lru::new(capacity), modulations: Lru::new(capacity.min(MODULATIONS)) }
     }
 
+    /// Remembers as many prompts as these at least, with modulation vectors, for now; returns what [`PromptCache::shrink`] is told when that
+    /// is over.
+    pub fn grow(&mut self, prompts: usize) -> [usize; 2] {
+        let before = [self.encodings.capacity, self.modulations.capacity];
+        self.encodings.capacity = before[0].max(prompts);
+        self.modulations.capacity = before[1].max(1);
+        before
+    }
+
+    /// Remembers no more than before.
+    pub fn shrink(&mut self, [encodings, modulations]: [usize; 2]) {
+        self.encodings.shrink(encodings);
+        self.modulations.shrink(modulations);
+    }
+
     /// Forgets all: what was computed would come out otherwise now.
     pub fn clear(&mut self) {
         self.encodings.entries.clear();
@@ -83,6 +98,13 @@ struct Lru<K, V> {
 impl<K: PartialEq, V> Lru<K, V> {
     fn new(capacity: usize) -> Lru<K, V> {
         Lru { capacity, entries: Vec::new() }
+    }
+
+    /// Forgets what is more than `capacity`.
+    fn shrink(&mut self, capacity: usize) {
+        self.capacity = capacity;
+        let more = self.entries.len().saturating_sub(capacity);
+        self.entries.drain(..more);
     }
 
     /// Uses it.
@@ -136,7 +158,17 @@ mod tests {
         assert_eq!(has(&mut cache, &[1, 2]), None, "both, or nothing");
         cache.put(&prompt(1), || encoding(9));
         assert_eq!((has(&mut cache, &[1]), cache.encodings.entries.len()), (Some(vec![9]), 2));
+        let capacity = cache.grow(1);
+        cache.put(&prompt(4), || encoding(4));
+        assert_eq!(cache.encodings.entries.len(), 2, "no more than were asked for");
+        cache.shrink(capacity);
         let mut off = PromptCache::new(0);
+        let capacity = off.grow(2);
+        off.put(&prompt(1), || encoding(1));
+        off.put(&prompt(2), || encoding(2));
+        assert_eq!(has(&mut off, &[1, 2]), Some(vec![1, 2]));
+        off.shrink(capacity);
+        assert_eq!((has(&mut off, &[1]), has(&mut off, &[2])), (None, None));
         off.put(&prompt(1), || panic!("nobody asks"));
         assert_eq!(has(&mut off, &[1]), None);
     }

@@ -132,6 +132,11 @@ pub(super) struct Pace<'a> {
 }
 
 impl Pace<'_> {
+    /// The noise level before a step.
+    pub fn sigma(&self, step: usize) -> f32 {
+        self.sigmas.get(step).copied().unwrap_or_default()
+    }
+
     /// Whether the next step is the last.
     pub fn is_last(&mut self, index: usize) -> Result<bool> {
         self.done = index + 1;

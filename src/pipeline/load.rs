@@ -16,6 +16,7 @@ use crate::weights::upload::{Destination, EmbeddingTable, load};
 use super::cache::PromptCache;
 use super::disk::Disk;
 use super::plan::ShapePlan;
+use super::preview::Slots;
 use super::run::Bound;
 use super::times::Times;
 use super::{Model, ModelFolder, OnProgress, Pipeline, Plan, Progress, Shape};
@@ -99,8 +100,8 @@ impl Pipeline {
         let bound =
             plan.shapes.iter().rev().map(|shape| Bound::new(shape.clone(), &plan, device, &arena, graphs));
         let bound = bound.collect::<Result<Vec<_>>>()?;
-        let (_, host_bytes) = plan.host_bytes();
-        let host = device.allocate_host(host_bytes as usize)?;
+        let host = device.allocate_host(plan.buffer_bytes())?;
+        let previews = Slots::new(device, &plan)?;
         let dump_bytes = plan.shapes.iter().map(|shape| shape.dump_bytes()).max().unwrap_or(0);
         let dump_host = dumps.then(|| device.allocate_host(dump_bytes)).transpose()?;
         let mut pinned = match plan.pinned_weights() {
@@ -143,6 +144,7 @@ impl Pipeline {
             host,
             filled: None,
             dump_host,
+            previews,
             text,
             overhead,
             cache,

@@ -3,7 +3,8 @@
 //!
 //! Reading order: `folder.rs`, `model.rs`, `plan.rs`, `predict.rs`, `machine.rs`, `builder.rs`, `request.rs` (`noise_file.rs` beside it),
 //! `load.rs` (binding), `disk.rs` (weights that stay there), `cache.rs` (prompts seen before), `run.rs` (the one loop that enqueues),
-//! `output.rs`, `receipt.rs`, `timing.rs`, `times.rs` (what is learnt of them), `deadline.rs`. Beside them `loras.rs`: what may be changed of a model; `quantize.rs`: a folder from another;
+//! `dumps.rs`, `preview.rs` and `trace.rs` (who looks on), `pixels.rs` (where a picture goes), `output.rs`, `receipt.rs`, `seeds.rs`, `timing.rs`,
+//! `times.rs` (what is learnt of them), `deadline.rs`. Beside them `loras.rs`: what may be changed of a model; `quantize.rs`: a folder from another;
 //! `inspect.rs`: what files are.
 //!
 //! ```
@@ -21,6 +22,7 @@ mod builder;
 mod cache;
 mod deadline;
 mod disk;
+mod dumps;
 mod folder;
 mod inspect;
 mod load;
@@ -29,15 +31,19 @@ mod machine;
 mod model;
 mod noise_file;
 mod output;
+mod pixels;
 pub mod plan;
 mod predict;
+mod preview;
 mod quantize;
 mod receipt;
 mod request;
 mod run;
+mod seeds;
 mod shape;
 mod times;
 pub mod timing;
+mod trace;
 mod traffic;
 
 use std::ops::ControlFlow::{self, Continue};
@@ -59,21 +65,28 @@ use cache::{Encoding, Modulated, PromptCache};
 pub use deadline::Late;
 use deadline::{Pace, Watch};
 use disk::Disk;
+use dumps::Dumps;
 pub use folder::ModelFolder;
 pub use inspect::{InspectedPart, Inspection, StoredType, Use};
 use load::{Prompt, TextInput};
 pub use model::Model;
 pub use noise_file::NoiseFile;
 pub use output::{Dump, DumpValues, Output};
+use pixels::Destination;
+pub use pixels::{OutputBuffer, Pixels};
 use plan::ShapePlan;
 pub use plan::{Plan, Region, Work, gib, human_bytes};
 pub use predict::{Card, Interval, Prediction};
+pub use preview::Preview;
+use preview::{Slots, Viewer};
 pub use quantize::{QuantizedLinear, Quantizer};
 pub use receipt::{Receipt, Recipe};
 pub use request::{Noise, Progress, Request};
-use run::{Bound, Dumps, Pinned};
+use run::{Bound, Pinned, Watchers};
 pub use shape::Shape;
 use times::Times;
+use timing::HostClock;
+pub use trace::Trace;
 pub use traffic::Traffic;
 
 /// Whether to go on: see [`Progress`].
@@ -98,6 +111,7 @@ pub struct Pipeline {
     /// The shape whose tables `host` holds.
     filled: Option<Shape>,
     dump_host: Option<HostBuffer>,
+    previews: Option<Slots>,
     text: TextInput,
     /// On a GPU.
     overhead: Option<u64>,
@@ -126,6 +140,11 @@ impl Pipeline {
     /// The machine that it is on.
     pub fn capability(&self) -> &Capability {
         self.device.capability()
+    }
+
+    /// The machine itself, for [`DeviceBuffer`](crate::DeviceBuffer)s on it.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// What this pipeline was planned as.
@@ -165,10 +184,17 @@ impl Pipeline {
                 advice: "plan the pipeline with the largest shape that it shall draw".to_string(),
             });
         }
-        if planned.host_bytes > self.host.num_bytes() {
+        let latent_bytes = planned.inputs.latents.bytes;
+        let is_short = self.previews.as_ref().is_some_and(|slots| slots.is_short_of(latent_bytes));
+        if is_short || planned.host_bytes > self.host.num_bytes() {
             self.check_host_budget(&planned)?;
+        }
+        if planned.host_bytes > self.host.num_bytes() {
             self.host = self.device.allocate_host(planned.host_bytes)?;
             self.filled = None;
+        }
+        if let Some(slots) = &mut self.previews {
+            slots.fit(&self.device, latent_bytes)?;
         }
         if let Some(dump) = &mut self.dump_host
             && planned.dump_bytes() > dump.num_bytes()
@@ -185,12 +211,16 @@ impl Pipeline {
     }
 
     /// Refuses a shape whose inputs and outputs the budget of pinned memory has no room for, beside all that is pinned now.
-    fn check_host_budget(&self, planned: &ShapePlan) -> Result<()> {
+    fn check_host_budget(&self, planned: &Arc<ShapePlan>) -> Result<()> {
         let Some(budget) = self.plan.host_budget else { return Ok(()) };
         let needed = self.plan.pinned_weights()
             + self.disk.as_ref().map_or(0, Disk::pinned_bytes)
             + self.host.num_bytes() as u64
-            + planned.host_bytes as u64;
+            + planned.host_bytes as u64
+            + self
+                .previews
+                .as_ref()
+                .map_or(0, |slots| slots.num_bytes() + preview::bytes(std::slice::from_ref(planned)));
         if needed <= budget {
             return Ok(());
         }
@@ -212,20 +242,29 @@ impl Pipeline {
         self.generate_with(request, &mut |_| Continue(()))
     }
 
-    /// As [`Pipeline::generate`], the pixels into `rgb`, u8 `[height, width, 3]`; [`Output::rgb`] is left empty.
+    /// As [`Pipeline::generate`], the pixels into `buffer`, which may be on the host or on the device; [`Output::rgb`] is left empty. What
+    /// is in the buffer after an error is not said.
+    ///
+    /// ```
+    /// # use schnell::{Model, OutputBuffer, Pipeline, Request, Shape};
+    /// # fn main() -> schnell::Result<()> {
+    /// let model = Model::demo()?;
+    /// let mut pipeline = Pipeline::builder(&model).warm_up([Shape::square(64)]).f32_pixels().load()?;
+    /// let mut unit = vec![0.0; 3 * 64 * 64];
+    /// pipeline.generate_into(&Request::new("a red circle"), OutputBuffer::F32Chw(&mut unit))?;
+    /// assert!(unit.iter().all(|value| (0.0..=1.0).contains(value)));
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
-    /// Its own, and [`Error::Input`] when `rgb` has another length, before any work.
-    pub fn generate_into(&mut self, request: &Request, rgb: &mut [u8]) -> Result<Output> {
-        let shape = request.shape(self.plan.shape());
-        if shape.width.checked_mul(shape.height).and_then(|pixels| pixels.checked_mul(3)) != Some(rgb.len()) {
-            let Shape { width, height, .. } = shape;
-            return Err(Error::Input(format!(
-                "a buffer of {} bytes for a {width} x {height} picture; it takes 3 bytes a pixel",
-                rgb.len()
-            )));
-        }
-        self.draw(request, &mut |_| Continue(()), &mut |drawn| rgb.copy_from_slice(drawn))
+    /// Its own, and before any work [`Error::Input`] when the buffer has not exactly the picture's size, is not on this pipeline's
+    /// device, or is for floats that the pipeline has no room for.
+    pub fn generate_into<'b>(
+        &mut self,
+        request: &Request,
+        buffer: impl Into<OutputBuffer<'b>>,
+    ) -> Result<Output> {
+        self.draw(request, &mut |_| Continue(()), None, Destination::Buffer(buffer.into()))
     }
 
     /// As [`Pipeline::generate`], telling how far it has come.
@@ -234,19 +273,40 @@ impl Pipeline {
     /// Its own, and [`Error::Stopped`] when `progress` says so.
     pub fn generate_with(&mut self, request: &Request, progress: &mut OnProgress<'_>) -> Result<Output> {
         let mut rgb = Vec::new();
-        let mut output = self.draw(request, progress, &mut |drawn| rgb.extend_from_slice(drawn))?;
+        let mut output = self.draw(request, progress, None, Destination::Own(&mut rgb))?;
         output.rgb = rgb;
         Ok(output)
     }
 
-    /// One picture, but for its pixels, which go to `keep`.
+    /// As [`Pipeline::generate_with`], giving each step's [`Preview`] to `preview`: in order, as soon as the step after it is under way,
+    /// and that of the last while the decoder is at work. Takes a pipeline with [`PipelineBuilder::previews`]. The device computes nothing
+    /// more and the host waits no more often; the picture is the same.
+    ///
+    /// # Errors
+    /// Those of [`Pipeline::generate_with`], and [`Error::Input`] for a pipeline without previews, before any work.
+    pub fn generate_previewed(
+        &mut self,
+        request: &Request,
+        progress: &mut OnProgress<'_>,
+        preview: &mut dyn FnMut(Preview),
+    ) -> Result<Output> {
+        let mut rgb = Vec::new();
+        let mut output = self.draw(request, progress, Some(preview), Destination::Own(&mut rgb))?;
+        output.rgb = rgb;
+        Ok(output)
+    }
+
+    /// One picture, but for its pixels, which go to `destination`.
     fn draw(
         &mut self,
         request: &Request,
         progress: &mut OnProgress<'_>,
-        keep: &mut dyn FnMut(&[u8]),
+        preview: Option<&mut dyn FnMut(Preview)>,
+        mut destination: Destination<'_>,
     ) -> Result<Output> {
         let started = Instant::now();
+        let mut clock = HostClock::new(started, request.trace);
+        destination.check(&request.shape(self.plan.shape()), &self.device, self.plan.how().floats)?;
         self.check(request)?;
         let _entered = self.device.enter()?;
         let mut shape = request.shape(self.plan.shape());
@@ -256,11 +316,13 @@ impl Pipeline {
             let run = if self.cache.get(&prompts).is_some() { Run::Encoded } else { Run::Fresh };
             shape.steps = self.admit(request, &shape, run)?;
         }
+        clock.end("tokenize");
+        let is_bound = self.bound.iter().any(|bound| bound.shape() == shape);
         self.warm_up(shape)?;
-        let tokenize_ms = started.elapsed().as_secs_f64() * 1e3;
+        if !is_bound {
+            clock.end("bind");
+        }
         let noise = self.noise(request, &shape)?;
-        let config = self.plan.config();
-        let packed = [shape.image_tokens(config), config.flux.in_channels];
         let sigmas = self.sigmas(&shape)?;
         // What is dumped are the encoders' own results.
         let known = if request.dump { None } else { self.cache.get(&prompts) };
@@ -271,10 +333,14 @@ impl Pipeline {
             None => self.fill_prompts(&prompts)?,
         };
         self.admit(request, &shape, run)?;
-        let inputs_ms = started.elapsed().as_secs_f64() * 1e3 - tokenize_ms;
-
+        let viewer =
+            preview.map(|tell| Viewer::new(self.previews.as_mut(), &self.plan, &shape, noise.clone(), tell));
+        let viewer = viewer.transpose()?;
         let mut dumps = Dumps { on: request.dump, all: Vec::new() };
-        dumps.before(&prompts, noise, &sigmas, packed);
+        let config = self.plan.config();
+        dumps.before(&prompts, noise, &sigmas, [shape.image_tokens(config), config.flux.in_channels]);
+        clock.end("inputs");
+
         let bound = self.bound.last_mut().ok_or_else(|| Error::Internal("nothing is bound".to_string()))?;
         let pinned = Pinned {
             weights: self.pinned.as_ref(),
@@ -284,32 +350,19 @@ impl Pipeline {
         };
         let last = request.estimate_after.unwrap_or(shape.steps).min(shape.steps);
         let watch = Watch::new(request.deadline, request.late, self.times.expected(&shape, run), last);
-        let mut pace = Pace { watch, started, sigmas: &sigmas, done: 0 };
-        bound.run(run, &self.device, pinned, &mut dumps, &mut pace, progress)?;
+        let pace = Pace { watch, started, sigmas: &sigmas, done: 0 };
+        let (tracer, on_device) = (clock.tracer.take(), destination.on_device());
+        let mut watchers = Watchers { progress: &mut *progress, pace, dumps, viewer, tracer, on_device };
+        bound.run(run, &self.device, pinned, &mut watchers)?;
+        let Watchers { pace, dumps, tracer, .. } = watchers;
+        clock.tracer = tracer;
+        clock.skip();
         let estimate = Some(pace.done).filter(|done| *done < shape.steps);
-        let mut timings = bound.timings(&self.device, &[("tokenize", tokenize_ms), ("inputs", inputs_ms)])?;
-        let bytes = self.host.as_slice();
-        let take = |range: HostRange| &bytes[range.start..range.start + range.bytes];
-        let outputs = bound.outputs();
-        let counts: &[u32] = bytemuck::cast_slice(take(outputs.nonfinite));
-        if let Some((place, count)) = outputs.places.iter().zip(counts).find(|(_, count)| **count > 0) {
-            return Err(Error::NotFinite { place: place.to_string(), count: u64::from(*count) });
-        }
-        let inputs = bound.inputs();
-        if let Some(range) = inputs.modulations.filter(|_| run != Run::Modulated) {
-            self.cache.put_modulations(modulated, || take(range).into());
-        }
-        if run == Run::Fresh {
-            for (prompt, ranges) in prompts.iter().zip(inputs.pooled.iter().zip(&inputs.context)) {
-                let (pooled, context) = (take(*ranges.0), take(*ranges.1));
-                self.cache.put(prompt, || Encoding { pooled: pooled.into(), context: context.into() });
-            }
-        }
-        let ended = Instant::now();
-        let receipt =
-            Receipt::new(&self.plan, [&self.digest, &self.loras], take(outputs.latents), take(outputs.rgb));
-        keep(take(outputs.rgb));
-        timings.push("receipt", ended.elapsed().as_secs_f64() * 1e3);
+        let mut timings = bound.timings(&self.device, clock.phases())?;
+        self.check_finite()?;
+        self.remember(run, &prompts, modulated)?;
+        let receipt = self.hand_over(&mut destination)?;
+        timings.push("receipt", clock.end("receipt"));
         timings.tell(&shape, request.seed);
         // Dumps take time that other pictures do not.
         if estimate.is_none() && !request.dump {
@@ -326,10 +379,58 @@ impl Pipeline {
             t5_tokens_dropped: prompts[0].t5.dropped,
             timings,
             dumps: dumps.all,
+            trace: clock.tracer.map(|tracer| tracer.finish(&self.device)),
             notes: output::notes(request, &self.plan, &shape, estimate, &receipt),
             receipt,
             estimate,
         })
+    }
+
+    /// What a run has left in the pinned buffer.
+    fn taken(&self, range: HostRange) -> &[u8] {
+        &self.host.as_slice()[range.start..range.start + range.bytes]
+    }
+
+    fn used(&self) -> Result<&Bound> {
+        self.bound.last().ok_or_else(|| Error::Internal("nothing is bound".to_string()))
+    }
+
+    /// Refuses a picture on whose way a number was not finite.
+    fn check_finite(&self) -> Result<()> {
+        let outputs = self.used()?.outputs();
+        let counts: &[u32] = bytemuck::cast_slice(self.taken(outputs.nonfinite));
+        match outputs.places.iter().zip(counts).find(|(_, count)| **count > 0) {
+            Some((place, count)) => {
+                Err(Error::NotFinite { place: place.to_string(), count: u64::from(*count) })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Keeps what was computed of these prompts, for the next picture of them.
+    fn remember(&mut self, run: Run, prompts: &[Prompt], modulated: Modulated) -> Result<()> {
+        let bound = self.bound.last().ok_or_else(|| Error::Internal("nothing is bound".to_string()))?;
+        let (bytes, inputs) = (self.host.as_slice(), bound.inputs());
+        let take = |range: HostRange| &bytes[range.start..range.start + range.bytes];
+        if let Some(range) = inputs.modulations.filter(|_| run != Run::Modulated) {
+            self.cache.put_modulations(modulated, || take(range).into());
+        }
+        if run == Run::Fresh {
+            for (prompt, ranges) in prompts.iter().zip(inputs.pooled.iter().zip(&inputs.context)) {
+                let (pooled, context) = (take(*ranges.0), take(*ranges.1));
+                self.cache.put(prompt, || Encoding { pooled: pooled.into(), context: context.into() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings a run's pixels to where they are wanted.
+    fn hand_over(&self, destination: &mut Destination<'_>) -> Result<Receipt> {
+        let outputs = self.used()?.outputs();
+        let (latents, rgb) = (self.taken(outputs.latents), self.taken(outputs.rgb));
+        let unit_rgb = outputs.unit_rgb.map(|range| bytemuck::cast_slice(self.taken(range)));
+        destination.keep(rgb, unit_rgb)?;
+        Ok(Receipt::new(&self.plan, [&self.digest, &self.loras], latents, rgb))
     }
 
     /// Refuses what no picture can be drawn of.

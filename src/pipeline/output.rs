@@ -12,6 +12,7 @@ use crate::pipeline::plan::Plan;
 use crate::pipeline::receipt::Receipt;
 use crate::pipeline::request::{Noise, Request};
 use crate::pipeline::timing::Timings;
+use crate::pipeline::trace::Trace;
 use crate::sampling::TimeRounding;
 use crate::{Error, Result};
 
@@ -54,6 +55,8 @@ pub struct Output {
     pub timings: Timings,
     /// Empty unless asked for.
     pub dumps: Vec<Dump>,
+    /// None unless asked for.
+    pub trace: Option<Trace>,
     /// What a person should know: tokens that an encoder did not see, settings without effect.
     pub warnings: Vec<String>,
     /// What made the picture: prompts, seed and noise, steps and other settings, and `receipt`; [`Output::save`] writes them

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::config::PipelineConfig;
 use crate::device::Capability;
-use crate::models::flux::{self, Inputs, Outputs};
+use crate::models::flux::{self, How, Inputs, Outputs};
 use crate::models::layers::{Precision, Quantize, Weights};
 use crate::program::residency::{self, UNIT_IN_THE_MAKING, Unit};
 use crate::program::{HomePlace, Kind, Placed, Program, Recorder, Stage, Streamed, Tier, show};
@@ -15,6 +15,7 @@ use crate::weights::upload::Staging;
 use crate::{Error, Result};
 
 use super::predict::Card;
+use super::preview;
 use super::shape::Shape;
 
 /// Generations of one shape: their program, placed.
@@ -44,12 +45,7 @@ struct Recorded {
 }
 
 impl Recorded {
-    fn new(
-        config: &PipelineConfig,
-        shape: &Shape,
-        how: (Quantize, Precision),
-        capability: &Capability,
-    ) -> Result<Recorded> {
+    fn new(config: &PipelineConfig, shape: &Shape, how: How, capability: &Capability) -> Result<Recorded> {
         let (mut recorder, mut weights) = (Recorder::fresh(capability), Weights::default());
         let (inputs, outputs) = flux::record(&mut recorder, &mut weights, config, shape, how)?;
         let staging_len = Staging::new(&weights.list, 0).num_bytes();
@@ -64,7 +60,7 @@ impl ShapePlan {
     fn record(
         config: &PipelineConfig,
         shape: Shape,
-        how: (Quantize, Precision),
+        how: How,
         capability: &Capability,
         streamed: &Streamed,
         guard: usize,
@@ -86,7 +82,7 @@ impl ShapePlan {
     pub(crate) fn record_at(
         &self,
         config: &PipelineConfig,
-        how: (Quantize, Precision),
+        how: How,
         capability: &Capability,
         address: u64,
     ) -> Result<crate::program::Program> {
@@ -161,6 +157,10 @@ pub struct Plan {
     config: PipelineConfig,
     quantize: Quantize,
     precision: Precision,
+    /// Whether pictures come as floats, too.
+    floats: bool,
+    /// Whether there is pinned memory for previews.
+    pub(super) previews: bool,
     /// Of the machine that it is for.
     pub(super) capability: Capability,
     streamed: Streamed,
@@ -198,12 +198,14 @@ impl Plan {
         shape.check(config)?;
         let streamed = Streamed::default();
         let capability = Card::ALL[0].capability();
-        let (first, weights) =
-            ShapePlan::record(config, shape, (quantize, Precision::Full), &capability, &streamed, 0)?;
+        let how = How { quantize, precision: Precision::Full, floats: false };
+        let (first, weights) = ShapePlan::record(config, shape, how, &capability, &streamed, 0)?;
         Ok(Plan {
             config: config.clone(),
             quantize,
             precision: Precision::Full,
+            floats: false,
+            previews: false,
             capability,
             streamed,
             budget: None,
@@ -223,9 +225,35 @@ impl Plan {
             return Ok(self);
         }
         self.precision = precision;
+        self.with_other_buffers()
+    }
+
+    /// The same with room for pictures as floats on the host: see [`PipelineBuilder::f32_pixels`](super::PipelineBuilder::f32_pixels).
+    ///
+    /// # Errors
+    /// Those of [`Plan::within`] and [`Plan::within_host`], for a plan that has a budget.
+    pub fn with_f32_pixels(mut self) -> Result<Plan> {
+        if self.floats {
+            return Ok(self);
+        }
+        self.floats = true;
+        self.with_other_buffers()
+    }
+
+    /// The same with room for previews: see [`PipelineBuilder::previews`](super::PipelineBuilder::previews).
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a VAE of which no colors are known; those of [`Plan::within_host`].
+    pub fn with_previews(mut self) -> Result<Plan> {
+        preview::colors_of(&self.config.vae)?;
+        self.previews = true;
+        self.fit_host()
+    }
+
+    /// The same, recorded anew, within its budgets.
+    fn with_other_buffers(self) -> Result<Plan> {
         let plan = self.again()?;
         match plan.budget {
-            // Other kernels want other buffers.
             Some(budget) => plan.within(budget),
             None => plan.fit_host(),
         }
@@ -369,8 +397,8 @@ impl Plan {
     }
 
     /// What a program is recorded by, beside config and shape.
-    pub(crate) fn how(&self) -> (Quantize, Precision) {
-        (self.quantize, self.precision)
+    pub(crate) fn how(&self) -> How {
+        How { quantize: self.quantize, precision: self.precision, floats: self.floats }
     }
 
     /// Size of the one device allocation.
@@ -411,8 +439,13 @@ impl Plan {
     /// Pinned host memory: while loading, and while generating.
     pub fn host_bytes(&self) -> (u64, u64) {
         let loading = self.first().staging.host_bytes() as u64;
-        let generating = self.shapes.iter().map(|shape| shape.host_bytes as u64).max().unwrap_or(0);
-        (loading, generating)
+        let previews: u64 = if self.previews { preview::bytes(&self.shapes) } else { 0 };
+        (loading, self.buffer_bytes() as u64 + previews)
+    }
+
+    /// Of the pinned buffer that inputs and outputs lie in.
+    pub(crate) fn buffer_bytes(&self) -> usize {
+        self.shapes.iter().map(|shape| shape.host_bytes).max().unwrap_or(0)
     }
 
     /// Multiply-adds of one generation of [`Plan::shape`].
@@ -592,6 +625,15 @@ mod tests {
         assert_eq!(plan.clone().within(needed_bytes).unwrap().arena_bytes(), needed_bytes);
         let error = plan.within(needed_bytes - 1).unwrap_err();
         assert!(matches!(error, Error::Capacity { needed_bytes: again, .. } if again == needed_bytes));
+    }
+
+    /// They lie where the decoder's maps have been.
+    #[test]
+    fn floats_on_the_host_take_nothing_of_the_device() {
+        for side in [512, 1024] {
+            let plan = schnell(side);
+            assert_eq!(plan.clone().with_f32_pixels().unwrap().arena_bytes(), plan.arena_bytes(), "{side}");
+        }
     }
 
     #[test]

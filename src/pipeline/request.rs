@@ -64,6 +64,8 @@ pub struct Request {
     /// Keep every stage's tensor ([`Output::dumps`](crate::pipeline::Output::dumps)); needs
     /// [`PipelineBuilder::dumps`](crate::pipeline::PipelineBuilder::dumps).
     pub dump: bool,
+    /// Keep what ran when ([`Output::trace`](crate::pipeline::Output::trace)).
+    pub trace: bool,
 }
 
 impl Request {
@@ -86,6 +88,7 @@ impl Request {
             late: Late::Fail,
             estimate_after: None,
             dump: false,
+            trace: false,
         }
     }
 
@@ -152,6 +155,11 @@ impl Request {
     /// Keeps every stage's tensor.
     pub fn dump(self) -> Request {
         Request { dump: true, ..self }
+    }
+
+    /// Keeps what ran when: two more events for each copy of streamed weights.
+    pub fn trace(self) -> Request {
+        Request { trace: true, ..self }
     }
 
     /// Whether the negative prompt takes effect: by diffusers' rule.

@@ -7,21 +7,22 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use half::bf16;
-
 use crate::device::{Config, Device, Event, Graph, HostBuffer, Node, Params, StreamId, View, Work};
 use crate::memory::arena::Arena;
-use crate::models::flux::{BRANCHES, Inputs, Outputs};
+use crate::models::flux::{IMAGE, Inputs, LATENTS, Outputs};
 use crate::program::op::{Kept, Op};
 use crate::program::{HostRange, Kind, Origin, Placed, Program, Run, STREAM, What};
 use crate::{Error, Result};
 
 use super::deadline::Pace;
 use super::disk::Disk;
-use super::load::Prompt;
+use super::dumps::Dumps;
+use super::pixels::OnDevice;
 use super::plan::ShapePlan;
+use super::preview::{Viewer, ahead};
 use super::timing::{Clock, Timings};
-use super::{Dump, DumpValues, OnProgress, Plan, Progress, Shape};
+use super::trace::{Tracer, traced};
+use super::{OnProgress, Plan, Progress, Shape};
 
 /// A shape's program in an arena.
 #[derive(Debug)]
@@ -57,6 +58,17 @@ pub(super) struct Pinned<'a> {
     pub dumps: Option<&'a mut HostBuffer>,
 }
 
+/// Who looks on while a run goes.
+pub(super) struct Watchers<'a, 'p> {
+    pub progress: &'a mut OnProgress<'p>,
+    pub pace: Pace<'a>,
+    pub dumps: Dumps,
+    pub viewer: Option<Viewer<'a>>,
+    pub tracer: Option<Tracer>,
+    /// Who wants pixels on the device.
+    pub on_device: Option<OnDevice<'a>>,
+}
+
 /// An operation as the machine takes it.
 #[derive(Debug)]
 enum Ready {
@@ -64,7 +76,7 @@ enum Ready {
     Send { to: View<u8>, host: usize },
     Fetch { from: View<u8>, host: usize },
     Fill { view: View<u8>, value: u8 },
-    Upload { to: View<u8>, from: Origin },
+    Upload { to: View<u8>, from: Origin, name: Arc<str> },
 }
 
 /// Operations that are enqueued one by one, or at once.
@@ -92,6 +104,14 @@ struct BoundStage {
 }
 
 impl BoundStage {
+    /// What it leaves under this name.
+    fn kept(&self, name: &str) -> Result<&View<u8>> {
+        let found = self.kept.iter().find(|(kept, _)| kept.name == name);
+        found
+            .map(|(_, view)| view)
+            .ok_or_else(|| Error::Internal(format!("{}: no {name} is kept", self.name)))
+    }
+
     fn turns(&self, run: Run) -> Range<usize> {
         self.turns.iter().find(|(kind, _)| *kind == run).map_or(0..0, |(_, turns)| turns.clone())
     }
@@ -121,7 +141,11 @@ impl Bound {
         let signals: Vec<usize> = signals.into_iter().collect();
         for (i, first) in placed.program.ops.iter().enumerate() {
             let what = match first.what {
-                What::Upload { from } => Ready::Upload { to: view(&first.touches[0])?, from },
+                What::Upload { from } => {
+                    let to = &first.touches[0];
+                    let name = placed.program.buffers[to.buffer].name.as_str().into();
+                    Ready::Upload { to: view(to)?, from, name }
+                }
                 _ => {
                     let op = recorded.next().ok_or_else(another_program)?;
                     match op.what {
@@ -167,7 +191,8 @@ impl Bound {
             return Err(Error::Internal("weights of the decoder stay on disk".to_string()));
         }
         let from_disk = Run::ALL.map(|run| (run, from_disk(&stages, &ops, run)));
-        let clock = Clock::new(device, stages.iter().map(|stage| stage.labels.len()).sum())?;
+        // And one for pixels on the device.
+        let clock = Clock::new(device, stages.iter().map(|stage| stage.labels.len()).sum::<usize>() + 1)?;
         Ok(Bound { plan, ops, stages, events, clock, from_disk })
     }
 
@@ -194,9 +219,7 @@ impl Bound {
         run: Run,
         device: &Device,
         pinned: Pinned<'_>,
-        dumps: &mut Dumps,
-        pace: &mut Pace<'_>,
-        progress: &mut OnProgress<'_>,
+        watchers: &mut Watchers<'_, '_>,
     ) -> Result<()> {
         let Pinned { weights, mut disk, host, dumps: dump_host } = pinned;
         let units = self.from_disk.iter().find(|(kind, _)| *kind == run);
@@ -206,7 +229,7 @@ impl Bound {
         let pinned = Pinned { weights, disk: disk.as_deref_mut(), host, dumps: dump_host };
         // Whatever ends it, a panic of `progress` too: the next run meets nothing of this one in the streams.
         let drained = Drained(device);
-        let result = self.run_stages(run, device, pinned, dumps, pace, progress);
+        let result = self.run_stages(run, device, pinned, watchers);
         // First, so that what has been enqueued and does not matter any more is not read.
         let read = disk.map_or(Ok(()), Disk::end);
         drop(drained);
@@ -222,11 +245,10 @@ impl Bound {
         run: Run,
         device: &Device,
         pinned: Pinned<'_>,
-        dumps: &mut Dumps,
-        pace: &mut Pace<'_>,
-        progress: &mut OnProgress<'_>,
+        watchers: &mut Watchers<'_, '_>,
     ) -> Result<()> {
         let Pinned { weights, mut disk, host, dumps: mut dump_host } = pinned;
+        let Watchers { progress, pace, dumps, viewer, tracer, on_device } = watchers;
         let Bound { plan, ops, stages, events, clock, .. } = self;
         let total = plan.shape.steps;
         let mut is_last = false;
@@ -248,8 +270,7 @@ impl Bound {
                     }
                     is_last = pace.is_last(turn)?;
                     if is_last && turn + 1 < total {
-                        let sigma = pace.sigmas.get(turn).copied().unwrap_or_default();
-                        go_all_the_way(device, ops, host, plan.inputs.dt, (turn, sigma))?;
+                        go_all_the_way(device, ops, host, plan.inputs.dt, (turn, pace.sigma(turn)))?;
                     }
                 }
                 if device.capability().is_emulator {
@@ -257,17 +278,28 @@ impl Bound {
                         device.fill(STREAM, view, 0xff)?;
                     }
                 }
-                enqueue(device, (ops, &stage.pieces), events, (weights, disk.as_deref_mut()), host)?;
+                traced(tracer, ("enqueue", &stage.labels[turn]), |tracer| {
+                    let weights = (weights, disk.as_deref_mut());
+                    enqueue(device, (ops, &stage.pieces), events, weights, host, tracer)
+                })?;
                 if disk.as_ref().is_some_and(|disk| disk.has_failed()) {
                     // `Disk::end` says why.
                     return Ok(());
+                }
+                if let Some(viewer) = viewer.as_mut().filter(|_| is_step) {
+                    let left = if is_last { 0.0 } else { pace.sigma(turn + 1) };
+                    viewer.fetch(device, turn, ahead(pace.sigma(turn), left), stage.kept(LATENTS)?)?;
                 }
                 clock.stage(device, stage.labels[turn].clone())?;
                 if is_step {
                     if progress(Progress::Step { index: turn, total }).is_break() {
                         return Err(Error::Stopped);
                     }
-                    clock.keep_pace(device)?;
+                    traced(tracer, ("wait", ""), |_| clock.keep_pace(device))?;
+                }
+                if let Some(viewer) = viewer {
+                    // The last is there while the decoder is at work.
+                    viewer.show_before(if is_step { turn } else { usize::MAX })?;
                 }
                 if let Some(dump_host) = dump_host.as_deref_mut().filter(|_| dumps.on) {
                     for (kept, view) in &stage.kept {
@@ -276,7 +308,16 @@ impl Bound {
                 }
             }
         }
-        drain(ops, device)
+        if let Some(to) = on_device {
+            let last = stages.last().ok_or_else(|| Error::Internal("no stages".to_string()))?;
+            to.enqueue(device, &last.kept(IMAGE)?.cast()?)?;
+            clock.stage(device, "pixels".into())?;
+        }
+        traced(tracer, ("wait", ""), |_| drain(ops, device))?;
+        match tracer {
+            Some(tracer) => clock.trace(tracer),
+            None => Ok(()),
+        }
     }
 
     /// Enqueues one turn of the last stage called `name` and nothing else: what the host pays for it.
@@ -289,7 +330,7 @@ impl Bound {
         name: &str,
     ) -> Result<usize> {
         let Some(stage) = self.stages.iter().rfind(|stage| stage.name == name) else { return Ok(0) };
-        enqueue(device, (&self.ops, &stage.pieces), &self.events, (weights, None), host)?;
+        enqueue(device, (&self.ops, &stage.pieces), &self.events, (weights, None), host, None)?;
         Ok(stage.ops.len())
     }
 }
@@ -384,11 +425,13 @@ fn enqueue(
     events: &[Event],
     (weights, mut disk): (Option<&HostBuffer>, Option<&mut Disk>),
     host: &mut HostBuffer,
+    mut tracer: Option<&mut Tracer>,
 ) -> Result<()> {
     for Piece { ops: range, graph } in pieces {
         let ops = &ops[range.clone()];
         let (Some(graph), [first, .., last]) = (graph, ops) else {
-            enqueue_each(device, ops, events, (weights, disk.as_deref_mut()), host)?;
+            let weights = (weights, disk.as_deref_mut());
+            enqueue_each(device, ops, events, weights, host, tracer.as_deref_mut())?;
             continue;
         };
         for &event in &first.waits {
@@ -409,11 +452,15 @@ fn enqueue_each(
     events: &[Event],
     (weights, mut disk): (Option<&HostBuffer>, Option<&mut Disk>),
     host: &mut HostBuffer,
+    mut tracer: Option<&mut Tracer>,
 ) -> Result<()> {
     let missing = || Error::Internal("no streamed weights".to_string());
     for op in ops {
         for &event in &op.waits {
             device.wait(op.stream, &events[event])?;
+        }
+        if let (Ready::Upload { name, .. }, Some(tracer)) = (&op.what, &mut tracer) {
+            tracer.begin_transfer(device, op.stream, name)?;
         }
         match &op.what {
             // SAFETY: the params were recorded by this kernel's wrapper, which checked every view against its shapes; the
@@ -425,12 +472,15 @@ fn enqueue_each(
             Ready::Send { to, host: at } => device.copy_to_device(op.stream, to, host, *at)?,
             Ready::Fetch { from, host: at } => device.copy_to_host(op.stream, host, *at, from)?,
             Ready::Fill { view, value } => device.fill(op.stream, view, *value)?,
-            Ready::Upload { to, from: Origin::Pinned(from) } => {
+            Ready::Upload { to, from: Origin::Pinned(from), .. } => {
                 device.copy_to_device(op.stream, to, weights.ok_or_else(missing)?, *from)?;
             }
-            Ready::Upload { to, from: Origin::Disk(unit) } => {
+            Ready::Upload { to, from: Origin::Disk(unit), .. } => {
                 disk.as_mut().ok_or_else(missing)?.copy_to_device(op.stream, *unit, to)?;
             }
+        }
+        if let (Ready::Upload { .. }, Some(tracer)) = (&op.what, &mut tracer) {
+            tracer.end_transfer(device, op.stream)?;
         }
         if let Some(event) = op.signal {
             device.record(op.stream, &events[event])?;
@@ -505,189 +555,6 @@ fn dead_at(plan: &ShapePlan, op: usize, arena: &Arena) -> Result<Vec<View<u8>>> 
     Ok(dead)
 }
 
-/// What is kept of a run's stages.
-pub(super) struct Dumps {
-    pub on: bool,
-    pub all: Vec<Dump>,
-}
-
-impl Dumps {
-    /// What there is before the device does anything.
-    pub fn before(&mut self, prompts: &[Prompt], noise: Vec<f32>, sigmas: &[f32], packed: [usize; 2]) {
-        if !self.on {
-            return;
-        }
-        let mut push = |stage: String, shape: Vec<usize>, values: DumpValues| {
-            self.all.push(Dump { stage, shape, values });
-        };
-        for (prefix, prompt) in BRANCHES.iter().zip(prompts) {
-            for (name, ids) in [("tokens_clip", &prompt.clip.ids), ("tokens_t5", &prompt.t5.ids)] {
-                push(format!("{prefix}{name}"), vec![1, ids.len()], DumpValues::Ids(ids.clone()));
-            }
-        }
-        push("noise".to_string(), vec![1, packed[0], packed[1]], DumpValues::F32(noise));
-        push("sigmas".to_string(), vec![sigmas.len()], DumpValues::F32(sigmas.to_vec()));
-    }
-
-    fn keep(
-        &mut self,
-        device: &Device,
-        host: &mut HostBuffer,
-        stage: &str,
-        turn: usize,
-        kept: &Kept,
-        view: &View<u8>,
-    ) -> Result<()> {
-        device.copy_to_host(STREAM, host, 0, view)?;
-        device.synchronize(STREAM)?;
-        let bytes = &host.as_slice()[..view.num_bytes()];
-        let mut values: Vec<f32> = match kept.is_bf16 {
-            true => bytemuck::cast_slice::<u8, bf16>(bytes).iter().map(|v| v.to_f32()).collect(),
-            false => bytemuck::cast_slice(bytes).to_vec(),
-        };
-        let mut shape = kept.shape.clone();
-        if let ([height, width, 3], "vae") = (&shape[..], stage) {
-            // [h, w, 3] to [1, 3, h, w]
-            let (height, width) = (*height, *width);
-            values = (0..3).flat_map(|c| values.chunks(3).map(move |pixel| pixel[c])).collect();
-            shape = vec![1, 3, height, width];
-        }
-        let name = match stage {
-            "step" => format!("{}_{turn}", kept.name),
-            _ => kept.name.clone(),
-        };
-        self.all.push(Dump { stage: name, shape, values: DumpValues::F32(values) });
-        Ok(())
-    }
-}
-
-/// What the host pays for a step: the launches are counted, not carried out.
 #[cfg(test)]
-mod tests {
-    use std::alloc::{GlobalAlloc, Layout, System};
-    use std::cell::Cell;
-
-    use super::super::Quantize;
-    use super::*;
-    use crate::config::PipelineConfig;
-    use crate::device::EmulatorOptions;
-
-    thread_local! {
-        static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-    }
-
-    struct Counting;
-
-    // SAFETY: all of it is the system's allocator; counting touches nothing of it.
-    #[allow(unsafe_code)]
-    unsafe impl GlobalAlloc for Counting {
-        unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-            // A thread that is ending has no counter any more.
-            let _ = ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
-            // SAFETY: the caller's promise.
-            unsafe { System.alloc(layout) }
-        }
-
-        unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-            // SAFETY: the caller's promise.
-            unsafe { System.dealloc(pointer, layout) }
-        }
-    }
-
-    #[global_allocator]
-    static COUNTING: Counting = Counting;
-
-    /// The bundled model, on a machine that counts launches.
-    fn bound(budget: Option<u64>, graphs: bool) -> (Device, Plan, Bound) {
-        let dir = tempfile::tempdir().unwrap();
-        crate::demo::write(dir.path()).unwrap();
-        let config = PipelineConfig::open(dir.path()).unwrap();
-        let device = Device::emulator(EmulatorOptions { launches_nothing: true, ..Default::default() });
-        let shape = Shape { width: 128, height: 128, ..Shape::default() };
-        let mut plan = Plan::new(&config, shape, Quantize::Nf4).unwrap().on(device.capability()).unwrap();
-        if let Some(budget) = budget {
-            plan = plan.within(budget).unwrap();
-        }
-        let arena = Arena::new(plan.arena_bytes() as usize, &device).unwrap();
-        let bound = Bound::new(plan.shapes[0].clone(), &plan, &device, &arena, graphs).unwrap();
-        (device, plan, bound)
-    }
-
-    /// Every operation is in one piece, in order; where all weights stay, a stage that computes is one graph, but for what it
-    /// sends and fetches; where some are streamed, what is between their copies is one.
-    #[test]
-    fn what_nothing_comes_between_is_a_graph() {
-        let (_, plan, resident) = bound(None, true);
-        let least = plan.least_bytes().unwrap();
-        let (_, _, streamed) = bound(Some(least), true);
-        let (_, _, each) = bound(Some(least), false);
-        for bound in [&resident, &streamed, &each] {
-            for stage in &bound.stages {
-                let parts: Vec<usize> = stage.pieces.iter().flat_map(|piece| piece.ops.clone()).collect();
-                assert_eq!(parts, stage.ops.clone().collect::<Vec<_>>(), "{}", stage.name);
-            }
-        }
-        let graphs = |bound: &Bound, name: &str| -> usize {
-            let stages = bound.stages.iter().filter(|stage| stage.name == name);
-            stages.flat_map(|stage| &stage.pieces).filter(|piece| piece.graph.is_some()).count()
-        };
-        // The first step, and those that follow.
-        assert_eq!(["clip", "t5", "step", "vae"].map(|name| graphs(&resident, name)), [1, 1, 2, 1]);
-        for stage in
-            resident.stages.iter().filter(|stage| ["clip", "t5", "step", "vae"].contains(&stage.name))
-        {
-            let outside = stage.pieces.iter().filter(|piece| piece.graph.is_none());
-            for op in outside.flat_map(|piece| &resident.ops[piece.ops.clone()]) {
-                assert!(!matches!(op.what, Ready::Launch { .. }), "{}", stage.name);
-            }
-        }
-        assert!(graphs(&streamed, "step") > 2, "{}", graphs(&streamed, "step"));
-        assert_eq!(graphs(&each, "step"), 0);
-    }
-
-    /// A graph is as many launches as it was made of.
-    #[test]
-    fn a_graph_launches_what_it_was_made_of() {
-        let launches = |graphs: bool| {
-            let (device, plan, bound) = bound(None, graphs);
-            let mut host = device.allocate_host(plan.host_bytes().1 as usize).unwrap();
-            for _ in 0..2 {
-                bound.enqueue_once(&device, None, &mut host, "step").unwrap();
-            }
-            device.synchronize(StreamId::Compute).unwrap();
-            device.num_skipped_launches()
-        };
-        assert!(launches(false) > 40);
-        assert_eq!(launches(true), launches(false));
-    }
-
-    #[test]
-    fn a_step_is_enqueued_quickly_and_without_allocating() {
-        let (device, plan, bound) = bound(None, false);
-        let mut host = device.allocate_host(plan.host_bytes().1 as usize).unwrap();
-        let ops = bound.enqueue_once(&device, None, &mut host, "step").unwrap();
-        assert!(ops > 20, "{ops}");
-        // Fills are not skipped: their queue has grown to what it will hold before anything is counted.
-        for _ in 0..200 {
-            bound.enqueue_once(&device, None, &mut host, "step").unwrap();
-        }
-        device.synchronize(StreamId::Compute).unwrap();
-        let skipped = device.num_skipped_launches();
-        let allocations = ALLOCATIONS.get();
-        // The best of many: other tests run beside this one.
-        let best = (0..200)
-            .map(|_| {
-                let begun = std::time::Instant::now();
-                bound.enqueue_once(&device, None, &mut host, "step").unwrap();
-                begun.elapsed()
-            })
-            .min()
-            .unwrap();
-        assert_eq!(ALLOCATIONS.get() - allocations, 0);
-        // All but the fill of the counters of split products.
-        assert_eq!(device.num_skipped_launches() - skipped, 200 * (ops - 1) as u64);
-        let each = best.as_nanos() as f64 / ops as f64;
-        println!("{each:.0} ns an operation");
-        assert!(each <= 2_000.0, "{each} ns an operation");
-    }
-}
+#[path = "run_tests.rs"]
+mod tests;

@@ -1,22 +1,25 @@
 //! How long each stage of a generation took, by the device's own clock.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::Serialize;
 
 use crate::Result;
 use crate::device::{Device, Event, StreamId};
 use crate::pipeline::Shape;
+use crate::pipeline::trace::Tracer;
 
 /// One stage.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct StageTime {
     /// `tokenize`, `inputs`, `clip`, `t5`, `modulation`, `step 0`, ..., `vae`, `copy`, `receipt`; for a prompt seen before `recall` in place of
-    /// `clip` and `t5`. Modulation vectors are computed in `step 0`, or sent in `modulation` where they are known.
+    /// `clip` and `t5`; `bind` before `inputs` for a shape that was not ready, `pixels` behind `copy` for a buffer on the device.
+    /// Modulation vectors are computed in `step 0`, or sent in `modulation` where they are known.
     pub stage: String,
-    /// Milliseconds: of the host for `tokenize`, `inputs` (noise, tables, embeddings from their files) and `receipt` (hashes, and
-    /// pixels to where the caller wants them), between two events of the device for all others.
+    /// Milliseconds: of the host for `tokenize`, `bind`, `inputs` (noise, tables, embeddings, which are read from their files) and `receipt`
+    /// (hashes, and pixels to where the caller wants them), between two events of the device for all others.
     pub ms: f64,
 }
 
@@ -35,7 +38,7 @@ pub struct Timings {
 }
 
 impl Timings {
-    /// A stage of the host behind all others.
+    /// Adds a phase of the host behind all others.
     pub(crate) fn push(&mut self, stage: &str, ms: f64) {
         self.stages.push(StageTime { stage: stage.to_string(), ms });
         self.total_ms += ms;
@@ -60,17 +63,55 @@ impl Timings {
         let steps = self.stages.iter().filter(|s| s.stage.starts_with("step")).count();
         format!(
             "text {:.0} ms, {steps} step{} {:.0} ms, vae {:.0} ms",
-            sum(&["tokenize", "inputs", "clip", "t5", "recall"]),
+            sum(&["tokenize", "bind", "inputs", "clip", "t5", "recall"]),
             if steps == 1 { "" } else { "s" },
             sum(&["modulation", "prepare", "step"]),
-            sum(&["vae", "copy", "receipt"])
+            sum(&["vae", "copy", "pixels", "receipt"])
         )
+    }
+}
+
+/// What the host does before and after a run, phase by phase.
+#[derive(Debug)]
+pub(super) struct HostClock {
+    last: Instant,
+    phases: Vec<(&'static str, f64)>,
+    /// Of a picture that wants a trace.
+    pub tracer: Option<Tracer>,
+}
+
+impl HostClock {
+    /// From `started` on.
+    pub fn new(started: Instant, trace: bool) -> HostClock {
+        HostClock { last: started, phases: Vec::new(), tracer: trace.then(|| Tracer::new(started)) }
+    }
+
+    /// Ends a phase, and begins the next; its milliseconds.
+    pub fn end(&mut self, name: &'static str) -> f64 {
+        let (begun, now) = (self.last, Instant::now());
+        let ms = now.saturating_duration_since(begun).as_secs_f64() * 1e3;
+        self.phases.push((name, ms));
+        self.last = now;
+        if let Some(tracer) = &mut self.tracer {
+            tracer.host_between(name, begun, now);
+        }
+        ms
+    }
+
+    /// Begins the next phase: what was since the last is no phase.
+    pub fn skip(&mut self) {
+        self.last = Instant::now();
+    }
+
+    /// Those that have ended.
+    pub fn phases(&self) -> &[(&'static str, f64)] {
+        &self.phases
     }
 }
 
 /// Events at the boundaries of stages, created before the run.
 #[derive(Debug)]
-pub(crate) struct Clock {
+pub(super) struct Clock {
     events: Vec<Event>,
     names: Vec<Arc<str>>,
 }
@@ -96,6 +137,12 @@ impl Clock {
     /// Blocks until the stage before the last ended one is over: the host runs at most one stage ahead.
     pub fn keep_pace(&self, device: &Device) -> Result<()> {
         device.synchronize_event(&self.events[self.names.len().saturating_sub(1)])
+    }
+
+    /// As soon as the stream is empty.
+    pub fn trace(&self, tracer: &mut Tracer) -> Result<()> {
+        let end = tracer.now();
+        tracer.read_device(&self.events[..=self.names.len()], &self.names, end)
     }
 
     /// Once the stream is empty; the host's stages come first.

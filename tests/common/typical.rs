@@ -22,7 +22,7 @@ use schnell::kernels::nf4_quantize::{Nf4Layout, Nf4Quantize, Nf4Source};
 use schnell::kernels::rms_norm::RmsNorm;
 use schnell::kernels::scale_rows::ScaleRows;
 use schnell::kernels::select_row::SelectRow;
-use schnell::kernels::to_rgb::ToRgb;
+use schnell::kernels::to_rgb::{RgbOut, ToRgb};
 use schnell::kernels::unpack_latents::UnpackLatents;
 
 use crate::common::{Bench, COMPUTE, Rng};
@@ -336,9 +336,10 @@ fn once(bench: &Bench) {
     .launch(&bench.device, COMPUTE)
     .unwrap();
     let (pixels, pitch) = (512, 8);
-    ToRgb { x: &bench.alloc(pixels * pitch), pitch, pixels, out: &bench.alloc(pixels * 3) }
-        .launch(&bench.device, COMPUTE)
-        .unwrap();
+    let (bytes, floats) = (&bench.alloc(pixels * 3), &bench.alloc(pixels * 3));
+    for out in [RgbOut::U8(bytes), RgbOut::U8Planar(bytes), RgbOut::F32(floats), RgbOut::F32Planar(floats)] {
+        ToRgb { x: &bench.alloc(pixels * pitch), pitch, pixels, out }.launch(&bench.device, COMPUTE).unwrap();
+    }
     let (n, k) = (64, 256);
     let (f32s, bf16s) = (bench.alloc(n * k), bench.alloc(n * k));
     for (src, layout) in

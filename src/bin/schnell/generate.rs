@@ -6,7 +6,7 @@ mod batch;
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -18,7 +18,7 @@ use schnell::{
 
 use crate::inputs::{self, NoiseSource};
 use crate::options::{DeviceOption, PlanOptions, Seed, check_disk, parse_time};
-use crate::outputs::Outputs;
+use crate::outputs::{Names, Outputs};
 use crate::terminal::say;
 
 #[derive(clap::Args)]
@@ -36,7 +36,7 @@ pub struct Args {
     /// A file with a request per line: a prompt, or JSON as {"prompt": "a cat", "seed": 7, "width": 512, "output": "cat.png"}, also with
     /// prompt_2, negative_prompt, true_cfg_scale, guidance, height and steps. Pictures are numbered by their line (cat-0001.png with
     /// --output cat.png); those that are there already are not drawn again
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompts", "grid", "dump", "timings"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompts", "grid", "dump", "timings", "trace", "preview"])]
     batch: Option<PathBuf>,
     /// What --batch has drawn, a line of JSON a picture [default: --output, ending in .jsonl]
     #[arg(long, value_name = "FILE.jsonl", requires = "batch")]
@@ -83,6 +83,12 @@ pub struct Args {
     /// Write the time of every stage as JSON; with --grid a list, picture by picture
     #[arg(long, value_name = "FILE.json")]
     timings: Option<PathBuf>,
+    /// Write what ran when as a trace for Perfetto or chrome://tracing: stages, copies of streamed weights, and what the host did
+    #[arg(long, value_name = "FILE.json", conflicts_with = "grid")]
+    trace: Option<PathBuf>,
+    /// Write what each step takes for the picture, an eighth as wide and high and in approximate colors, each in place of the one before
+    #[arg(long, value_name = "FILE.png|.jpg|.webp", conflicts_with = "grid")]
+    preview: Option<PathBuf>,
     /// Write every stage's tensor as one safetensors file each, into a folder without those of other runs
     #[arg(long, value_name = "DIR")]
     dump: Option<PathBuf>,
@@ -158,7 +164,13 @@ pub fn run(args: &Args) -> Result<()> {
             "the prompt is empty; say what to draw, or pass --allow-empty-prompt".to_string(),
         ));
     }
-    let outputs = Outputs::open(&args.output, args.timings.as_deref(), args.dump.as_deref())?;
+    let outputs = Outputs::open(&Names {
+        picture: &args.output,
+        timings: args.timings.as_deref(),
+        trace: args.trace.as_deref(),
+        preview: args.preview.as_deref(),
+        dump: args.dump.as_deref(),
+    })?;
     // As in diffusers; what it ignores silently is said aloud.
     let true_cfg = args.negative_prompt.is_some() && args.true_cfg_scale > 1.0;
     if !args.true_cfg_scale.is_finite() || !args.guidance.is_none_or(f32::is_finite) {
@@ -184,6 +196,7 @@ pub fn run(args: &Args) -> Result<()> {
     outputs.check_dump(&plan, &inputs, folder.path())?;
     drop(inputs);
     let noise = noise.read(&plan)?;
+    let plan = if args.preview.is_some() { plan.with_previews()? } else { plan };
     let plan = args.plan.budgets.within_budget(plan)?;
     check_disk(&plan, args.cache.as_deref())?;
     let cells = args.grid.map_or(1, Grid::cells);
@@ -260,6 +273,7 @@ fn request(args: &Args, noise: Noise) -> Request {
     request.true_cfg_scale = args.true_cfg_scale;
     request.allow_empty_prompt = args.allow_empty_prompt;
     request.dump = args.dump.is_some();
+    request.trace = args.trace.is_some();
     request
 }
 
@@ -282,7 +296,7 @@ fn prompts(args: &Args) -> Result<Vec<String>> {
 
 fn draw(
     args: &Args,
-    files: Outputs,
+    mut files: Outputs,
     model: &Model,
     plan: Plan,
     device: &Device,
@@ -305,13 +319,18 @@ fn draw(
     let mut pipeline = builder.load_with(&mut |p| bar.show(p, ""))?;
     let overhead =
         pipeline.overhead_bytes().map(|bytes| format!(" (and {} of the driver's)", human_bytes(bytes)));
+    let mut preview = files.take_preview();
     let mut outputs = Vec::with_capacity(requests.len());
     for (i, request) in requests.iter().enumerate() {
         let which = match requests.len() {
             1 => String::new(),
             all => format!("{} of {all}: ", i + 1),
         };
-        let mut output = pipeline.generate_with(request, &mut |p| bar.show(p, &which))?;
+        let mut progress = |p| bar.show(p, &which);
+        let mut output = match &mut preview {
+            Some(file) => pipeline.generate_previewed(request, &mut progress, &mut |p| file.show(&p)),
+            None => pipeline.generate_with(request, &mut progress),
+        }?;
         if args.no_metadata {
             output.notes.clear();
         }
@@ -334,8 +353,12 @@ fn draw(
 
 /// Writes the picture and what else was asked for; says what it is.
 fn save_one(files: Outputs, output: &Output, seed: u64) -> Result<String> {
+    let (begun, mut trace) = (Instant::now(), output.trace.clone());
     let file = output.encode(files.format())?;
-    files.write(&file, &output.dumps, &output.timings)?;
+    if let Some(trace) = &mut trace {
+        trace.push("encode", begun);
+    }
+    files.write(&file, output, trace.map(|trace| trace.to_json()))?;
     let timings = &output.timings;
     Ok(format!(
         "{} x {}, seed {seed}, {:.2} s on {} ({})",
@@ -356,7 +379,7 @@ fn save_sheet(files: Outputs, grid: Grid, outputs: &[Output], seed: u64) -> Resu
     let notes = sheet_notes(grid, outputs, &rgb);
     let file = schnell::image::encode(files.format(), width, height, &rgb, &notes)?;
     let timings: Vec<&Timings> = outputs.iter().map(|output| &output.timings).collect();
-    files.write(&file, &[], &timings)?;
+    files.write_sheet(&file, &timings)?;
     let total: f64 = timings.iter().map(|t| t.total_ms * 1e-3).sum();
     Ok(format!(
         "{width} x {height}, {} picture{} of {} x {}, from seed {seed}, {total:.2} s on {} (the first: {})",

@@ -1,4 +1,4 @@
-//! Files that the command writes: picture, timings, dump. All are tried before the work, and compared with each other and
+//! Files that the command writes: picture, timings, trace, previews, dump. All are tried before the work, and compared with each other and
 //! with what the command reads.
 //!
 //! A dump goes into a folder that holds no other stages: files of this run's stages are replaced, but where any other
@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 
 use schnell::ImageFormat;
 use schnell::files::{self, Target};
-use schnell::{Dump, Error, Plan, Result};
+use schnell::{Dump, Error, Output, Plan, Preview, Result, Timings};
+
+use crate::terminal::say;
 
 /// The file of that name, tried; `-` is standard output.
 pub fn target(path: &Path) -> Result<Target> {
@@ -34,44 +36,77 @@ fn taken(target: &Target, by: &str) -> Error {
     Error::Input(format!("{name} is {by}, which this run reads; name another file"))
 }
 
+/// As the flags say.
+pub struct Names<'a> {
+    pub picture: &'a Path,
+    pub timings: Option<&'a Path>,
+    pub trace: Option<&'a Path>,
+    pub preview: Option<&'a Path>,
+    pub dump: Option<&'a Path>,
+}
+
 /// Where everything goes.
 pub struct Outputs {
     picture: Target,
     format: ImageFormat,
     timings: Option<Target>,
+    trace: Option<Target>,
+    preview: Option<PreviewFile>,
     dump: Option<PathBuf>,
 }
 
 impl Outputs {
     /// Tries the files. `-` is standard output.
-    pub fn open(picture: &Path, timings: Option<&Path>, dump: Option<&Path>) -> Result<Outputs> {
-        let to_stdout = picture == Path::new("-");
+    pub fn open(names: &Names) -> Result<Outputs> {
+        let to_stdout = names.picture == Path::new("-");
         if to_stdout && std::io::stdout().is_terminal() {
             return Err(Error::Input(
                 "--output - would write a PNG to the terminal; redirect it".to_string(),
             ));
         }
-        let picture = target(picture)?;
-        let format = picture.image_format()?;
-        let timings = timings.map(target).transpose()?;
-        if timings.as_ref().is_some_and(|timings| timings.is_same(&picture)) {
-            return Err(Error::Input(format!(
-                "--output and --timings are the same file, {}; name two",
-                picture.name().display()
-            )));
+        let picture = target(names.picture)?;
+        let outputs = Outputs {
+            format: picture.image_format()?,
+            picture,
+            timings: names.timings.map(target).transpose()?,
+            trace: names.trace.map(target).transpose()?,
+            preview: names.preview.map(PreviewFile::open).transpose()?,
+            dump: names.dump.map(Path::to_path_buf),
+        };
+        let targets = outputs.targets();
+        for (i, (flag, target)) in targets.iter().enumerate() {
+            if let Some((other, _)) = targets[i + 1..].iter().find(|(_, other)| other.is_same(target)) {
+                return Err(Error::Input(format!(
+                    "{flag} and {other} are the same file, {}; name two",
+                    target.name().display()
+                )));
+            }
         }
-        Ok(Outputs { picture, format, timings, dump: dump.map(Path::to_path_buf) })
+        Ok(outputs)
+    }
+
+    /// Single files, with their flags.
+    fn targets(&self) -> Vec<(&'static str, &Target)> {
+        let preview = self.preview.as_ref().map(|preview| &preview.target);
+        let others =
+            [("--timings", self.timings.as_ref()), ("--trace", self.trace.as_ref()), ("--preview", preview)];
+        let others = others.into_iter().filter_map(|(flag, target)| Some((flag, target?)));
+        [("--output", &self.picture)].into_iter().chain(others).collect()
     }
 
     /// Refuses to write over what is read: `inputs`, and the files of the model in `model`.
     pub fn check_inputs(&self, inputs: &[&Path], model: Option<&Path>) -> Result<()> {
-        let targets: Vec<&Target> =
-            [Some(&self.picture), self.timings.as_ref()].into_iter().flatten().collect();
+        let targets: Vec<&Target> = self.targets().into_iter().map(|(_, target)| target).collect();
         refuse_inputs(targets.iter().copied(), inputs.iter().copied())?;
         match model.and_then(|model| targets.into_iter().find(|target| is_of_model(target, model))) {
             Some(target) => Err(taken(target, "a file of the model")),
             None => Ok(()),
         }
+    }
+
+    /// The file of previews, if there shall be one.
+    pub fn take_preview(&mut self) -> Option<PreviewFile> {
+        self.preview.take()
     }
 
     /// Tries the dump's files for the stages of `plan`, a picture by the model in `model`.
@@ -102,8 +137,7 @@ impl Outputs {
         for name in names {
             let path = dir.join(name);
             let target = Target::new(&path)?;
-            let others = [Some(&self.picture), self.timings.as_ref()];
-            if others.into_iter().flatten().any(|other| other.is_same(&target)) {
+            if self.targets().iter().any(|(_, other)| other.is_same(&target)) {
                 return Err(Error::Input(format!("--dump writes {}, too; name two files", path.display())));
             }
             if is_of_model(&target, model) {
@@ -133,15 +167,52 @@ impl Outputs {
     }
 
     /// Writes everything; the picture first, which nothing else may cost.
-    pub fn write(mut self, picture: &[u8], dumps: &[Dump], timings: &impl serde::Serialize) -> Result<()> {
+    pub fn write(mut self, picture: &[u8], output: &Output, trace: Option<String>) -> Result<()> {
         self.picture.write(picture)?;
-        let dumped = self.dump.as_ref().map_or(Ok(()), |dir| write_dumps(dir, dumps));
-        if let Some(target) = &mut self.timings {
-            let json = serde_json::to_vec_pretty(timings)
-                .map_err(|e| Error::Input(format!("timings cannot be written as JSON: {e}")))?;
-            target.write(&json)?;
+        let dumped = self.dump.as_ref().map_or(Ok(()), |dir| write_dumps(dir, &output.dumps));
+        self.write_timings(&output.timings)?;
+        if let Some((target, trace)) = self.trace.as_mut().zip(trace) {
+            target.write(trace.as_bytes())?;
         }
         dumped
+    }
+
+    /// Writes a picture made of several, and how long each of them took.
+    pub fn write_sheet(mut self, picture: &[u8], timings: &[&Timings]) -> Result<()> {
+        self.picture.write(picture)?;
+        self.write_timings(&timings)
+    }
+
+    fn write_timings(&mut self, timings: &impl serde::Serialize) -> Result<()> {
+        let Some(target) = &mut self.timings else { return Ok(()) };
+        let json = serde_json::to_vec_pretty(timings)
+            .map_err(|e| Error::Input(format!("timings cannot be written as JSON: {e}")))?;
+        target.write(&json)
+    }
+}
+
+/// Where previews go, each in place of the one before.
+pub struct PreviewFile {
+    target: Target,
+    format: ImageFormat,
+    has_failed: bool,
+}
+
+impl PreviewFile {
+    fn open(path: &Path) -> Result<PreviewFile> {
+        let target = target(path)?;
+        Ok(PreviewFile { format: target.image_format()?, target, has_failed: false })
+    }
+
+    /// Writes one. That it cannot be is said once: it costs no picture.
+    pub fn show(&mut self, preview: &Preview) {
+        let Preview { width, height, rgb, .. } = preview;
+        let file = schnell::image::encode(self.format, *width, *height, rgb, &[]);
+        if let Err(error) = file.and_then(|file| self.target.write(&file))
+            && !std::mem::replace(&mut self.has_failed, true)
+        {
+            say(format_args!("warning: no preview: {error}"));
+        }
     }
 }
 

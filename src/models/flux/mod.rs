@@ -30,6 +30,20 @@ use transformer::{Extent, Modulated, Modulations, SINUSOID_WIDTH, Transformer};
 /// How the stages of the prompt and of the negative prompt are called in dumps.
 pub(crate) const BRANCHES: [&str; 2] = ["", "neg_"];
 
+/// How dumps call what the decoder leaves.
+pub(crate) const IMAGE: &str = "vae_out";
+/// How dumps call what a step leaves.
+pub(crate) const LATENTS: &str = "latents";
+
+/// What a program depends on, beside config, shape and machine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct How {
+    pub quantize: Quantize,
+    pub precision: Precision,
+    /// Whether the host gets pixels as floats, too.
+    pub floats: bool,
+}
+
 /// What the host fills in before a run, in the pinned buffer. By branch where there may be two.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Inputs {
@@ -68,6 +82,8 @@ pub(crate) struct Inputs {
 pub(crate) struct Outputs {
     /// u8 `[height, width, 3]`.
     pub rgb: HostRange,
+    /// f32 of the same, in [0, 1], if it is wanted.
+    pub unit_rgb: Option<HostRange>,
     /// f32 `[image tokens, in_channels]`: what the last step gives.
     pub latents: HostRange,
     /// u32, one for each of `places`: how many numbers were not finite.
@@ -91,8 +107,9 @@ pub(crate) fn weights(config: &PipelineConfig) -> Result<Vec<Weight>> {
     // Of the smallest picture: weights do not depend on the shape.
     let side = 2 * config.vae.pixels_per_latent();
     let shape = Shape { width: side, height: side, steps: 1, t5_length: 1, true_cfg: false };
+    let how = How { quantize: Quantize::Nf4, precision: Precision::Full, floats: false };
     let (mut recorder, mut weights) = (Recorder::fresh(&Capability::unknown()), Weights::default());
-    record(&mut recorder, &mut weights, config, &shape, (Quantize::Nf4, Precision::Full))?;
+    record(&mut recorder, &mut weights, config, &shape, how)?;
     Ok(weights.list)
 }
 
@@ -105,7 +122,7 @@ pub(crate) fn record(
     weights: &mut Weights,
     config: &PipelineConfig,
     shape: &Shape,
-    (quantize, precision): (Quantize, Precision),
+    How { quantize, precision, floats }: How,
 ) -> Result<(Inputs, Outputs)> {
     let mut inputs = Inputs::default();
     let mut guards = Guards::new(recorder, shape)?;
@@ -154,12 +171,14 @@ pub(crate) fn record(
     let mut net = Network::new(recorder, weights, Part::Vae, Quantize::None, config);
     let picture = vae::record(&mut net, &config.vae, [2 * height, 2 * width], &steps.latents)?;
     guards.all(recorder, "the decoded picture", &picture.image)?;
-    recorder.keep_f32("vae_out".to_string(), &picture.image, &[shape.height, shape.width, 3])?;
 
     recorder.stage("copy", 1)?;
     let rgb = recorder.fetch(&picture.rgb)?;
     let nonfinite = recorder.fetch(&guards.counters)?;
-    Ok((inputs, Outputs { rgb, latents, nonfinite, places: guards.places }))
+    let unit_rgb = floats.then(|| vae::fetch_floats(recorder, &picture)).transpose()?;
+    // To the end: a caller's own memory on the device is filled from it.
+    recorder.keep_f32(IMAGE.to_string(), &picture.image, &[shape.height, shape.width, 3])?;
+    Ok((inputs, Outputs { rgb, unit_rgb, latents, nonfinite, places: guards.places }))
 }
 
 /// Counters of numbers that are not finite, one for every place where they are looked for.
@@ -401,6 +420,6 @@ impl<'c> Steps<'c> {
         for (velocity, prefix) in velocities.iter().zip(BRANCHES) {
             net.recorder.keep_f32(format!("{prefix}noise_pred"), velocity, &packed)?;
         }
-        net.recorder.keep_f32("latents".to_string(), &self.latents, &packed)
+        net.recorder.keep_f32(LATENTS.to_string(), &self.latents, &packed)
     }
 }

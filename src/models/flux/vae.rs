@@ -10,10 +10,10 @@ use crate::kernels::attention::{Attention, Heads, MAX_HEAD_DIM};
 use crate::kernels::conv2d::{Conv2d, ConvOut, Filter};
 use crate::kernels::gemm::{Activation, Epilogue, IN_PLACE_COLUMNS};
 use crate::kernels::group_norm_silu::{GroupNorm, GroupNormSilu};
-use crate::kernels::to_rgb::ToRgb;
+use crate::kernels::to_rgb::{RgbOut, ToRgb};
 use crate::kernels::unpack_latents::UnpackLatents;
 use crate::models::layers::{Affine, Conv, Network, Product, Tokens};
-use crate::program::STREAM;
+use crate::program::{HostRange, Recorder, STREAM};
 use crate::{Error, Result};
 
 const NORM_EPS: f32 = 1e-6;
@@ -106,9 +106,17 @@ pub(crate) fn record(
     let image = decoder.net.buffer::<f32>("image", map.pixels() * COLORS)?;
     decoder.convolution(&conv, &map, Some(&norm), ConvOut::F32(&image), COLORS)?;
     let rgb = decoder.net.buffer::<u8>("rgb", map.pixels() * COLORS)?;
-    ToRgb { x: &image, pitch: COLORS, pixels: map.pixels(), out: &rgb }
+    ToRgb { x: &image, pitch: COLORS, pixels: map.pixels(), out: RgbOut::U8(&rgb) }
         .launch(decoder.net.device(), STREAM)?;
     Ok(Picture { image, rgb })
+}
+
+/// Records that the host gets the picture as floats in [0, 1], `[height, width, 3]`.
+pub(crate) fn fetch_floats(recorder: &mut Recorder, picture: &Picture) -> Result<HostRange> {
+    let unit = recorder.buffer::<f32>("unit_rgb", picture.image.len())?;
+    let (x, pixels) = (&picture.image, picture.image.len() / COLORS);
+    ToRgb { x, pitch: COLORS, pixels, out: RgbOut::F32(&unit) }.launch(recorder.device(), STREAM)?;
+    recorder.fetch(&unit)
 }
 
 struct Decoder<'a, 'n, 'c> {
