@@ -43,7 +43,7 @@ fn tests(text: &str) -> Vec<(&str, &str)> {
     quoted(text)
         .into_iter()
         .filter_map(|quote| quote.split_once("::"))
-        .filter(|(file, _)| file.ends_with(".rs"))
+        .filter(|(file, _)| file.ends_with(".rs") || file.ends_with(".py"))
         .collect()
 }
 

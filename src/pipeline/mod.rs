@@ -264,7 +264,20 @@ impl Pipeline {
         request: &Request,
         buffer: impl Into<OutputBuffer<'b>>,
     ) -> Result<Output> {
-        self.draw(request, &mut |_| Continue(()), None, Destination::Buffer(buffer.into()))
+        self.generate_into_with(request, buffer, &mut |_| Continue(()))
+    }
+
+    /// As [`Pipeline::generate_into`], telling how far it has come.
+    ///
+    /// # Errors
+    /// Its own, and [`Error::Stopped`] when `progress` says so.
+    pub fn generate_into_with<'b>(
+        &mut self,
+        request: &Request,
+        buffer: impl Into<OutputBuffer<'b>>,
+        progress: &mut OnProgress<'_>,
+    ) -> Result<Output> {
+        self.draw(request, progress, None, Destination::Buffer(buffer.into()))
     }
 
     /// As [`Pipeline::generate`], telling how far it has come.
