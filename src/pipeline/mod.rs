@@ -3,7 +3,7 @@
 //!
 //! Reading order: `folder.rs`, `model.rs`, `plan.rs`, `predict.rs`, `machine.rs`, `builder.rs`, `request.rs` (`noise_file.rs` beside it),
 //! `load.rs` (binding), `disk.rs` (weights that stay there), `cache.rs` (prompts seen before), `run.rs` (the one loop that enqueues),
-//! `output.rs`, `receipt.rs`, `timing.rs`, `times.rs` (what is learnt of them), `deadline.rs`. Beside them `loras.rs`: what may be changed of a model; `quantize.rs`: a folder from another;
+//! `output.rs`, `receipt.rs`, `timing.rs`, `times.rs` (what is learnt of them), `deadline.rs`, `recover.rs`. Beside them `loras.rs`: what may be changed of a model; `quantize.rs`: a folder from another;
 //! `inspect.rs`: what files are.
 //!
 //! ```
@@ -33,6 +33,7 @@ pub mod plan;
 mod predict;
 mod quantize;
 mod receipt;
+mod recover;
 mod request;
 mod run;
 mod shape;
@@ -51,6 +52,7 @@ use crate::memory::arena::Arena;
 use crate::models::flux::t5;
 use crate::program::{HostRange, Run};
 use crate::sampling;
+use crate::weights::lora::Lora;
 use crate::{Error, Result};
 
 pub use crate::models::layers::{Precision, Quantize};
@@ -61,7 +63,7 @@ use deadline::{Pace, Watch};
 use disk::Disk;
 pub use folder::ModelFolder;
 pub use inspect::{InspectedPart, Inspection, StoredType, Use};
-use load::{Prompt, TextInput};
+use load::{Binding, Prompt, TextInput};
 pub use model::Model;
 pub use noise_file::NoiseFile;
 pub use output::{Dump, DumpValues, Output};
@@ -105,7 +107,13 @@ pub struct Pipeline {
     digest: String,
     /// In words.
     loras: String,
+    /// The same, to put them back.
+    loras_in_use: Vec<(Lora, f32)>,
     times: Times,
+    /// How it was loaded.
+    binding: Binding,
+    /// Why nothing of it is to be trusted, or nothing of it is there.
+    poisoned: Option<String>,
 }
 
 impl Pipeline {
@@ -145,8 +153,10 @@ impl Pipeline {
     /// [graphs](PipelineBuilder::graphs) that shapes have which the pipeline was loaded with.
     ///
     /// # Errors
-    /// [`Error::Capacity`] with both numbers when it does not fit the arena, [`Error::Input`] for a shape that cannot be.
+    /// [`Error::Capacity`] with both numbers when it does not fit the arena, [`Error::Input`] for a shape that cannot be,
+    /// [`Error::Poisoned`] after the device has been lost.
     pub fn warm_up(&mut self, shape: Shape) -> Result<()> {
+        self.check_usable()?;
         if let Some(at) = self.bound.iter().position(|bound| bound.shape() == shape) {
             let bound = self.bound.remove(at);
             self.bound.push(bound);
@@ -207,7 +217,9 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`Error::Input`] for an empty prompt or noise of the wrong size, [`Error::Capacity`] for a shape that does not fit,
-    /// before any work; [`Error::Device`] from the machine; [`Error::NotFinite`] when numbers are not, naming the place.
+    /// before any work; [`Error::Device`] from the machine, and from then on [`Error::Poisoned`] if it is lost by that, until
+    /// [`Pipeline::recover`]; [`Error::NotFinite`] when numbers are not, naming the place. After every error but that one the next
+    /// picture is drawn as if nothing had been.
     pub fn generate(&mut self, request: &Request) -> Result<Output> {
         self.generate_with(request, &mut |_| Continue(()))
     }
@@ -247,6 +259,7 @@ impl Pipeline {
         keep: &mut dyn FnMut(&[u8]),
     ) -> Result<Output> {
         let started = Instant::now();
+        self.check_usable()?;
         self.check(request)?;
         let _entered = self.device.enter()?;
         let mut shape = request.shape(self.plan.shape());
@@ -286,9 +299,13 @@ impl Pipeline {
         let watch = Watch::new(request.deadline, request.late, self.times.expected(&shape, run), last);
         let mut pace = Pace { watch, started, sigmas: &sigmas, done: 0 };
         bound.run(run, &self.device, pinned, &mut dumps, &mut pace, progress)?;
+        // What waited at its end has told nobody.
+        self.device.check_alive()?;
         let estimate = Some(pace.done).filter(|done| *done < shape.steps);
         let mut timings = bound.timings(&self.device, &[("tokenize", tokenize_ms), ("inputs", inputs_ms)])?;
         let bytes = self.host.as_slice();
+        // The same of what waited for these bytes.
+        self.device.check_alive()?;
         let take = |range: HostRange| &bytes[range.start..range.start + range.bytes];
         let outputs = bound.outputs();
         let counts: &[u32] = bytemuck::cast_slice(take(outputs.nonfinite));
@@ -386,6 +403,7 @@ impl Pipeline {
     /// [`Error::Mismatch`] naming the first region behind which something was written.
     #[cfg(feature = "check")]
     pub fn check_guards(&self) -> Result<usize> {
+        self.check_usable()?;
         let placed = &self.plan.shapes[0].placed;
         for guard in &placed.guards {
             let mut host = self.device.allocate_host(guard.len())?;
