@@ -221,6 +221,7 @@ struct Failing {
     loss: Loss,
 }
 
+#[doc(hidden)]
 impl Device {
     /// The emulator, where `faults` lets it.
     pub fn failing(options: EmulatorOptions, faults: &Faults) -> Device {
