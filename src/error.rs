@@ -1,6 +1,6 @@
 //! One error type, split by who can act on it: the caller ([`Error::Input`]), the owner of the model files
 //! ([`Error::Weights`]), the owner of the memory ([`Error::Capacity`]), the choice of machine or build
-//! ([`Error::Unsupported`]), the machine itself ([`Error::Device`]), the clock ([`Error::Deadline`]), the file system ([`Error::Io`]), the network
+//! ([`Error::Unsupported`]), the machine itself ([`Error::Device`], and [`Error::Poisoned`] from then on), the clock ([`Error::Deadline`]), the file system ([`Error::Io`]), the network
 //! ([`Error::Network`]) and the authors of this crate ([`Error::Internal`]).
 //!
 //! Messages are lower case, say what was expected and what was found, and end with what to do about it.
@@ -59,6 +59,18 @@ pub enum Error {
         operation: String,
         /// The driver's or the emulator's words.
         reason: String,
+    },
+
+    /// The machine has failed before in a way that leaves nothing on it to be trusted: nothing was computed, and nothing will be until
+    /// [`Pipeline::recover`](crate::Pipeline::recover) or another load has opened it again.
+    #[error("{device} is lost ({cause}); {advice}")]
+    Poisoned {
+        /// `cuda:0`, `emulator`.
+        device: String,
+        /// The operation that showed it, and the driver's or the emulator's words.
+        cause: String,
+        /// What the caller can do.
+        advice: String,
     },
 
     /// Whoever was told of the progress wanted no more of it. What it stopped can be asked for again.
@@ -204,6 +216,7 @@ impl Error {
             Error::Mismatch(_) => 10,
             Error::Network(_) => 11,
             Error::Deadline { .. } => 12,
+            Error::Poisoned { .. } => 13,
         }
     }
 }

@@ -123,6 +123,11 @@ fn every_kind_of_error_is_diagnosed() {
             "Device",
             "launch kernel nf4_gemm failed on cuda:0: CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered",
         ),
+        (
+            "Poisoned",
+            "cuda:0 is lost (finish the Compute stream: CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure); recover the pipeline, or load it \
+             again",
+        ),
         ("Stopped", "stopped"),
         (
             "Deadline",

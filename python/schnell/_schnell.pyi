@@ -115,6 +115,10 @@ class Pipeline:
         """Other LoRAs, within the room that there is; how many bytes were copied."""
     def expected(self, request: Request, again: bool = False) -> float | None:
         """Seconds that it would take, where that is known; `again`: its prompt is remembered."""
+    def recover(self) -> None:
+        """After a `PoisonedError`: opens the device again and loads the weights anew. Nothing where nothing is wrong."""
+    @property
+    def is_poisoned(self) -> bool: ...
     @property
     def device(self) -> str: ...
     @property
@@ -144,6 +148,9 @@ class UnsupportedError(Error): ...
 
 class DeviceError(Error):
     operation: str
+
+class PoisonedError(Error):
+    """Until `Pipeline.recover`."""
 
 class Stopped(Error): ...
 

@@ -4,9 +4,19 @@ use pyo3::create_exception;
 use pyo3::exceptions::{PyException, PyFileNotFoundError, PyOSError};
 use pyo3::prelude::*;
 
-create_exception!(schnell, Error, PyException, "What `schnell` refuses or fails at; its kinds are the classes below.");
+create_exception!(
+    schnell,
+    Error,
+    PyException,
+    "What `schnell` refuses or fails at; its kinds are the classes below."
+);
 create_exception!(schnell, InputError, Error, "A value, a size or a prompt that cannot be; says what can.");
-create_exception!(schnell, WeightsError, Error, "A model's file that is broken or does not fit; `path` says which.");
+create_exception!(
+    schnell,
+    WeightsError,
+    Error,
+    "A model's file that is broken or does not fit; `path` says which."
+);
 create_exception!(
     schnell,
     CapacityError,
@@ -15,6 +25,12 @@ create_exception!(
 );
 create_exception!(schnell, UnsupportedError, Error, "What this build or this machine cannot do.");
 create_exception!(schnell, DeviceError, Error, "The GPU or its driver failed; `operation` says at what.");
+create_exception!(
+    schnell,
+    PoisonedError,
+    Error,
+    "The device failed so that nothing on it can be trusted; `Pipeline.recover` opens it again and loads anew."
+);
 create_exception!(schnell, Stopped, Error, "The progress callback said stop.");
 create_exception!(
     schnell,
@@ -22,7 +38,12 @@ create_exception!(
     Error,
     "The picture would be late; `needed_s` is what it would take, `deadline_s` what it was given."
 );
-create_exception!(schnell, NotFiniteError, Error, "Numbers inside the networks are not finite; `place` says where.");
+create_exception!(
+    schnell,
+    NotFiniteError,
+    Error,
+    "Numbers inside the networks are not finite; `place` says where."
+);
 create_exception!(schnell, MismatchError, Error, "Two results that should agree do not.");
 create_exception!(schnell, NetworkError, Error, "A model could not be fetched.");
 create_exception!(schnell, InternalError, Error, "A bug in `schnell`; please report it.");
@@ -40,6 +61,7 @@ pub fn to_python(error: schnell::Error) -> PyErr {
         ),
         E::Unsupported(_) => UnsupportedError::new_err(said),
         E::Device { operation, .. } => with(DeviceError::new_err(said), [("operation", operation)]),
+        E::Poisoned { .. } => PoisonedError::new_err(said),
         E::Stopped => Stopped::new_err(said),
         E::Deadline { needed, deadline, .. } => with(
             DeadlineError::new_err(said),
@@ -48,7 +70,9 @@ pub fn to_python(error: schnell::Error) -> PyErr {
         E::NotFinite { place, .. } => with(NotFiniteError::new_err(said), [("place", place)]),
         E::Mismatch(_) => MismatchError::new_err(said),
         E::Network(_) => NetworkError::new_err(said),
-        E::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => PyFileNotFoundError::new_err(said),
+        E::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            PyFileNotFoundError::new_err(said)
+        }
         E::Io { .. } => PyOSError::new_err(said),
         _ => InternalError::new_err(said),
     }
@@ -79,6 +103,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         py.get_type::<CapacityError>(),
         py.get_type::<UnsupportedError>(),
         py.get_type::<DeviceError>(),
+        py.get_type::<PoisonedError>(),
         py.get_type::<Stopped>(),
         py.get_type::<DeadlineError>(),
         py.get_type::<NotFiniteError>(),

@@ -92,7 +92,9 @@ impl Image {
 impl Image {
     fn has_pixels(&self) -> PyResult<()> {
         match self.inner.rgb.is_empty() {
-            true => Err(InputError::new_err("the pixels are in the caller's output; without one they would be here")),
+            true => Err(InputError::new_err(
+                "the pixels are in the caller's output; without one they would be here",
+            )),
             false => Ok(()),
         }
     }

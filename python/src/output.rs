@@ -64,7 +64,11 @@ impl Target {
         let (is_f32, width) = match get("typestr")?.extract::<String>()?.as_str() {
             "<f4" | "=f4" => (true, 4),
             "|u1" => (false, 1),
-            other => return Err(InputError::new_err(format!("output: elements are {other}; |u1 or <f4 are written"))),
+            other => {
+                return Err(InputError::new_err(format!(
+                    "output: elements are {other}; |u1 or <f4 are written"
+                )));
+            }
         };
         let strides = interface.get_item("strides")?.filter(|strides| !strides.is_none());
         if let Some(strides) = strides {
@@ -81,7 +85,8 @@ impl Target {
             return Err(InputError::new_err("output: it is read-only"));
         }
         let bytes = shape.iter().try_fold(width, |bytes, &len| bytes.checked_mul(len));
-        let bytes = bytes.ok_or_else(|| InputError::new_err("output: its shape is larger than any memory"))?;
+        let bytes =
+            bytes.ok_or_else(|| InputError::new_err("output: its shape is larger than any memory"))?;
         // SAFETY: the interface says that so many bytes are there; that they stay and are the caller's own is its promise to us.
         let buffer = unsafe { DeviceBuffer::from_raw(device, address, bytes) }.map_err(to_python)?;
         Ok(Target::Device(buffer, pixels_of(&shape, is_f32)?))

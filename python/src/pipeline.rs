@@ -16,10 +16,11 @@ use crate::request::Request;
 #[pyclass(frozen, module = "schnell")]
 pub struct Pipeline {
     inner: Mutex<schnell::Pipeline>,
+    // Where its weights are: what `recover` loads again.
+    model: Model,
     device: Device,
     shape: Shape,
     arena_bytes: u64,
-    warnings: Vec<String>,
 }
 
 /// Asks Python whether to go on: signals first, as Ctrl-C, then the caller's function.
@@ -105,7 +106,12 @@ fn device_of(name: &str) -> PyResult<Device> {
 }
 
 /// A folder or a file is opened, `demo` is the bundled model, and `org/name` one of the Hugging Face cache, which is fetched if `fetch` says so.
-fn open(model: &str, cache_dir: Option<PathBuf>, fetch: bool, listener: &mut Listener<'_>) -> schnell::Result<Model> {
+fn open(
+    model: &str,
+    cache_dir: Option<PathBuf>,
+    fetch: bool,
+    listener: &mut Listener<'_>,
+) -> schnell::Result<Model> {
     if model == "demo" {
         return Model::demo();
     }
@@ -158,7 +164,7 @@ impl Pipeline {
         let (quantize, precision) = (quantize.map(quantize_of).transpose()?, precision_of(precision)?);
         let mut listener = Listener { callback: progress.as_ref(), raised: None };
         let device = device_of(device)?;
-        let loaded = py.detach(|| -> schnell::Result<(schnell::Pipeline, Vec<String>)> {
+        let loaded = py.detach(|| -> schnell::Result<(schnell::Pipeline, Model)> {
             let mut model = open(model, cache_dir, fetch, &mut listener)?;
             if !loras.is_empty() {
                 let loras = open_loras(&loras, model.config())?;
@@ -197,11 +203,11 @@ impl Pipeline {
                 builder = builder.calibrate(file);
             }
             let pipeline = builder.load_with(&mut |progress| listener.progress(progress))?;
-            Ok((pipeline, model.warnings().to_vec()))
+            Ok((pipeline, model))
         });
-        let (pipeline, warnings) = listener.result(loaded)?;
+        let (pipeline, model) = listener.result(loaded)?;
         let (shape, arena_bytes) = (pipeline.plan().shape(), pipeline.plan().arena_bytes());
-        Ok(Pipeline { inner: Mutex::new(pipeline), device, shape, arena_bytes, warnings })
+        Ok(Pipeline { inner: Mutex::new(pipeline), model, device, shape, arena_bytes })
     }
 
     #[pyo3(signature = (request, output=None, progress=None))]
@@ -271,7 +277,17 @@ impl Pipeline {
 
     #[getter]
     fn warnings(&self) -> Vec<String> {
-        self.warnings.clone()
+        self.model.warnings().to_vec()
+    }
+
+    #[getter]
+    fn is_poisoned(&self, py: Python<'_>) -> bool {
+        py.detach(|| self.inner.lock().unwrap_or_else(PoisonError::into_inner).is_poisoned())
+    }
+
+    fn recover(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.inner.lock().unwrap_or_else(PoisonError::into_inner).recover(&self.model))
+            .map_err(to_python)
     }
 
     fn __repr__(&self) -> String {
@@ -280,6 +296,9 @@ impl Pipeline {
     }
 }
 
-fn open_loras(loras: &[(PathBuf, f32)], config: &schnell::PipelineConfig) -> schnell::Result<Vec<(Lora, f32)>> {
+fn open_loras(
+    loras: &[(PathBuf, f32)],
+    config: &schnell::PipelineConfig,
+) -> schnell::Result<Vec<(Lora, f32)>> {
     loras.iter().map(|(path, strength)| Ok((Lora::open(path, config)?, *strength))).collect()
 }

@@ -173,7 +173,8 @@ def test_two_threads_draw_what_one_does(pipeline, image):
 
 
 def test_errors_are_of_their_kind(pipeline):
-    for kind in ["Input", "Weights", "Capacity", "Unsupported", "Device", "Deadline", "NotFinite", "Mismatch", "Network", "Internal"]:
+    assert not pipeline.is_poisoned and pipeline.recover() is None
+    for kind in ["Input", "Weights", "Capacity", "Unsupported", "Device", "Poisoned", "Deadline", "NotFinite", "Mismatch", "Network", "Internal"]:
         assert issubclass(getattr(schnell, f"{kind}Error"), schnell.Error)
     with pytest.raises(schnell.InputError, match="auto, cuda:N or emulator"):
         schnell.Pipeline(device="tpu")

@@ -169,8 +169,8 @@ pub struct HostBuffer {
     pub(super) device: Device,
     pub(super) address: *mut u8,
     pub(super) bytes: usize,
-    /// Recorded behind the last copy on each stream.
-    pub(super) used: [Event; StreamId::COUNT],
+    /// Recorded behind the last copy on each stream; one of no bytes has none.
+    pub(super) used: Option<[Event; StreamId::COUNT]>,
     /// Whether that event has yet to be waited for.
     pub(super) pending: [AtomicBool; StreamId::COUNT],
 }
@@ -197,11 +197,12 @@ impl HostBuffer {
 
     /// Waits until no copy is in flight.
     fn settle(&self) {
+        let Some(used) = &self.used else { return };
         for stream in [StreamId::Compute, StreamId::Copy] {
-            let (event, pending) = (&self.used[stream.index()], &self.pending[stream.index()]);
+            let (event, pending) = (&used[stream.index()], &self.pending[stream.index()]);
             if pending.swap(false, Ordering::Relaxed) && self.device.synchronize_event(event).is_err() {
-                // A copy that failed is over; where only the wait did, the stream is what is left to wait for. The failure
-                // is reported by whoever synchronizes the stream.
+                // A copy that failed is over; where only the wait did, the stream is what is left to wait for. Either way the
+                // machine is lost, which is reported by whoever looks next (`lost.rs`).
                 let _ = self.device.synchronize(stream);
             }
         }
@@ -225,10 +226,26 @@ impl HostBuffer {
 
 impl Drop for HostBuffer {
     fn drop(&mut self) {
+        if self.used.is_none() {
+            return;
+        }
         self.device.drain();
         // SAFETY: the address came from `allocate_host` and no queued copy is left.
         unsafe { self.device.machine().free_host(self.address, self.bytes) };
         self.device.inner.held_on_host.give_back(self.bytes);
+    }
+}
+
+impl Device {
+    /// None at all, with no handle behind it: what stands in for memory that has been given back.
+    pub(crate) fn no_memory(&self) -> Arc<DeviceMemory> {
+        Arc::new(DeviceMemory { device: self.clone(), address: 0, bytes: 0, is_ours: false })
+    }
+
+    /// The same of pinned memory.
+    pub(crate) fn no_host_memory(&self) -> HostBuffer {
+        let address = std::ptr::NonNull::dangling().as_ptr();
+        HostBuffer { device: self.clone(), address, bytes: 0, used: None, pending: Default::default() }
     }
 }
 

@@ -25,7 +25,10 @@ pub(crate) mod cuda;
 pub mod emulator;
 mod footprint;
 mod graph;
+#[cfg(feature = "check")]
+pub mod injection;
 mod kernel;
+pub(crate) mod lost;
 mod memory;
 pub(crate) mod ring;
 mod tape;
@@ -131,6 +134,8 @@ pub(crate) trait Machine: Send + Sync {
     }
     /// Undoes an [`Machine::enter`] of this thread that returned true.
     unsafe fn leave(&self) {}
+    /// What errors call it: `cuda:0`, `emulator`.
+    fn name(&self) -> &str;
     /// Device memory that is free now.
     fn free_bytes(&self) -> Result<u64>;
     unsafe fn allocate(&self, bytes: usize) -> Result<u64>;
@@ -166,6 +171,14 @@ pub(crate) trait Machine: Send + Sync {
     unsafe fn elapsed_ms(&self, start: EventId, end: EventId) -> Result<f32>;
     unsafe fn synchronize_event(&self, event: EventId) -> Result<()>;
     fn synchronize(&self, stream: StreamId) -> Result<()>;
+    /// By what it was lost, if it was: see `lost.rs`.
+    fn lost(&self) -> Option<String> {
+        None
+    }
+    /// Begins anew after that; false, and nothing done, while memory, events or graphs of it are alive.
+    fn revive(&self) -> Result<bool> {
+        Ok(true)
+    }
     /// See [`Device::access_counts`].
     #[cfg(feature = "emulator")]
     fn access_counts(&self) -> Result<AccessCounts> {
@@ -327,7 +340,7 @@ impl Device {
     /// # Errors
     /// [`Error::Capacity`] or [`Error::Device`] when the machine refuses.
     pub fn allocate_host(&self, bytes: usize) -> Result<HostBuffer> {
-        let used = [self.create_event()?, self.create_event()?];
+        let used = Some([self.create_event()?, self.create_event()?]);
         // SAFETY: `HostBuffer` owns the address and gives it back once; nothing fails in between.
         let address = unsafe { self.machine().allocate_host(bytes)? };
         self.inner.held_on_host.take(bytes);
@@ -405,8 +418,10 @@ impl Device {
 
     /// After a copy: records that `host` is in use until `stream` has passed this point.
     fn mark_used(&self, stream: StreamId, host: &HostBuffer, copied: Result<()>) -> Result<()> {
+        // One of no bytes has nothing to wait for.
+        let Some(used) = &host.used else { return copied };
         host.pending[stream.index()].store(true, Ordering::Relaxed);
-        let marked = copied.and_then(|()| self.record(stream, &host.used[stream.index()]));
+        let marked = copied.and_then(|()| self.record(stream, &used[stream.index()]));
         if marked.is_err() {
             // The copy may be queued, with no event behind it that anyone could wait for.
             let _ = self.synchronize(stream);

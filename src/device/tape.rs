@@ -77,6 +77,10 @@ impl Machine for Arc<Tape> {
         &self.capability
     }
 
+    fn name(&self) -> &str {
+        "tape"
+    }
+
     fn free_bytes(&self) -> Result<u64> {
         Ok(self.capability.total_bytes)
     }

@@ -104,7 +104,7 @@ const RUNTIME: [(&str, &[&str]); 8] = [
 ];
 
 /// As of [`crate::Error::exit_code`]; a test compares.
-const EXIT_CODES: [(&str, u8); 12] = [
+const EXIT_CODES: [(&str, u8); 13] = [
     ("Input", 2),
     ("Weights", 3),
     ("NotFinite", 3),
@@ -117,6 +117,7 @@ const EXIT_CODES: [(&str, u8); 12] = [
     ("Mismatch", 10),
     ("Network", 11),
     ("Deadline", 12),
+    ("Poisoned", 13),
 ];
 
 struct Entry {
@@ -137,7 +138,7 @@ const fn entry(
 }
 
 /// The first that fits counts: special ones before general ones.
-const ENTRIES: [Entry; 30] = [
+const ENTRIES: [Entry; 31] = [
     entry(
         "Internal",
         &["a fault of schnell that deserves a report"],
@@ -246,6 +247,14 @@ const ENTRIES: [Entry; 30] = [
         &["needs..bytes, but..are available", "needs more memory than"],
         "more memory or room on a disk is needed than there is or than a budget allows; nothing was begun",
         "do what the text ends with; `schnell plan` lists what a picture takes, byte by byte, and --budget caps it",
+    ),
+    entry(
+        "Poisoned",
+        &["is lost (..recover", "is lost (..restart"],
+        "the machine failed earlier in a way that leaves nothing on it to be trusted; the text between parentheses was the first sign. Nothing \
+         is computed until it has been opened again",
+        "in a program call Pipeline::recover, or drop every pipeline of this device and load again; where that fails, or it comes back, \
+         restart the process, and look at nvidia-smi and the system's log (dmesg, Xid) for the GPU",
     ),
     entry(
         "Device",
@@ -412,6 +421,7 @@ mod tests {
             Error::Stopped => "Stopped",
             Error::NotFinite { .. } => "NotFinite",
             Error::Deadline { .. } => "Deadline",
+            Error::Poisoned { .. } => "Poisoned",
             Error::Mismatch(_) => "Mismatch",
             Error::Internal(_) => "Internal",
             Error::Io { .. } => "Io",
@@ -450,6 +460,21 @@ mod tests {
             ),
             device("cuda:0", "CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered"),
             device("emulator", "thread 3 reads outside"),
+            crate::device::lost::poisoned(
+                "cuda:0",
+                "kernel x failed: CUDA_ERROR_ASSERT",
+                crate::device::lost::RECOVER,
+            ),
+            crate::device::lost::poisoned(
+                "cuda:0",
+                "finish a stream: 999",
+                crate::device::lost::STILL_BROKEN,
+            ),
+            crate::device::lost::poisoned(
+                "emulator",
+                "kernel x: thread 3 reads outside",
+                crate::device::lost::IN_USE,
+            ),
             Error::Stopped,
             Error::Deadline {
                 when: "before it was begun".to_string(),

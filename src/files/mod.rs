@@ -10,9 +10,12 @@
 //! [`remove_temporaries`], which is for a program's handler of signals. [`WholeFolder`] is a folder that takes its name when all
 //! of it is there.
 //!
-//! Left out: the tensors of weight files, which are read piece by piece (`src/weights`).
+//! Weight files are read piece by piece, by whoever knows where the pieces are (`src/weights`), but through [`read_exact_at`] all the same:
+//! what is opened or read here is what tests can make fail (`injection.rs`).
 
 mod foreign;
+#[cfg(feature = "check")]
+mod injection;
 mod read;
 mod room;
 mod temporary;
@@ -20,7 +23,10 @@ mod whole;
 mod write;
 
 pub(crate) use foreign::{FOREIGN_BYTES, foreign};
+#[cfg(feature = "check")]
+pub use injection::ReadFaults;
 pub use read::{Kind, exists, open, read, read_json};
+pub(crate) use read::{Reader, read_at, read_exact_at};
 pub use room::free_bytes;
 pub use temporary::{Temporary, remove_temporaries};
 pub use whole::WholeFolder;

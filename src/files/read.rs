@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
@@ -76,7 +76,8 @@ pub fn open(path: &Path) -> Result<(File, u64)> {
 }
 
 fn open_as(path: &Path, wrong: impl Fn(&Path, &str) -> Error) -> Result<(File, u64)> {
-    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let open = |()| OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let opened = may_fail(path).and_then(open);
     let file = opened.map_err(|source| match (source.kind(), path.read_link()) {
         (ErrorKind::NotFound, Ok(to)) => {
             wrong(path, &format!("a link to {}, which is missing; fetch it again", to.display()))
@@ -99,6 +100,43 @@ fn open_as(path: &Path, wrong: impl Fn(&Path, &str) -> Error) -> Result<(File, u
     Err(wrong(path, &format!("this is {found}; expected a regular file")))
 }
 
+/// Where tests let reads fail.
+fn may_fail(_path: &Path) -> std::io::Result<()> {
+    #[cfg(feature = "check")]
+    super::injection::due(_path)?;
+    Ok(())
+}
+
+/// As much of `bytes` as `file`, which is the one at `path`, has from byte `at` on.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(crate) fn read_at(file: &File, path: &Path, bytes: &mut [u8], at: u64) -> Result<usize> {
+    may_fail(path).and_then(|()| file.read_at(bytes, at)).map_err(Error::io("read", path))
+}
+
+/// All of `bytes` from byte `at` of `file` on, which is the one at `path`.
+///
+/// # Errors
+/// [`Error::Io`], also when it is shorter.
+pub(crate) fn read_exact_at(file: &File, path: &Path, bytes: &mut [u8], at: u64) -> Result<()> {
+    may_fail(path).and_then(|()| file.read_exact_at(bytes, at)).map_err(Error::io("read", path))
+}
+
+/// A file that is read from its beginning on.
+#[derive(Debug)]
+pub(crate) struct Reader<'a> {
+    pub file: File,
+    pub path: &'a Path,
+}
+
+impl Read for Reader<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
+        may_fail(self.path)?;
+        self.file.read(bytes)
+    }
+}
+
 /// All of a regular file.
 ///
 /// # Errors
@@ -110,7 +148,7 @@ pub fn read(path: &Path, kind: Kind) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     if len <= limit {
         // It may grow meanwhile, and files of /proc say 0.
-        file.take(limit + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+        Reader { file, path }.take(limit + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
     }
     let len = len.max(bytes.len() as u64);
     if len > limit {

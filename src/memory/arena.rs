@@ -79,6 +79,11 @@ impl Arena {
         Ok(Arena { memory: device.allocate(bytes)? })
     }
 
+    /// In place of one that has been given back: no byte of it.
+    pub fn none(device: &Device) -> Arena {
+        Arena { memory: device.no_memory() }
+    }
+
     /// Where a slot lies.
     ///
     /// # Errors

@@ -215,9 +215,10 @@ impl<'a> PipelineBuilder<'a> {
             }
         };
         let plan = plan.on(device.capability())?;
-        let graphs = self.graphs && !cfg!(feature = "sync-launch");
-        let bound =
-            Binding { dumps: self.dumps, prompts: self.prompts, cache: self.cache.as_deref(), graphs };
+        // Only on a GPU is there anything to tell apart.
+        let one_by_one = cfg!(feature = "sync-launch") && !device.capability().is_emulator;
+        let graphs = self.graphs && !one_by_one;
+        let bound = Binding { dumps: self.dumps, prompts: self.prompts, cache: self.cache.clone(), graphs };
         let mut pipeline = Pipeline::bind(self.model, plan, &device, bound, progress)?;
         if let Some(file) = &self.calibrate {
             pipeline.calibrate(file, graphs, progress)?;

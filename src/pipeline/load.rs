@@ -1,6 +1,6 @@
 //! Binding: the one allocation, the weights, and what turns prompts into inputs.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::Result;
@@ -69,13 +69,14 @@ impl TextInput {
 pub(super) const GUARD: u8 = 0xa5;
 
 /// What a pipeline is bound with, beside its plan.
-pub(super) struct Binding<'a> {
+#[derive(Clone, Debug)]
+pub(super) struct Binding {
     /// Whether there is room for dumps.
     pub dumps: bool,
     /// How many are remembered.
     pub prompts: usize,
     /// Of packed weights.
-    pub cache: Option<&'a Path>,
+    pub cache: Option<PathBuf>,
     /// Whether launches become graphs.
     pub graphs: bool,
 }
@@ -86,16 +87,21 @@ impl Pipeline {
         model: &Model,
         plan: Plan,
         device: &Device,
-        Binding { dumps, prompts, cache, graphs }: Binding<'_>,
+        binding: Binding,
         progress: &mut OnProgress<'_>,
     ) -> Result<Pipeline> {
+        let Binding { dumps, prompts, ref cache, graphs } = binding;
+        // Whoever lost it has nothing there any more.
+        device.revive()?;
         let _entered = device.enter()?;
         let ShapePlan { staging, unit_in_the_making, placed, .. } = &*plan.shapes[0];
         let weights = &plan.weights.list;
-        let packed = cache.map(|dir| Packed::of(dir, &model.source, weights, &placed.homes, staging));
+        let packed =
+            cache.as_ref().map(|dir| Packed::of(dir, &model.source, weights, &placed.homes, staging));
         let packed = packed.transpose()?;
         let free = device.free_bytes()?;
-        let arena = Arena::new(plan.arena_bytes() as usize, device)?;
+        let arena = Arena::new(plan.arena_bytes() as usize, device);
+        let arena = arena.map_err(|error| plan.with_fitting_budget(error))?;
         // The shape that is asked for if none is named comes last: it is the last to go.
         let bound =
             plan.shapes.iter().rev().map(|shape| Bound::new(shape.clone(), &plan, device, &arena, graphs));
@@ -132,6 +138,7 @@ impl Pipeline {
         let overhead = (!device.capability().is_emulator).then(|| device.free_bytes()).transpose()?;
         let overhead = overhead.map(|left| free.saturating_sub(left).saturating_sub(plan.arena_bytes()));
         let (text, digest) = (TextInput::open(model)?, model.digest()?);
+        device.check_alive()?;
         let device = device.clone();
         let cache = PromptCache::new(prompts);
         Ok(Pipeline {
@@ -150,7 +157,10 @@ impl Pipeline {
             cache,
             digest,
             loras: model.loras(),
+            loras_in_use: model.loras.clone(),
             times: Times::default(),
+            binding,
+            poisoned: None,
         })
     }
 }

@@ -1,12 +1,9 @@
 //! LoRAs of a model and of a pipeline: room for them is planned, and what lies there may change between generations.
 
-use sha2::{Digest, Sha256};
-
 use crate::device::StreamId;
 use crate::error::shown;
 use crate::weights::Part;
 use crate::weights::adapters::{self, Adapters, Strengths};
-use crate::weights::lora::Lora;
 use crate::weights::upload::{Destination, check_replaceable, replace_loras};
 use crate::{Error, Result};
 
@@ -65,29 +62,10 @@ const MOST_ROOM: usize = 1024;
 pub(super) fn in_words(loras: Strengths<'_>) -> String {
     let each = loras.iter().map(|(lora, strength)| {
         let name = lora.path().file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
-        format!("{}:{strength} {}", shown(&name), digest(lora))
+        format!("{}:{strength} {}", shown(&name), lora.digest())
     });
     each.collect::<Vec<_>>().join(", ")
 }
-
-/// Tells LoRAs apart: the first 32 bits, in hex, of a SHA-256 over what they change and each factor's shape, scale and first bytes.
-fn digest(lora: &Lora) -> String {
-    let mut hash = Sha256::new();
-    for factor in lora.factors() {
-        hash.update(format!("{} {} {:08x}\n", factor.part, factor.target, factor.scale.to_bits()));
-        for tensor in [&factor.down, &factor.up] {
-            let mut bytes = vec![0; tensor.bytes.min(DIGESTED_BYTES) as usize];
-            // What cannot be read has been refused when it was loaded.
-            let _ = tensor.read_at(0, &mut bytes);
-            hash.update(format!("{:?}\n", tensor.shape));
-            hash.update(&bytes);
-        }
-    }
-    hash.finalize()[..4].iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Of each factor.
-const DIGESTED_BYTES: u64 = 1024;
 
 impl Pipeline {
     /// Puts other LoRAs, or none, in the place of those in use. Nothing is allocated on the device: the plan has room for what
@@ -97,9 +75,11 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`Error::Input`] where there is not enough room, or for a strength that is no number, before anything has changed;
-    /// [`Error::Unsupported`] where streamed weights stay on disk; [`Error::Weights`] and [`Error::Io`] from the files, after which
-    /// none of the LoRAs is in use.
+    /// [`Error::Unsupported`] where streamed weights stay on disk; [`Error::Weights`] and [`Error::Io`] from the files and [`Error::Device`]
+    /// from the machine, after which none of the LoRAs is in use: the pipeline draws without, or is [poisoned](Pipeline::is_poisoned) if
+    /// they could not be taken out.
     pub fn set_loras(&mut self, loras: Strengths<'_>) -> Result<u64> {
+        self.check_usable()?;
         adapters::check_strengths(loras)?;
         self.plan.config().adapters.check(loras)?;
         let _entered = self.device.enter()?;
@@ -111,14 +91,20 @@ impl Pipeline {
         let weights = &self.plan.weights.list;
         check_replaceable(&destination, weights)?;
         let replaced = replace_loras(&self.device, &mut destination, weights, loras);
+        // The last wait has told nobody.
+        let replaced = replaced.and_then(|bytes| self.device.check_alive().map(|()| bytes));
         self.cache.clear();
-        self.loras = if replaced.is_ok() {
-            in_words(loras)
-        } else {
-            // Zeros come from no file.
-            replace_loras(&self.device, &mut destination, weights, &[])?;
-            String::new()
+        // Zeros come from no file.
+        let kept = if replaced.is_ok() { loras } else { &[] };
+        let emptied = match &replaced {
+            Ok(_) => Ok(0),
+            Err(_) => replace_loras(&self.device, &mut destination, weights, &[]),
         };
+        (self.loras, self.loras_in_use) = (in_words(kept), kept.to_vec());
+        if let Err(error) = emptied {
+            // What lies there now is neither these nor none.
+            self.poison(&error);
+        }
         replaced
     }
 }

@@ -4,7 +4,7 @@
 //! Reading order: `folder.rs`, `model.rs`, `plan.rs`, `predict.rs`, `machine.rs`, `builder.rs`, `request.rs` (`noise_file.rs` beside it),
 //! `load.rs` (binding), `disk.rs` (weights that stay there), `cache.rs` (prompts seen before), `run.rs` (the one loop that enqueues),
 //! `dumps.rs`, `preview.rs` and `trace.rs` (who looks on), `pixels.rs` (where a picture goes), `output.rs`, `receipt.rs`, `seeds.rs`, `timing.rs`,
-//! `times.rs` (what is learnt of them), `deadline.rs`. Beside them `loras.rs`: what may be changed of a model; `quantize.rs`: a folder from another;
+//! `times.rs` (what is learnt of them), `deadline.rs`, `recover.rs`. Beside them `loras.rs`: what may be changed of a model; `quantize.rs`: a folder from another;
 //! `inspect.rs`: what files are.
 //!
 //! ```
@@ -37,6 +37,7 @@ mod predict;
 mod preview;
 mod quantize;
 mod receipt;
+mod recover;
 mod request;
 mod run;
 mod seeds;
@@ -57,6 +58,7 @@ use crate::memory::arena::Arena;
 use crate::models::flux::t5;
 use crate::program::{HostRange, Run};
 use crate::sampling;
+use crate::weights::lora::Lora;
 use crate::{Error, Result};
 
 pub use crate::models::layers::{Precision, Quantize};
@@ -68,7 +70,7 @@ use disk::Disk;
 use dumps::Dumps;
 pub use folder::ModelFolder;
 pub use inspect::{InspectedPart, Inspection, StoredType, Use};
-use load::{Prompt, TextInput};
+use load::{Binding, Prompt, TextInput};
 pub use model::Model;
 pub use noise_file::NoiseFile;
 pub use output::{Dump, DumpValues, Output};
@@ -119,7 +121,13 @@ pub struct Pipeline {
     digest: String,
     /// In words.
     loras: String,
+    /// The same, to put them back.
+    loras_in_use: Vec<(Lora, f32)>,
     times: Times,
+    /// How it was loaded.
+    binding: Binding,
+    /// Why nothing of it is to be trusted, or nothing of it is there.
+    poisoned: Option<String>,
 }
 
 impl Pipeline {
@@ -164,8 +172,10 @@ impl Pipeline {
     /// [graphs](PipelineBuilder::graphs) that shapes have which the pipeline was loaded with.
     ///
     /// # Errors
-    /// [`Error::Capacity`] with both numbers when it does not fit the arena, [`Error::Input`] for a shape that cannot be.
+    /// [`Error::Capacity`] with both numbers when it does not fit the arena, [`Error::Input`] for a shape that cannot be,
+    /// [`Error::Poisoned`] after the device has been lost.
     pub fn warm_up(&mut self, shape: Shape) -> Result<()> {
+        self.check_usable()?;
         if let Some(at) = self.bound.iter().position(|bound| bound.shape() == shape) {
             let bound = self.bound.remove(at);
             self.bound.push(bound);
@@ -237,7 +247,9 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`Error::Input`] for an empty prompt or noise of the wrong size, [`Error::Capacity`] for a shape that does not fit,
-    /// before any work; [`Error::Device`] from the machine; [`Error::NotFinite`] when numbers are not, naming the place.
+    /// before any work; [`Error::Device`] from the machine, and from then on [`Error::Poisoned`] if it is lost by that, until
+    /// [`Pipeline::recover`]; [`Error::NotFinite`] when numbers are not, naming the place. After every error but that one the next
+    /// picture is drawn as if nothing had been.
     pub fn generate(&mut self, request: &Request) -> Result<Output> {
         self.generate_with(request, &mut |_| Continue(()))
     }
@@ -319,6 +331,7 @@ impl Pipeline {
     ) -> Result<Output> {
         let started = Instant::now();
         let mut clock = HostClock::new(started, request.trace);
+        self.check_usable()?;
         destination.check(&request.shape(self.plan.shape()), &self.device, self.plan.how().floats)?;
         self.check(request)?;
         let _entered = self.device.enter()?;
@@ -367,11 +380,15 @@ impl Pipeline {
         let (tracer, on_device) = (clock.tracer.take(), destination.on_device());
         let mut watchers = Watchers { progress: &mut *progress, pace, dumps, viewer, tracer, on_device };
         bound.run(run, &self.device, pinned, &mut watchers)?;
+        // What waited at its end has told nobody.
+        self.device.check_alive()?;
         let Watchers { pace, dumps, tracer, .. } = watchers;
         clock.tracer = tracer;
         clock.skip();
         let estimate = Some(pace.done).filter(|done| *done < shape.steps);
         let mut timings = bound.timings(&self.device, clock.phases())?;
+        // The same of what waited for these bytes.
+        self.device.check_alive()?;
         self.check_finite()?;
         self.remember(run, &prompts, modulated)?;
         let receipt = self.hand_over(&mut destination)?;
@@ -500,6 +517,7 @@ impl Pipeline {
     /// [`Error::Mismatch`] naming the first region behind which something was written.
     #[cfg(feature = "check")]
     pub fn check_guards(&self) -> Result<usize> {
+        self.check_usable()?;
         let placed = &self.plan.shapes[0].placed;
         for guard in &placed.guards {
             let mut host = self.device.allocate_host(guard.len())?;

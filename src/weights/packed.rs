@@ -41,8 +41,8 @@ pub(crate) struct Packed {
 pub(crate) enum Unread {
     /// It has not been made.
     Absent,
-    /// It is of something else, or damaged.
-    Useless(String),
+    /// It is of something else, or damaged, or cannot be read.
+    Useless(Error),
     /// Nothing that another file would help against.
     Failed(Error),
 }
@@ -163,16 +163,17 @@ impl Packed {
         if !files::exists(&self.path).map_err(Unread::Failed)? {
             return Err(Unread::Absent);
         }
-        let file = SafeTensors::open(&self.path).map_err(|error| Unread::Useless(error.to_string()))?;
+        let useless = |why: String| Unread::Useless(Error::weights(&self.path, why));
+        let file = SafeTensors::open(&self.path).map_err(Unread::Useless)?;
         for (name, expected) in &self.identity {
             match file.metadata().get(*name) {
                 Some(found) if found == expected => {}
                 _ if *name == "files" => {
-                    return Err(Unread::Useless("the model's files have changed since".to_string()));
+                    return Err(useless("the model's files have changed since".to_string()));
                 }
                 found => {
                     let found = found.map_or("none", String::as_str);
-                    return Err(Unread::Useless(format!("its {name} is {found}, not {expected}")));
+                    return Err(useless(format!("its {name} is {found}, not {expected}")));
                 }
             }
         }
@@ -184,8 +185,7 @@ impl Packed {
                 .then(|| PackedUnit { bytes: bytes.clone(), crcs })
         };
         let units: Option<Vec<PackedUnit>> = homes.iter().enumerate().map(unit).collect();
-        let units =
-            units.ok_or_else(|| Unread::Useless("its units are not those of the model".to_string()))?;
+        let units = units.ok_or_else(|| useless("its units are not those of the model".to_string()))?;
         Ok(PackedFile { units, piece: self.piece })
     }
 
@@ -245,9 +245,7 @@ impl Packed {
         });
         match result.and_then(|_| device.synchronize(StreamId::Copy)) {
             Ok(()) => Ok(file),
-            Err(error @ (Error::Weights { .. } | Error::Io { .. })) => {
-                Err(Unread::Useless(error.to_string()))
-            }
+            Err(error @ (Error::Weights { .. } | Error::Io { .. })) => Err(Unread::Useless(error)),
             Err(error) => Err(Unread::Failed(error)),
         }
     }

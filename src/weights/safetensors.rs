@@ -12,7 +12,6 @@
 //! there, or a file outside the folder.
 
 use std::collections::HashMap;
-use std::os::unix::fs::FileExt;
 use std::path::{Component as PathPart, Path, PathBuf};
 use std::sync::Arc;
 
@@ -46,7 +45,7 @@ impl SafeTensors {
     pub fn open(path: &Path) -> Result<Self> {
         let (file, file_bytes) = files::open(path)?;
         let mut start = [0; files::FOREIGN_BYTES];
-        let len = file.read_at(&mut start, 0).map_err(Error::io("read", path))?;
+        let len = files::read_at(&file, path, &mut start, 0)?;
         let found = files::foreign(&start[..len]);
         let wrong = |what: String| Error::weights(path, found.map_or(what, str::to_string));
 
@@ -54,7 +53,7 @@ impl SafeTensors {
             return Err(wrong(format!("not a safetensors file: {file_bytes} bytes, expected at least 8")));
         }
         let mut length = [0; 8];
-        file.read_exact_at(&mut length, 0).map_err(Error::io("read", path))?;
+        files::read_exact_at(&file, path, &mut length, 0)?;
         let header_bytes = u64::from_le_bytes(length);
         if header_bytes > MAX_HEADER_BYTES || header_bytes > file_bytes - 8 {
             return Err(wrong(format!(
@@ -62,7 +61,7 @@ impl SafeTensors {
             )));
         }
         let mut header = vec![0; header_bytes as usize];
-        file.read_exact_at(&mut header, 8).map_err(Error::io("read", path))?;
+        files::read_exact_at(&file, path, &mut header, 8)?;
         // Deserializing also checks that the tensors follow each other without overlap or hole and that each
         // is as long as its shape and dtype say.
         let malformed = |e| wrong(format!("malformed safetensors header: {e}")).because(e);
@@ -193,8 +192,8 @@ impl Component {
     pub fn file(path: &Path) -> Result<Self> {
         let (file, _) = files::open(path)?;
         let mut magic = [0; gguf::MAGIC.len()];
-        let is_gguf = file.read_exact_at(&mut magic, 0).is_ok() && magic == *gguf::MAGIC;
-        if !is_gguf {
+        let len = files::read_at(&file, path, &mut magic, 0)?;
+        if magic[..len] != gguf::MAGIC[..] {
             return Component::single(path.to_path_buf());
         }
         let Gguf { version, metadata, tensors } = Gguf::open(path)?;

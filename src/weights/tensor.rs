@@ -2,7 +2,7 @@
 
 use std::fs::{File, Metadata};
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +14,7 @@ use super::formats::Format;
 use super::generated::Values;
 use super::kept::MOST_SCALE;
 use super::nf4::BLOCK;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// An open file that tensors live in, or what one is computed from.
 #[derive(Debug)]
@@ -269,9 +269,7 @@ impl TensorInfo {
     fn read_file(&self, start: u64, buf: &mut [u8]) -> Result<()> {
         self.file.bytes_read.fetch_add(buf.len() as u64, Ordering::Relaxed);
         match &self.file.contents {
-            Contents::File(file) => {
-                file.read_exact_at(buf, self.offset + start).map_err(Error::io("read", &self.file.path))
-            }
+            Contents::File(file) => files::read_exact_at(file, &self.file.path, buf, self.offset + start),
             Contents::Generated(values) => values.read_bf16(start, buf),
             Contents::Sum(sum) => sum.read(start, buf),
         }

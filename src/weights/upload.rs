@@ -21,6 +21,7 @@ use super::packed::{Packed, PackedFile, Unread, Writer};
 use super::target::Target;
 use super::{Dtype, Source, TensorInfo};
 use crate::device::{Device, Event, HostBuffer, StreamId, View};
+use crate::error::shown;
 use crate::kernels::kept::{KeptLayout, PANEL, Section};
 use crate::kernels::nf4_quantize::{Nf4Quantize, Nf4Source};
 use crate::memory::arena::{Arena, Slot};
@@ -217,13 +218,17 @@ pub(crate) fn load(
         }
         return upload(device, destination, staging, source, weights, None, progress).map(|()| None);
     };
-    let path = crate::error::shown(&packed.path().to_string_lossy()).to_string();
     match packed.read(device, destination, staging, progress) {
         Ok(file) => return Ok(Some(file)),
         Err(Unread::Failed(error)) => return Err(error),
         Err(Unread::Absent) => {}
         Err(Unread::Useless(why)) => {
-            tracing::warn!("{path} is made again: {why}");
+            let path = packed.path().to_string_lossy();
+            let why = match why {
+                Error::Weights { what, .. } => what,
+                other => other.to_string(),
+            };
+            tracing::warn!("{} is made again: {}", shown(&path), shown(&why));
             // There may be no room for two; what is no file stays.
             let _ = std::fs::remove_file(packed.path());
         }
@@ -244,6 +249,9 @@ pub(crate) fn load(
         None => Ok(None),
         Some(Ok(())) => match packed.open(destination.homes) {
             Ok(file) => Ok(Some(file)),
+            Err(Unread::Failed(error) | Unread::Useless(error @ Error::Io { .. })) if needs_file => {
+                Err(error)
+            }
             Err(Unread::Failed(error)) => Err(error),
             // Somebody has replaced it meanwhile.
             Err(_) if needs_file => Err(Error::weights(packed.path(), "has just been replaced; start again")),

@@ -30,7 +30,7 @@ use clap::{Parser, Subcommand};
     version,
     after_help = "Exit codes: 0 done, 1 a verdict is no (bench, doctor, reproduce), 2 bad input or flags, 3 bad model files, 4 not enough memory or disk, \
                                  5 unsupported machine or model, 6 the device failed, 7 a file cannot be read or written, \
-                                 11 the network failed, 12 the picture would be late."
+                                 11 the network failed, 12 the picture would be late, 13 the device is lost since an earlier failure."
 )]
 struct Cli {
     #[command(subcommand)]

@@ -109,8 +109,8 @@ fn consequences(code: Code) -> impl Iterator<Item = (bool, &'static str)> {
 
 const SOME_KERNEL: &str =
     "some kernel before this call is at fault, a build with the feature sync-launch says which";
-const CONTEXT_LOST: &str = "nothing can run in this process's context on the GPU any more: restart the process, or drop the \
-                            device with all that was made by it and open it again, which some drivers allow";
+const CONTEXT_LOST: &str = "nothing can run in this process's context on the GPU any more: recover the pipeline, which opens another, or \
+                            restart the process";
 
 /// Errors of operations that the caller can do something about.
 const MENDED: [(CUresult, &str); 5] = [
@@ -161,6 +161,13 @@ fn is_final(code: Code) -> bool {
         || code.is(CUresult::CUDA_ERROR_NVLINK_UNCORRECTABLE)
         // CUDA_ERROR_CONTAINED, of newer headers.
         || code.0 == 226
+}
+
+/// Whether nothing that was made in the context is of use after it.
+pub(super) fn is_lost_by(code: Code) -> bool {
+    is_final(code)
+        || code.is(CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED)
+        || code.is(CUresult::CUDA_ERROR_DEINITIALIZED)
 }
 
 /// Device memory is short: `what` says who "needs" it, 0 bytes stands for a number that the driver does not tell.

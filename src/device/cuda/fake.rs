@@ -80,7 +80,7 @@ impl State {
                 (after, _) => *after -= 1,
             }
         }
-        if self.broken != 0 && !function.starts_with("cuCtx") {
+        if self.broken != 0 && !function.starts_with("cuCtx") && !function.starts_with("cuDevicePrimaryCtx") {
             return Some(self.broken);
         }
         let needs_context = NEEDS_CONTEXT.iter().any(|start| function.starts_with(start));
@@ -94,6 +94,13 @@ impl State {
         // SAFETY: the code under test has as many there as it says.
         let before = if num_after == 1 { unsafe { *after as usize } } else { 0 };
         self.nodes.push((before, node));
+    }
+
+    /// The context is gone, and with it what is wrong and what could not be given back.
+    pub fn reset(&mut self) {
+        (self.broken, self.streams, self.modules, self.events) = (0, 0, 0, 0);
+        (self.graphs, self.pinned, self.device_memory) = (0, 0, 0);
+        self.queue.clear();
     }
 
     fn run_queue(&mut self) {
@@ -214,7 +221,12 @@ fake! {
             state.retained += 1;
             put(to, PRIMARY as sys::CUcontext);
         }
-        cuDevicePrimaryCtxRelease_v2(device: sys::CUdevice) |state| { state.retained -= 1 }
+        cuDevicePrimaryCtxRelease_v2(device: sys::CUdevice) |state| {
+            state.retained -= 1;
+            if state.retained == 0 && state.broken != 0 {
+                state.reset();
+            }
+        }
         cuCtxGetCurrent(to: *mut sys::CUcontext) |state| {
             put(to, state.stack().last().copied().unwrap_or(0) as sys::CUcontext)
         }

@@ -45,12 +45,13 @@ impl Cuda {
         unsafe { (self.driver.cuGraphInstantiateWithFlags)(&mut made, graph, 0) }.ok().map_err(failed)?;
         // Otherwise the first launch would send it to the device, in the middle of a run.
         // SAFETY: both handles are alive.
-        let uploaded = unsafe { (self.driver.cuGraphUpload)(made, self.stream(StreamId::Compute)) };
+        let uploaded = unsafe { (self.driver.cuGraphUpload)(made, current.stream(StreamId::Compute)) };
         uploaded.ok().map_err(|e| {
             // SAFETY: it was made above, and nobody else has it.
             let _ = unsafe { (self.driver.cuGraphExecDestroy)(made) };
             failed(e)
         })?;
+        self.add(&current);
         Ok(GraphId(made as u64))
     }
 }
@@ -109,7 +110,7 @@ impl Template<'_> {
                         before,
                         num_before,
                         &node,
-                        cuda.context,
+                        current.context.handle,
                     )
                 };
                 let operation = || format!("make a graph with a fill of {} bytes", view.num_bytes());

@@ -12,8 +12,16 @@
 //! again; where it is current already, as under [`super::Device::enter`], nothing is switched. Nobody remembers which
 //! thread has it: the driver is asked each time, which costs nanoseconds, because the host program may have switched.
 //!
+//! # A context that is lost
+//! After a fault of a kernel every call in the context fails. CUDA's documentation has no way to mend a context; it says that the primary
+//! one is reset when the last reference to it is released, and recommends that over resetting it, which would pull it away from
+//! whoever else uses it in this process. So [`Machine::revive`] releases and retains it; where somebody else holds it, that gives the same
+//! broken context again, and the error says so.
+//!
 //! # Safety
-//! - `context`, `streams`, modules and functions are made in this folder, never leave it, and are released by `Drop`.
+//! - The context, streams, modules and functions are made in this folder, never leave it, and are released by [`Cuda::close`]. All calls
+//!   hold the context's lock for reading, so that it is another one only between calls, and when nothing that was made in it is
+//!   alive: `live` counts that.
 //! - The driver's functions may be called from any thread while the context is current there: every method that calls
 //!   one holds a [`Current`].
 //! - Addresses, events and params come from [`super::Device`] under the promise of `Machine`.
@@ -30,10 +38,12 @@ mod tests;
 
 use std::ffi::{c_uint, c_void};
 use std::marker::PhantomData;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use cudarc::driver::sys::{self, CUresult};
 
+use super::lost::{Loss, STILL_BROKEN, poisoned};
 use super::{
     Capability, EventId, GraphId, HostFunction, Kernel, Machine, Node, StreamId, TensorElement, TensorTile,
     Work,
@@ -50,9 +60,23 @@ pub(crate) struct Cuda {
     /// `cuda:0`, for errors.
     name: String,
     device: sys::CUdevice,
-    context: sys::CUcontext,
-    streams: [sys::CUstream; StreamId::COUNT],
+    context: RwLock<Context>,
     code: Mutex<code::Code>,
+    /// Memory, buffers, events and graphs that were made in the context and not given back, and threads that it is kept current on.
+    live: AtomicUsize,
+    loss: Loss,
+}
+
+/// The primary context and what was made in it at once; all null where it could not be had again.
+#[derive(Debug)]
+struct Context {
+    handle: sys::CUcontext,
+    streams: [sys::CUstream; StreamId::COUNT],
+}
+
+impl Context {
+    const NONE: Context =
+        Context { handle: std::ptr::null_mut(), streams: [std::ptr::null_mut(); StreamId::COUNT] };
 }
 
 /// What the CTAs of an SM share.
@@ -73,9 +97,16 @@ unsafe impl Sync for Cuda {}
 /// While this lives the context is the thread's current one.
 struct Current<'a> {
     cuda: &'a Cuda,
+    context: RwLockReadGuard<'a, Context>,
     pushed: bool,
     /// What is current belongs to a thread.
     thread: PhantomData<*const ()>,
+}
+
+impl Current<'_> {
+    fn stream(&self, stream: StreamId) -> sys::CUstream {
+        self.context.streams[stream.index()]
+    }
 }
 
 impl Drop for Current<'_> {
@@ -89,16 +120,25 @@ impl Drop for Current<'_> {
 impl Cuda {
     /// Makes the context current on this thread, if it is not.
     fn current(&self) -> Result<Current<'_>> {
-        Ok(Current { cuda: self, pushed: self.push()?, thread: PhantomData })
+        let context = self.context();
+        let pushed = self.push(&context)?;
+        Ok(Current { cuda: self, context, pushed, thread: PhantomData })
+    }
+
+    fn context(&self) -> RwLockReadGuard<'_, Context> {
+        self.context.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether it had to be pushed.
-    fn push(&self) -> Result<bool> {
-        if self.current_context() == Ok(self.context) {
+    fn push(&self, context: &Context) -> Result<bool> {
+        if context.handle.is_null() {
+            return Err(poisoned(&self.name, &self.loss.cause().unwrap_or_default(), STILL_BROKEN));
+        }
+        if self.current_context() == Ok(context.handle) {
             return Ok(false);
         }
-        // SAFETY: the context is alive until `Drop`.
-        let pushed = unsafe { (self.driver.cuCtxPushCurrent_v2)(self.context) }.ok();
+        // SAFETY: the context is retained.
+        let pushed = unsafe { (self.driver.cuCtxPushCurrent_v2)(context.handle) }.ok();
         pushed.map(|()| true).map_err(|e| self.error("enter the context", e))
     }
 
@@ -116,36 +156,68 @@ impl Cuda {
         Ok(current)
     }
 
-    fn stream(&self, stream: StreamId) -> sys::CUstream {
-        self.streams[stream.index()]
-    }
-
     fn error(&self, operation: impl Into<String>, code: Code) -> Error {
-        advice::failure(self.driver, &self.name, operation, code)
+        let error = advice::failure(self.driver, &self.name, operation, code);
+        if advice::is_lost_by(code) {
+            self.loss.note(&error);
+        }
+        error
     }
-}
 
-impl Drop for Cuda {
-    fn drop(&mut self) {
+    /// The same of a wait, whose failure leaves unknown what has been done.
+    fn wait_error(&self, operation: impl Into<String>, code: Code) -> Error {
+        let error = self.error(operation, code);
+        self.loss.note(&error);
+        error
+    }
+
+    /// Something has been made in the context.
+    fn add(&self, _current: &Current<'_>) {
+        self.live.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It has been given back, or is the context's to clean up.
+    fn remove(&self) {
+        self.live.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Lets go of the context and all that was made in it.
+    fn close(&self, context: &mut Context) {
+        let modules = self.code().clear();
+        let Context { handle, streams } = std::mem::replace(context, Context::NONE);
+        if handle.is_null() {
+            return;
+        }
         // Failures cannot be reported from here, and after a device error everything fails.
-        if let Ok(_current) = self.current() {
-            // SAFETY: all handles were made by `open` and `function`, are released once and in the order of their
-            // dependence; `Device` has freed its memory and events, which hold the device alive, before.
+        if let Ok(pushed) = self.push(&Context { handle, streams }) {
+            // SAFETY: all handles were made by `make_context` and `function`, are released once and in the order of their
+            // dependence; `Device` has freed its memory and events before: nothing of them is `live`.
             unsafe {
-                for stream in self.streams {
+                for stream in streams {
                     if !stream.is_null() {
                         let _ = (self.driver.cuStreamSynchronize)(stream);
                         let _ = (self.driver.cuStreamDestroy_v2)(stream);
                     }
                 }
-                for module in self.code().clear() {
+                for module in modules {
                     let _ = (self.driver.cuModuleUnload)(module);
                 }
             }
+            if pushed {
+                self.pop();
+            }
         }
-        // SAFETY: retained once by `open`; nothing of this context is used after, and no thread has it current because of
-        // this crate: what pushes it borrows or owns the device.
+        // SAFETY: retained once by `make_context`; nothing of this context is used after, and no thread has it current because of
+        // this crate: what pushes it holds the lock, borrows or owns the device, or is `live`.
         let _ = unsafe { (self.driver.cuDevicePrimaryCtxRelease_v2)(self.device) };
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        let mut context =
+            std::mem::replace(self.context.get_mut().unwrap_or_else(PoisonError::into_inner), Context::NONE);
+        self.close(&mut context);
     }
 }
 
@@ -155,15 +227,23 @@ impl Machine for Cuda {
     }
 
     fn enter(&self) -> Result<bool> {
-        self.push()
+        let context = self.context();
+        let pushed = self.push(&context)?;
+        self.live.fetch_add(usize::from(pushed), Ordering::Relaxed);
+        Ok(pushed)
     }
 
     unsafe fn leave(&self) {
+        let context = self.context();
         // What the host program has put on top meanwhile is its own to take off.
-        if self.current_context().is_ok_and(|current| current != self.context) {
-            return;
+        if !self.current_context().is_ok_and(|current| current != context.handle) {
+            self.pop();
         }
-        self.pop();
+        self.remove();
+    }
+
+    fn name(&self) -> &str {
+        &self.name
     }
 
     fn free_bytes(&self) -> Result<u64> {
@@ -172,7 +252,7 @@ impl Machine for Cuda {
     }
 
     unsafe fn allocate(&self, bytes: usize) -> Result<u64> {
-        let _current = self.current()?;
+        let current = self.current()?;
         let mut address = 0;
         // SAFETY: the out-pointer is a local. The synchronous call: one allocation, exactly this size, from no pool.
         unsafe { (self.driver.cuMemAlloc_v2)(&mut address, bytes.max(1)) }.ok().map_err(|e| {
@@ -182,6 +262,7 @@ impl Machine for Cuda {
             }
             self.error(format!("allocate {bytes} bytes"), e)
         })?;
+        self.add(&current);
         Ok(address)
     }
 
@@ -190,10 +271,11 @@ impl Machine for Cuda {
             // SAFETY: `address` came from `allocate`; the caller has drained the streams and drops it now.
             let _ = unsafe { (self.driver.cuMemFree_v2)(address) };
         }
+        self.remove();
     }
 
     unsafe fn allocate_host(&self, bytes: usize) -> Result<*mut u8> {
-        let _current = self.current()?;
+        let current = self.current()?;
         let mut base = std::ptr::null_mut();
         // SAFETY: the out-pointer is a local. Flags 0: cached, so that the host may read it, too.
         unsafe { (self.driver.cuMemHostAlloc)(&mut base, bytes.max(1), 0) }.ok().map_err(|e| {
@@ -202,6 +284,7 @@ impl Machine for Cuda {
             }
             self.error(format!("allocate {bytes} bytes of pinned host memory"), e)
         })?;
+        self.add(&current);
         let base = base.cast::<u8>();
         // SAFETY: `bytes` writable bytes from the call above. `HostBuffer` lends them as initialized.
         unsafe { base.write_bytes(0, bytes) };
@@ -213,6 +296,7 @@ impl Machine for Cuda {
             // SAFETY: `address` came from `allocate_host`; the caller has drained the streams and drops it now.
             let _ = unsafe { (self.driver.cuMemFreeHost)(address.cast()) };
         }
+        self.remove();
     }
 
     fn tensor_map(&self, address: u64, tile: &TensorTile) -> Result<abi::tensor_map> {
@@ -259,9 +343,9 @@ impl Machine for Cuda {
         if bytes == 0 {
             return Ok(());
         }
-        let _current = self.current()?;
+        let current = self.current()?;
         // SAFETY: the caller's promise: both ranges hold `bytes` until the stream has passed the copy.
-        unsafe { (self.driver.cuMemcpyHtoDAsync_v2)(dst, src.cast(), bytes, self.stream(stream)) }
+        unsafe { (self.driver.cuMemcpyHtoDAsync_v2)(dst, src.cast(), bytes, current.stream(stream)) }
             .ok()
             .map_err(|e| self.error(format!("copy {bytes} bytes to the device"), e))
     }
@@ -270,9 +354,9 @@ impl Machine for Cuda {
         if bytes == 0 {
             return Ok(());
         }
-        let _current = self.current()?;
+        let current = self.current()?;
         // SAFETY: as in `copy_to_device`.
-        unsafe { (self.driver.cuMemcpyDtoHAsync_v2)(dst.cast(), src, bytes, self.stream(stream)) }
+        unsafe { (self.driver.cuMemcpyDtoHAsync_v2)(dst.cast(), src, bytes, current.stream(stream)) }
             .ok()
             .map_err(|e| self.error(format!("copy {bytes} bytes to the host"), e))
     }
@@ -281,17 +365,17 @@ impl Machine for Cuda {
         if bytes == 0 {
             return Ok(());
         }
-        let _current = self.current()?;
+        let current = self.current()?;
         // SAFETY: the caller's promise: `dst` holds `bytes` until the stream has passed the fill.
-        unsafe { (self.driver.cuMemsetD8Async)(dst, value, bytes, self.stream(stream)) }
+        unsafe { (self.driver.cuMemsetD8Async)(dst, value, bytes, current.stream(stream)) }
             .ok()
             .map_err(|e| self.error(format!("fill {bytes} bytes"), e))
     }
 
     unsafe fn call(&self, stream: StreamId, function: HostFunction, data: *mut c_void) -> Result<()> {
-        let _current = self.current()?;
+        let current = self.current()?;
         // SAFETY: the caller's promise: `function` takes `data`, which lives until the stream has passed the call.
-        unsafe { (self.driver.cuLaunchHostFunc)(self.stream(stream), Some(function), data) }
+        unsafe { (self.driver.cuLaunchHostFunc)(current.stream(stream), Some(function), data) }
             .ok()
             .map_err(|e| self.error("enqueue a call of the host", e))
     }
@@ -321,7 +405,7 @@ impl Machine for Cuda {
                 1,
                 1,
                 kernel.smem_bytes,
-                self.stream(stream),
+                current.stream(stream),
                 arguments.as_mut_ptr(),
                 std::ptr::null_mut(),
             )
@@ -329,10 +413,10 @@ impl Machine for Cuda {
         .ok()
         .map_err(|e| self.no_code(kernel, e).unwrap_or_else(|| self.error(operation(), e)))?;
         if cfg!(feature = "sync-launch") {
-            // SAFETY: the stream is alive until `Drop`.
-            unsafe { (self.driver.cuStreamSynchronize)(self.stream(stream)) }
+            // SAFETY: the stream is alive as long as its context is not closed.
+            unsafe { (self.driver.cuStreamSynchronize)(current.stream(stream)) }
                 .ok()
-                .map_err(|e| self.error(format!("run kernel {} with grid {grid:?}", kernel.name), e))?;
+                .map_err(|e| self.wait_error(format!("run kernel {} with grid {grid:?}", kernel.name), e))?;
         }
         Ok(())
     }
@@ -346,18 +430,19 @@ impl Machine for Cuda {
             // SAFETY: it came from `graph` and is dropped now; the driver lets it end what it is at.
             let _ = unsafe { (self.driver.cuGraphExecDestroy)(graph.0 as sys::CUgraphExec) };
         }
+        self.remove();
     }
 
     unsafe fn launch_graph(&self, stream: StreamId, graph: GraphId) -> Result<()> {
-        let _current = self.current()?;
+        let current = self.current()?;
         // SAFETY: the caller's promise: a live graph of this machine, and live memory behind its nodes.
-        unsafe { (self.driver.cuGraphLaunch)(graph.0 as sys::CUgraphExec, self.stream(stream)) }
+        unsafe { (self.driver.cuGraphLaunch)(graph.0 as sys::CUgraphExec, current.stream(stream)) }
             .ok()
             .map_err(|e| self.error("launch a graph", e))
     }
 
     fn create_event(&self) -> Result<EventId> {
-        let _current = self.current()?;
+        let current = self.current()?;
         let mut event = std::ptr::null_mut();
         // Events that measure time.
         let flags = sys::CUevent_flags_enum::CU_EVENT_DEFAULT as c_uint;
@@ -365,6 +450,7 @@ impl Machine for Cuda {
         unsafe { (self.driver.cuEventCreate)(&mut event, flags) }
             .ok()
             .map_err(|e| self.error("create an event", e))?;
+        self.add(&current);
         Ok(EventId(event as u64))
     }
 
@@ -373,21 +459,22 @@ impl Machine for Cuda {
             // SAFETY: the event came from `create_event` and is dropped now; the driver defers this past pending work.
             let _ = unsafe { (self.driver.cuEventDestroy_v2)(event.0 as sys::CUevent) };
         }
+        self.remove();
     }
 
     unsafe fn record(&self, stream: StreamId, event: EventId) -> Result<()> {
-        let _current = self.current()?;
+        let current = self.current()?;
         // SAFETY: the caller's promise: a live event of this machine.
-        unsafe { (self.driver.cuEventRecord)(event.0 as sys::CUevent, self.stream(stream)) }
+        unsafe { (self.driver.cuEventRecord)(event.0 as sys::CUevent, current.stream(stream)) }
             .ok()
             .map_err(|e| self.error("record an event", e))
     }
 
     unsafe fn wait(&self, stream: StreamId, event: EventId) -> Result<()> {
-        let _current = self.current()?;
+        let current = self.current()?;
         let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT as c_uint;
         // SAFETY: as in `record`.
-        unsafe { (self.driver.cuStreamWaitEvent)(self.stream(stream), event.0 as sys::CUevent, flags) }
+        unsafe { (self.driver.cuStreamWaitEvent)(current.stream(stream), event.0 as sys::CUevent, flags) }
             .ok()
             .map_err(|e| self.error("wait for an event", e))
     }
@@ -414,14 +501,29 @@ impl Machine for Cuda {
         // SAFETY: as in `record`.
         unsafe { (self.driver.cuEventSynchronize)(event.0 as sys::CUevent) }
             .ok()
-            .map_err(|e| self.error("finish the work before an event", e))
+            .map_err(|e| self.wait_error("finish the work before an event", e))
     }
 
     fn synchronize(&self, stream: StreamId) -> Result<()> {
-        let _current = self.current()?;
-        // SAFETY: the stream is alive until `Drop`.
-        unsafe { (self.driver.cuStreamSynchronize)(self.stream(stream)) }
+        let current = self.current()?;
+        // SAFETY: the stream is alive as long as its context is not closed.
+        unsafe { (self.driver.cuStreamSynchronize)(current.stream(stream)) }
             .ok()
-            .map_err(|e| self.error(format!("finish the {stream:?} stream"), e))
+            .map_err(|e| self.wait_error(format!("finish the {stream:?} stream"), e))
+    }
+
+    fn lost(&self) -> Option<String> {
+        self.loss.cause()
+    }
+
+    fn revive(&self) -> Result<bool> {
+        let mut context = self.context.write().unwrap_or_else(PoisonError::into_inner);
+        if self.live.load(Ordering::Relaxed) > 0 {
+            return Ok(false);
+        }
+        self.close(&mut context);
+        *context = self.make_context()?;
+        self.loss.forget();
+        Ok(true)
     }
 }

@@ -1,14 +1,16 @@
 //! Opening a GPU: what it must have, and how its absence is told.
 
 use std::ffi::{CStr, c_char, c_int};
-use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Mutex, PoisonError, RwLock};
 
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUstream_flags_enum as StreamFlags};
 
 use super::advice;
 use super::driver::{Code, Driver};
-use super::{Cuda, Sm};
-use crate::device::{Capability, StreamId};
+use super::{Context, Cuda, Sm};
+use crate::device::Capability;
+use crate::device::lost::Loss;
 use crate::{Error, Result};
 
 /// The nvcc that compiled the kernels, as the driver counts: 13000 for 13.0; 0 without nvcc.
@@ -62,40 +64,52 @@ impl Cuda {
             smem_bytes: or_0(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR),
             reserved_bytes: or_0(Attribute::CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK),
         };
-        let mut context = std::ptr::null_mut();
-        // SAFETY: `device` is the driver's own; `Drop` releases what is retained here.
-        unsafe { (driver.cuDevicePrimaryCtxRetain)(&mut context, gpu.device) }
-            .ok()
-            .map_err(|e| gpu.error("create the context", e))?;
-        // From here on `Drop` cleans up, whatever fails.
         let device = gpu.device;
-        let mut cuda = Cuda {
+        let cuda = Cuda {
             driver,
             capability,
             sm,
             name,
             device,
-            context,
-            streams: [std::ptr::null_mut(); StreamId::COUNT],
+            context: RwLock::new(Context::NONE),
             code: Mutex::default(),
+            live: AtomicUsize::new(0),
+            loss: Loss::default(),
         };
-        cuda.create_streams()?;
+        let context = cuda.make_context()?;
+        *cuda.context.write().unwrap_or_else(PoisonError::into_inner) = context;
         Ok(cuda)
     }
 
-    fn create_streams(&mut self) -> Result<()> {
-        let mut streams = [std::ptr::null_mut(); StreamId::COUNT];
-        let current = self.current()?;
-        let created = streams.iter_mut().try_for_each(|stream| {
+    /// Retains the primary context and makes the streams there. What fails leaves nothing behind.
+    pub(super) fn make_context(&self) -> Result<Context> {
+        let mut context = Context::NONE;
+        // SAFETY: `device` is the driver's own; `close` releases what is retained here.
+        unsafe { (self.driver.cuDevicePrimaryCtxRetain)(&mut context.handle, self.device) }
+            .ok()
+            .map_err(|e| self.error("create the context", e))?;
+        match self.create_streams(&mut context) {
+            Ok(()) => Ok(context),
+            Err(error) => {
+                self.close(&mut context);
+                Err(error)
+            }
+        }
+    }
+
+    fn create_streams(&self, context: &mut Context) -> Result<()> {
+        let pushed = self.push(context)?;
+        let created = context.streams.iter_mut().try_for_each(|stream| {
             // Not ordered by the default stream, which is the host program's.
             let flags = StreamFlags::CU_STREAM_NON_BLOCKING as u32;
-            // SAFETY: the out-pointer is a local; `Drop` destroys the stream.
+            // SAFETY: the out-pointer is a local; `close` destroys the stream.
             unsafe { (self.driver.cuStreamCreate)(stream, flags) }
                 .ok()
                 .map_err(|e| self.error("create a stream", e))
         });
-        drop(current);
-        self.streams = streams;
+        if pushed {
+            self.pop();
+        }
         created
     }
 }

@@ -392,3 +392,105 @@ fn a_driver_without_the_newer_functions_will_do() {
     use_all(&device).unwrap();
     assert_eq!(fake.state().count("cuFuncLoad"), 0);
 }
+
+/// After a fault of a kernel, and after a wait that failed for whatever reason; not after what was merely refused.
+#[test]
+fn a_lost_context_is_made_anew_when_nothing_of_it_is_left() {
+    for (function, code, is_lost) in [
+        ("cuStreamSynchronize", 700, true),
+        ("cuStreamSynchronize", 999, true),
+        ("cuEventSynchronize", 1, true),
+        ("cuLaunchKernel", 719, true),
+        ("cuMemcpyHtoDAsync_v2", 709, true),
+        ("cuLaunchKernel", 701, false),
+        ("cuMemAlloc_v2", 2, false),
+        ("cuEventCreate", 2, false),
+    ] {
+        let fake = Fake::new();
+        let device = open().unwrap();
+        let other = device.clone();
+        fake.state().fail(function, 0, code);
+        let failed = use_all(&device);
+        assert_eq!(device.check_alive().is_err(), is_lost, "{function} {code}: {failed:?}");
+        if !is_lost {
+            device.revive().unwrap();
+            assert_eq!(fake.state().count("cuDevicePrimaryCtxRetain"), 1);
+            continue;
+        }
+        fake.state().broken = code;
+        for device in [&device, &other] {
+            let error = device.check_alive().unwrap_err();
+            assert!(matches!(error, Error::Poisoned { .. }), "{error:?}");
+        }
+        device.revive().unwrap();
+        for device in [&device, &other] {
+            device.check_alive().unwrap();
+            use_all(device).unwrap();
+        }
+        let state = fake.state();
+        assert_eq!((state.retained, state.streams), (1, 2), "{function}");
+        drop(state);
+        drop((device, other));
+        assert!(is_empty(&fake));
+    }
+}
+
+/// What is left of it would be freed in another context, or be used there.
+#[test]
+fn a_lost_context_stays_while_anything_of_it_is_left() {
+    let lose = |fake: &Fake, device: &Device| {
+        fake.state().broken = 700;
+        device.synchronize(StreamId::Compute).unwrap_err();
+    };
+    type Make = fn(&Device) -> Box<dyn std::any::Any>;
+    let makes: [Make; 5] = [
+        |device| Box::new(device.allocate(64).unwrap()),
+        |device| Box::new(device.allocate_host(64).unwrap()),
+        |device| Box::new(device.create_event().unwrap()),
+        |device| {
+            let view = device.allocate(64).unwrap().view::<u8>(0, 64).unwrap();
+            Box::new(graph(device, &view).unwrap())
+        },
+        |device| Box::new(device.enter().unwrap()),
+    ];
+    for (i, make) in makes.into_iter().enumerate() {
+        let fake = Fake::new();
+        let device = open().unwrap();
+        let made = make(&device);
+        lose(&fake, &device);
+        let error = device.revive().unwrap_err();
+        assert!(
+            matches!(error, Error::Poisoned { .. }) && error.to_string().contains("other pipelines"),
+            "{i}: {error}"
+        );
+        assert_eq!(fake.state().count("cuDevicePrimaryCtxRelease_v2"), 0, "{i}");
+        drop(made);
+        device.revive().unwrap();
+        use_all(&device).unwrap();
+        drop(device);
+        assert!(is_empty(&fake), "{i}");
+    }
+}
+
+/// The host program, or another library in it, keeps the primary context alive, broken as it is.
+#[test]
+fn a_context_that_somebody_else_holds_stays_lost() {
+    let fake = Fake::new();
+    fake.state().retained = 1;
+    let device = open().unwrap();
+    fake.state().broken = 718;
+    assert!(launch(&device).is_err());
+    for _ in 0..2 {
+        let error = device.revive().unwrap_err();
+        assert!(matches!(error, Error::Poisoned { .. }) && error.to_string().contains("restart"), "{error}");
+        assert_eq!(fake.state().retained, 1, "the host program's own");
+        assert!(device.allocate(64).is_err() && device.enter().is_err() && device.free_bytes().is_err());
+    }
+    // It lets go.
+    fake.state().retained = 0;
+    fake.state().reset();
+    device.revive().unwrap();
+    use_all(&device).unwrap();
+    drop(device);
+    assert!(is_empty(&fake));
+}

@@ -18,6 +18,7 @@ mod faults;
 mod pool;
 mod runtime;
 mod sanitizer;
+mod stand_in;
 mod tile;
 
 use std::alloc::Layout;
@@ -28,6 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use self::runtime::Failure;
+use super::lost::words;
 use super::memory::free_host_bytes;
 use super::{
     Capability, Config, EventId, GraphId, HostFunction, Kernel, Machine, Node, Params, Span, StreamId,
@@ -92,6 +94,9 @@ pub struct EmulatorOptions {
     /// Counts launches instead of carrying them out ([`super::Device::num_skipped_launches`]): what enqueueing costs.
     #[doc(hidden)]
     pub launches_nothing: bool,
+    /// Carries out something else in place of kernels, which is as good for what is around them: see `stand_in.rs`.
+    #[doc(hidden)]
+    pub stand_in: bool,
     /// Leaves out copies to the device: what the host pays beside them, which on a GPU are not its work.
     #[doc(hidden)]
     pub copies_nothing: bool,
@@ -117,26 +122,52 @@ enum Op {
     Wait { event: usize, ticket: u64 },
 }
 
+/// The place of an event, which others have had before and will have after it: what of theirs is still queued counts on.
 #[derive(Default)]
 struct EventState {
     /// Records enqueued and carried out so far.
     issued: u64,
     done: u64,
+    /// Those of events that had the place before.
+    before: u64,
     time: Option<Instant>,
+}
+
+impl EventState {
+    /// What whoever waits now waits for: nothing, if it has not been recorded.
+    fn awaited(&self) -> u64 {
+        if self.issued > self.before { self.issued } else { 0 }
+    }
 }
 
 #[derive(Default)]
 struct State {
     streams: [VecDeque<Op>; StreamId::COUNT],
     events: Vec<EventState>,
+    /// Places among them that nobody has.
+    free_events: Vec<usize>,
     /// What each graph does; nothing any more when it is gone.
     graphs: Vec<Vec<Op>>,
+    /// Places among them that nobody has.
+    free_graphs: Vec<usize>,
     /// Live allocations: `(base, bytes)`.
     memory: Vec<(u64, usize)>,
+    /// Live host buffers.
+    num_host_buffers: usize,
     rng: u64,
     launches: u64,
     /// The first failure; as on a GPU, everything after it fails too.
     error: Option<(String, Failure)>,
+}
+
+impl State {
+    /// Whether anything is alive that was made here.
+    fn is_in_use(&self) -> bool {
+        !self.memory.is_empty()
+            || self.num_host_buffers > 0
+            || self.free_events.len() < self.events.len()
+            || self.free_graphs.len() < self.graphs.len()
+    }
 }
 
 /// See the module's text.
@@ -237,24 +268,33 @@ impl Emulator {
                 self.carry_out(state, op);
             }
         }
-        match &state.error {
-            Some((operation, Failure::Kernel(reason))) => Err(Error::Device {
+        self.failure(state).map_or(Ok(()), Err)
+    }
+
+    /// By what this machine is lost.
+    fn failure(&self, state: &State) -> Option<Error> {
+        let (operation, failure) = state.error.as_ref()?;
+        Some(match failure {
+            Failure::Kernel(reason) => Error::Device {
                 device: self.capability.name.clone(),
                 operation: operation.clone(),
                 reason: reason.clone(),
-            }),
-            Some((operation, Failure::NoRoom(what))) => Err(Error::Capacity {
+            },
+            Failure::NoRoom(what) => Error::Capacity {
                 what: format!("the emulator's {operation} ({what})"),
                 needed_bytes: 0,
                 available_bytes: 0,
                 advice: "free host memory, or allow this process more of it (ulimit -v, cgroups)".to_string(),
-            }),
-            None => Ok(()),
-        }
+            },
+        })
     }
 
     fn carry_out(&self, state: &mut State, op: Op) {
         match op {
+            Op::Launch { kernel, footprint, .. } if self.options.stand_in => {
+                // SAFETY: the memory of a launch is alive until it is done (module text).
+                unsafe { stand_in::carry_out(kernel, &footprint) };
+            }
             Op::Launch { kernel, grid, params, footprint } => {
                 state.launches += 1;
                 let launch = runtime::Launch {
@@ -304,8 +344,11 @@ impl Emulator {
             // SAFETY: `data` is alive (module text), and what `function` takes.
             Op::Call { function, data } => unsafe { function(data as *mut c_void) },
             Op::Record { event, ticket } => {
-                state.events[event].done = ticket;
-                state.events[event].time = Some(Instant::now());
+                let event = &mut state.events[event];
+                event.done = event.done.max(ticket);
+                if ticket > event.before {
+                    event.time = Some(Instant::now());
+                }
             }
             Op::Wait { .. } => {}
         }
@@ -357,6 +400,10 @@ impl Machine for Emulator {
         &self.capability
     }
 
+    fn name(&self) -> &str {
+        &self.capability.name
+    }
+
     fn free_bytes(&self) -> Result<u64> {
         Ok(free_host_bytes())
     }
@@ -391,10 +438,12 @@ impl Machine for Emulator {
         if base.is_null() {
             return Err(no_host_memory("a host buffer", bytes, "free host memory"));
         }
+        self.lock().num_host_buffers += 1;
         Ok(base)
     }
 
     unsafe fn free_host(&self, address: *mut u8, bytes: usize) {
+        self.lock().num_host_buffers -= 1;
         if let Ok(layout) = layout(bytes) {
             // SAFETY: as in `free`.
             unsafe { std::alloc::dealloc(address, layout) };
@@ -488,13 +537,20 @@ impl Machine for Emulator {
                 Op::Fill { dst: view.address(), value: *value, bytes: view.num_bytes() }
             }
         };
+        let ops = nodes.iter().map(op).collect();
         let mut state = self.lock();
-        state.graphs.push(nodes.iter().map(op).collect());
-        Ok(GraphId(state.graphs.len() as u64 - 1))
+        let place = state.free_graphs.pop().unwrap_or(state.graphs.len());
+        if place == state.graphs.len() {
+            state.graphs.push(Vec::new());
+        }
+        state.graphs[place] = ops;
+        Ok(GraphId(place as u64))
     }
 
     unsafe fn destroy_graph(&self, graph: GraphId) {
-        self.lock().graphs[graph.0 as usize] = Vec::new();
+        let (place, mut state) = (graph.0 as usize, self.lock());
+        state.graphs[place] = Vec::new();
+        state.free_graphs.push(place);
     }
 
     unsafe fn launch_graph(&self, stream: StreamId, graph: GraphId) -> Result<()> {
@@ -513,11 +569,18 @@ impl Machine for Emulator {
 
     fn create_event(&self) -> Result<EventId> {
         let mut state = self.lock();
-        state.events.push(EventState::default());
-        Ok(EventId(state.events.len() as u64 - 1))
+        let place = state.free_events.pop().unwrap_or(state.events.len());
+        if place == state.events.len() {
+            state.events.push(EventState::default());
+        }
+        let event = &mut state.events[place];
+        (event.before, event.time) = (event.issued, None);
+        Ok(EventId(place as u64))
     }
 
-    unsafe fn destroy_event(&self, _event: EventId) {}
+    unsafe fn destroy_event(&self, event: EventId) {
+        self.lock().free_events.push(event.0 as usize);
+    }
 
     unsafe fn record(&self, stream: StreamId, event: EventId) -> Result<()> {
         let mut state = self.lock();
@@ -531,7 +594,7 @@ impl Machine for Emulator {
     unsafe fn wait(&self, stream: StreamId, event: EventId) -> Result<()> {
         let mut state = self.lock();
         let event = event.0 as usize;
-        let ticket = state.events[event].issued;
+        let ticket = state.events[event].awaited();
         state.streams[stream.index()].push_back(Op::Wait { event, ticket });
         Ok(())
     }
@@ -551,12 +614,26 @@ impl Machine for Emulator {
     unsafe fn synchronize_event(&self, event: EventId) -> Result<()> {
         let mut state = self.lock();
         let event = event.0 as usize;
-        let ticket = state.events[event].issued;
+        let ticket = state.events[event].awaited();
         self.run_until(&mut state, StreamId::Compute, |s| s.events[event].done >= ticket)
     }
 
     fn synchronize(&self, stream: StreamId) -> Result<()> {
         let mut state = self.lock();
         self.run_until(&mut state, stream, |s| s.streams[stream.index()].is_empty())
+    }
+
+    fn lost(&self) -> Option<String> {
+        self.failure(&self.lock()).map(|error| words(&error))
+    }
+
+    fn revive(&self) -> Result<bool> {
+        let mut state = self.lock();
+        if state.is_in_use() {
+            return Ok(false);
+        }
+        // Nothing that is queued is carried out any more: what it would touch is gone.
+        *state = State { rng: state.rng, launches: state.launches, ..State::default() };
+        Ok(true)
     }
 }

@@ -21,7 +21,6 @@ pub mod blocks;
 pub(crate) mod codes;
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{BufReader, ErrorKind, Read};
 use std::path::Path;
 use std::sync::Arc;
@@ -69,7 +68,7 @@ impl Gguf {
     /// [`Error::Unsupported`] for a type of tensors that there is no code for.
     pub fn open(path: &Path) -> Result<Gguf> {
         let (file, file_bytes) = files::open(path)?;
-        let reader = file.try_clone().map_err(Error::io("read", path))?;
+        let reader = files::Reader { file: file.try_clone().map_err(Error::io("read", path))?, path };
         let mut header = Header {
             path,
             reader: BufReader::with_capacity(1 << 16, reader.take(MOST_HEADER_BYTES.min(file_bytes))),
@@ -194,7 +193,7 @@ impl Kind {
 /// A header while it is read.
 struct Header<'a> {
     path: &'a Path,
-    reader: BufReader<std::io::Take<File>>,
+    reader: BufReader<std::io::Take<files::Reader<'a>>>,
     /// Bytes read so far.
     at: u64,
     /// The file goes on where no header does.

@@ -33,6 +33,8 @@ mod names;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
+
 use self::alpha::Settings;
 use self::names::{Key, Kind, Target, Targets};
 use super::layouts::{self, Cut};
@@ -48,6 +50,9 @@ pub const MOST_RANK: usize = 512;
 
 /// Names that a message lists.
 const MOST_LISTED: usize = 3;
+
+/// Of each factor.
+const DIGESTED_BYTES: u64 = 1024;
 
 /// Bytes of a tensor that are looked at at once.
 const PIECE_BYTES: usize = 1 << 20;
@@ -67,6 +72,22 @@ pub struct Lora {
     file: LoraFile,
     factors: Vec<Factor>,
     warnings: Vec<String>,
+    digest: String,
+}
+
+/// See [`Lora::digest`].
+fn digest(factors: &[Factor]) -> Result<String> {
+    let mut hash = Sha256::new();
+    for factor in factors {
+        hash.update(format!("{} {} {:08x}\n", factor.part, factor.target, factor.scale.to_bits()));
+        for tensor in [&factor.down, &factor.up] {
+            let mut bytes = vec![0; tensor.bytes.min(DIGESTED_BYTES) as usize];
+            tensor.read_at(0, &mut bytes)?;
+            hash.update(format!("{:?}\n", tensor.shape));
+            hash.update(&bytes);
+        }
+    }
+    Ok(hash.finalize()[..4].iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// A change of one matrix: `W x` becomes `W x + strength * scale * up (down x)`. A LoRA has at most one of a matrix.
@@ -110,7 +131,13 @@ impl Lora {
         let matched = reader.matched(&modules, &file)?;
         let factors = reader.factors(&matched)?;
         let warnings = component.warnings().iter().cloned().chain(reader.warnings).collect();
-        Ok(Lora { path: path.to_path_buf(), file, factors, warnings })
+        let digest = digest(&factors)?;
+        Ok(Lora { path: path.to_path_buf(), file, factors, warnings, digest })
+    }
+
+    /// Tells LoRAs apart: the first 32 bits, in hex, of a SHA-256 over what they change and each factor's shape, scale and first bytes.
+    pub(crate) fn digest(&self) -> &str {
+        &self.digest
     }
 
     /// The file.
