@@ -26,32 +26,28 @@ template <typename Weights, int STAGES, typename How> struct SharedStorage : How
     } stage[STAGES];
 };
 
-// What the epilogue wants, which the main loop has no register to keep. It lies in a stage, of which the last k-steps leave one free:
-// weights of 8 bits then have room for two CTAs on an SM of 100 KB, to the byte.
-struct Behind {
-    TileBias bias;
-    RowSums sums;
-    Slice slice;
-};
-static_assert(sizeof(Behind) <= sizeof(XStage), "what lies in the stage");
+// Which tile it is, is worked out again, from registers of the hardware. The next commit is the bias's.
+GPU_FN void fetch_behind(Behind &behind, const gemm_params &p) {
+    int k_begin, k_end;
+    const Slice slice(p, gpu::cta_x_reread(), k_begin, k_end);
+    const int thread = gpu::thread_x_reread();
+    behind.bias.fetch(p.problem[slice.z], slice.n0, thread);
+    if (thread == 0) behind.slice = slice;
+}
 
 // Adds the product's k-steps that the loaders have before them, `num_k` of them, and leaves a `Behind`.
 template <typename How, typename Weights, int STAGES, typename Inputs>
 GPU_FN Behind &multiply(Accumulators &acc, SharedStorage<Weights, STAGES, How> &smem, const gemm_params &p, Inputs inputs,
                         typename Weights::Loader weight_loader, int num_k, int warp_n, int warp_m) {
-    Behind &behind = reinterpret_cast<Behind &>(smem.stage[num_k % STAGES].x);
+    Behind &behind = How::behind(smem, smem.stage[num_k % STAGES].x);
+    if (How::BEHIND_COMES_FIRST) fetch_behind(behind, p);
     // Called for kb = 0, 1, 2, ..: the loaders step along.
     auto fetch_to_shared = [&](int kb) {
         if (kb < num_k) {
             inputs.fetch(smem.stage[kb % STAGES].x.chunk);
             weight_loader.fetch(smem.stage[kb % STAGES].w);
-        } else if (kb == num_k) {
-            // Worked out again, from registers of the hardware.
-            int k_begin, k_end;
-            const Slice slice(p, gpu::cta_x_reread(), k_begin, k_end);
-            const int thread = gpu::thread_x_reread();
-            behind.bias.fetch(p.problem[slice.z], slice.n0, thread);
-            if (thread == 0) behind.slice = slice;
+        } else if (!How::BEHIND_COMES_FIRST && kb == num_k) {
+            fetch_behind(behind, p);
         }
         gpu::cp_async_commit(); // empty groups too, so that "all but the last STAGES - 2" stays true at the end
     };

@@ -4,6 +4,6 @@
 #include "gemm.h"
 
 #define NF4_HALF_GEMM_STAGES 2
-#define NF4_HALF_GEMM_SMEM_BYTES 42496
+#define NF4_HALF_GEMM_SMEM_BYTES 44064
 
 #endif
