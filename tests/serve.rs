@@ -106,7 +106,7 @@ fn without_a_seed_pictures_differ_and_say_how_they_are_drawn_again() {
 fn every_field_is_refused_by_its_name() {
     let cases = [
         (json!({}), 400, "missing_parameter", None),
-        (json!([]), 400, "missing_parameter", None),
+        (json!(["a red circle"]), 400, "invalid_value", None),
         (json!("a red circle"), 400, "invalid_value", None),
         (json!({ "prompt": 7 }), 400, "invalid_value", Some("prompt")),
         (json!({ "prompt": " \t" }), 400, "invalid_value", Some("prompt")),
@@ -174,6 +174,8 @@ fn what_is_not_for_this_server_is_refused() {
     ask("GET", "/v1/models/dall-e-3", &[], "").is_refusal(404, "model_not_found", Some("model"));
     ask("GET", "/v1/images/../../etc/passwd", &[], "").is_refusal(404, "unknown_path", None);
     ask("GET", "/v1/images/x.png", &[], "").is_refusal(404, "picture_not_found", None);
+    ask("GET", "/v1/images/%ff.png", &[], "").is_refusal(404, "picture_not_found", None);
+    ask("GET", "/v1/models/%ff", &[], "").is_refusal(404, "model_not_found", Some("model"));
     let path = "/v1/images/generations";
     let json = ("Content-Type", "application/json");
     // A form of another page needs nobody's leave for this type.

@@ -18,7 +18,7 @@ pub struct Served {
     pub child: Child,
     pub address: SocketAddr,
     said: Arc<Mutex<Vec<String>>>,
-    pub sandbox: Sandbox,
+    _sandbox: Sandbox,
 }
 
 impl Served {
@@ -41,7 +41,7 @@ impl Served {
             lines.map_while(Result::ok).for_each(|line| heard.lock().unwrap().push(line));
         });
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut served = Served { child, address: unknown, said, sandbox };
+        let mut served = Served { child, address: unknown, said, _sandbox: sandbox };
         served.wait_for("ready");
         let line = served.wait_for("listening on http://");
         served.address = line.trim_start_matches("listening on http://").parse().unwrap();

@@ -13,7 +13,7 @@ use crate::options::Seed;
 
 /// What OpenAI's clients send, and what is ours. `null` is as if a field were not there.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 struct Body {
     prompt: String,
     n: Option<u64>,
@@ -115,6 +115,14 @@ impl Asked {
 }
 
 fn parse(bytes: &[u8]) -> Result<Body, Refusal> {
+    // Which would be read as values without their names.
+    if bytes.trim_ascii_start().starts_with(b"[") {
+        return Err(Refusal::new(
+            StatusCode::BAD_REQUEST,
+            "invalid_value",
+            "the body is a list, not an object",
+        ));
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let read: Result<Body, _> = serde_path_to_error::deserialize(&mut deserializer);
     let body = read.map_err(|error| {

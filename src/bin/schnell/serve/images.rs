@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::body::Bytes;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -225,7 +226,12 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<[u8; 32]>, Refusal> {
 }
 
 /// `GET /v1/images/{file}`
-pub async fn file(State(server): State<Arc<Server>>, Path(name): Path<String>) -> Result<Response, Refusal> {
+pub async fn file(
+    State(server): State<Arc<Server>>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Response, Refusal> {
+    // What is no text is no name.
+    let name = name.map(|Path(name)| name).unwrap_or_default();
     let id = name.split_once('.').and_then(|(id, _)| Uuid::try_parse(id).ok());
     let picture = id.and_then(|id| server.kept.get(id)).filter(|picture| picture.name() == name);
     let picture = picture.ok_or_else(|| {
@@ -268,8 +274,9 @@ pub async fn models(State(server): State<Arc<Server>>) -> axum::Json<Value> {
 /// `GET /v1/models/{name}`
 pub async fn model_named(
     State(server): State<Arc<Server>>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
 ) -> Result<axum::Json<Value>, Refusal> {
+    let name = name.map(|Path(name)| name).unwrap_or_default();
     match server.config.is_model(&name) {
         true => Ok(axum::Json(model(&server, &name))),
         false => {
