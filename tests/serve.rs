@@ -318,6 +318,21 @@ fn a_signal_drains() {
 }
 
 #[test]
+fn nothing_is_drawn_before_the_server_is_ready() {
+    // Warming up takes a picture of each.
+    let sizes = ["64x80", "80x64", "80x80", "64x96", "96x64", "80x96", "96x80"];
+    let flags: Vec<&str> = sizes.iter().flat_map(|size| ["--size", size]).collect();
+    let mut served = Served::launch(Sandbox::new(), &flags, &[]);
+    let early = served.draw(&red(json!({})));
+    early.is_refusal(503, "loading", None);
+    assert_eq!(early.header("retry-after"), Some("5"));
+    assert_eq!((served.get("/readyz").status, served.get("/healthz").status), (503, 200));
+    assert_eq!(served.metric("schnell_state{state=\"loading\"}"), 1.0);
+    served.signal("-TERM");
+    assert_eq!(served.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
 fn a_second_signal_ends_at_once() {
     let mut served = Served::start(&[]);
     let mut first = served.send(&[], &endless().to_string());
@@ -432,12 +447,14 @@ fn the_page_needs_nothing_from_elsewhere() {
 #[test]
 fn flags_that_cannot_be_are_refused() {
     let sandbox = Sandbox::new();
+    // Where nothing is refused before, this is: nothing waits for a server that has started.
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
-    let serve = |more: &[&'static str]| {
-        [&["serve", "--device", "emulator", "--width", "64", "--height", "64"], more].concat()
+    let serve = |more: &[&str]| -> Vec<String> {
+        let args = ["serve", "--device", "emulator", "--width", "64", "--height", "64", "--listen", &taken];
+        args.iter().chain(more).map(|arg| arg.to_string()).collect()
     };
-    let refuses = |more: &[&'static str], code, words: &[&str]| {
+    let refuses = |more: &[&str], code, words: &[&str]| {
         sandbox.refuses(serve(more), code, words);
     };
     refuses(&["--max-n", "17"], 2, &["--max-n 17", "--queue 16"]);
@@ -454,6 +471,5 @@ fn flags_that_cannot_be_are_refused() {
     refuses(&["--api-key-file", "keys"], 2, &["keys: a key of 5 bytes can be guessed"]);
     std::fs::write(sandbox.path("keys"), "\n").unwrap();
     refuses(&["--api-key-file", "keys"], 2, &["no key in it"]);
-    let error = sandbox.run([serve(&[]), vec!["--listen", &taken]].concat());
-    assert!(error.code == 7 && error.stderr.contains("cannot listen on"), "{}", error.stderr);
+    refuses(&[], 7, &["cannot listen on"]);
 }

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ pub struct Served {
     pub child: Child,
     pub address: SocketAddr,
     said: Arc<Mutex<Vec<String>>>,
+    watchdog: Child,
     _sandbox: Sandbox,
 }
 
@@ -28,12 +29,22 @@ impl Served {
     }
 
     pub fn start_in(sandbox: Sandbox, flags: &[&str], variables: &[(&str, &str)]) -> Served {
+        let served = Served::launch(sandbox, flags, variables);
+        served.wait_for("ready");
+        served
+    }
+
+    /// Once it listens.
+    pub fn launch(sandbox: Sandbox, flags: &[&str], variables: &[(&str, &str)]) -> Served {
         let mut args = vec!["serve", "--device", "emulator", "--listen", "127.0.0.1:0", "--t5-length", "16"];
         args.extend(["--width", "64", "--height", "64", "--steps", "1"]);
         args.extend(flags);
         let mut command = sandbox.command(args);
         command.env_remove("SCHNELL_API_KEY").envs(variables.iter().copied());
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        // Ends the server when these tests have ended, however they did: what is shared by tests is never dropped.
+        let kill = format!("read -r _; kill -9 {}", child.id());
+        let watchdog = Command::new("sh").args(["-c", &kill]).stdin(Stdio::piped()).spawn().unwrap();
         let said = Arc::new(Mutex::new(Vec::new()));
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let heard = said.clone();
@@ -41,8 +52,7 @@ impl Served {
             lines.map_while(Result::ok).for_each(|line| heard.lock().unwrap().push(line));
         });
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut served = Served { child, address: unknown, said, _sandbox: sandbox };
-        served.wait_for("ready");
+        let mut served = Served { child, address: unknown, said, watchdog, _sandbox: sandbox };
         let line = served.wait_for("listening on http://");
         served.address = line.trim_start_matches("listening on http://").parse().unwrap();
         served
@@ -63,7 +73,7 @@ impl Served {
 
     pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
-        let sent = std::process::Command::new("kill").args([name, &pid]).status().unwrap();
+        let sent = Command::new("kill").args([name, &pid]).status().unwrap();
         assert!(sent.success());
     }
 
@@ -102,6 +112,9 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
+        // First, as the server's number may soon be another process's.
+        let _ = self.watchdog.kill();
+        let _ = self.watchdog.wait();
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

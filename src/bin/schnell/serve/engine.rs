@@ -132,7 +132,7 @@ fn make_files(receiver: &Receiver<Made>, server: &Server) {
             Made::Picture(job, output, request) => {
                 let begun = Instant::now();
                 match Picture::new(&output, &request, job.format) {
-                    Ok(picture) => job.add(picture),
+                    Ok(picture) => job.add(Arc::new(picture)),
                     Err(error) => job.end(Err(Refusal::of(&error))),
                 }
                 server.metrics.encoded(begun.elapsed());

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
@@ -217,6 +217,7 @@ async fn check_key(State(server): State<Arc<Server>>, request: Request, next: Ne
 /// Around all that is answered: whose name was asked for, what browsers may make of it, and the count.
 async fn around(State(server): State<Arc<Server>>, request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_string());
+    let begun = Instant::now();
     let endpoint = path.unwrap_or_else(|| "none".to_string());
     let mut response = match server.check_host(request.headers()) {
         Ok(()) => next.run(request).await,
@@ -232,9 +233,9 @@ async fn around(State(server): State<Arc<Server>>, request: Request, next: Next)
     server.metrics.answered_http(&endpoint, status);
     if let Some(code) = response.extensions().get::<Code>() {
         server.metrics.refused(*code);
-        tracing::info!(endpoint, status, code = code.0, "refused");
+        tracing::info!(endpoint, status, code = code.0, ms = begun.elapsed().as_millis() as u64, "refused");
     } else {
-        tracing::info!(endpoint, status, "answered");
+        tracing::info!(endpoint, status, ms = begun.elapsed().as_millis() as u64, "answered");
     }
     response
 }

@@ -76,6 +76,13 @@ impl Picture {
         Ok(Picture { id: Uuid::new_v4(), file: output.encode(format)?.into(), format, details })
     }
 
+    /// Of so many bytes.
+    #[cfg(test)]
+    pub fn of_bytes(bytes: usize) -> Arc<Picture> {
+        let (file, format, details) = (vec![0; bytes].into(), ImageFormat::Png, Value::Null);
+        Arc::new(Picture { id: Uuid::new_v4(), file, format, details })
+    }
+
     /// `{id}.{ending}`
     pub fn name(&self) -> String {
         format!("{}.{}", self.id, names(self.format).0)

@@ -148,3 +148,63 @@ impl Repeats {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use schnell::{ImageFormat, Request, Shape};
+
+    const LONG: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn the_newest_pictures_are_kept_within_their_bytes_and_time() {
+        let kept = Kept::new(10, LONG);
+        let pictures = [4, 4, 4, 11].map(Picture::of_bytes);
+        let there = || pictures.iter().map(|picture| kept.get(picture.id).is_some()).collect::<Vec<_>>();
+        pictures[..2].iter().for_each(|picture| kept.put(picture));
+        kept.put(&pictures[1]);
+        assert_eq!((kept.size(), there()), ((2, 8), vec![true, true, false, false]));
+        kept.put(&pictures[2]);
+        assert_eq!((kept.size(), there()), ((2, 8), vec![false, true, true, false]));
+        // What is too large alone drives out all, and is not kept either.
+        kept.put(&pictures[3]);
+        assert_eq!((kept.size(), there()), ((0, 0), vec![false; 4]));
+        let brief = Kept::new(10, Duration::from_millis(1));
+        brief.put(&pictures[0]);
+        std::thread::sleep(Duration::from_millis(5));
+        assert!(brief.get(pictures[0].id).is_none() && brief.size() == (0, 0));
+    }
+
+    fn job() -> Arc<Job> {
+        Arc::new(Job::new(vec![Request::new("a red circle")], Shape::square(64), ImageFormat::Png))
+    }
+
+    /// Whether it was there.
+    fn admit(repeats: &Repeats, key: u8, job: &Arc<Job>) -> bool {
+        repeats.admit([key; 32], [0; 32], || Ok(job.clone())).unwrap().1
+    }
+
+    #[test]
+    fn answers_are_remembered_within_their_bytes_and_failures_are_not() {
+        let repeats = Repeats::new(10, LONG);
+        let jobs: Vec<Arc<Job>> = (0..4).map(|_| job()).collect();
+        for key in 0..3 {
+            assert!(!admit(&repeats, key, &jobs[usize::from(key)]));
+            jobs[usize::from(key)].add(Picture::of_bytes(6));
+        }
+        jobs[0].end(Ok(()));
+        jobs[1].end(Ok(()));
+        // The third has not ended, and stays, whatever it weighs.
+        assert!(!admit(&repeats, 3, &jobs[3]));
+        assert!(admit(&repeats, 2, &jobs[0]) && admit(&repeats, 3, &jobs[0]));
+        assert!(!admit(&repeats, 0, &job()) && !admit(&repeats, 1, &job()));
+        jobs[3].end(Err(Refusal::draining()));
+        assert!(!admit(&repeats, 3, &job()));
+        let other = repeats.admit([2; 32], [1; 32], || Ok(job())).unwrap_err();
+        assert_eq!(other.code, "idempotency_key_reused");
+        // What is not taken in is not remembered.
+        let refused = || Err(Refusal::draining());
+        assert_eq!(repeats.admit([9; 32], [0; 32], refused).unwrap_err().code, "draining");
+        assert!(!admit(&repeats, 9, &job()));
+    }
+}

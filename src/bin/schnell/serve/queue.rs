@@ -95,8 +95,8 @@ impl Job {
         self.status.send_modify(|status| status.stage = stage);
     }
 
-    pub fn add(&self, picture: Picture) {
-        self.status.send_modify(|status| status.done.push(Arc::new(picture)));
+    pub fn add(&self, picture: Arc<Picture>) {
+        self.status.send_modify(|status| status.done.push(picture));
     }
 
     /// The first end counts.
