@@ -185,7 +185,11 @@ fn what_is_not_for_this_server_is_refused() {
     let zipped = ask("POST", path, &[json, ("Content-Encoding", "gzip")], "{}");
     zipped.is_refusal(415, "unsupported_encoding", None);
     ask("POST", path, &[json, ("Host", "evil.example")], "{}").is_refusal(421, "unknown_host", None);
-    assert_eq!(ask("GET", "/healthz", &[("Host", "localhost:1")], "").status, 200);
+    ask("GET", "/", &[("Host", "a b")], "").is_refusal(421, "unknown_host", None);
+    for host in ["localhost:1", "[::1]", "192.168.0.7:80"] {
+        assert_eq!(ask("GET", "/healthz", &[("Host", host)], "").status, 200, "{host}");
+    }
+    assert_eq!(Connection::open(SHARED.address).write("GET /healthz HTTP/1.0\r\n\r\n").read().status, 200);
     let large = ask("POST", path, &[json], &" ".repeat(9000));
     large.is_refusal(413, "body_too_large", None);
     let chunk = format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n");

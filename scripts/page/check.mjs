@@ -1,13 +1,13 @@
 // The page of `schnell serve` in a real browser: drawn, cancelled, reproduced, settings read back, axe's rules and
 // the console, at two widths and in both color schemes. Run by scripts/check-page.
 //
-//     node check.mjs URL FOLDER    screenshots go into the folder
+//     node check.mjs URL KEY FOLDER    screenshots go into the folder
 import chromium from "@sparticuz/chromium";
 import puppeteer from "puppeteer-core";
 import { createRequire } from "node:module";
 import { readFileSync, readdirSync, mkdirSync } from "node:fs";
 
-const [url, folder] = process.argv.slice(2);
+const [url, key, folder] = process.argv.slice(2);
 const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 const faults = [];
 const browser = await puppeteer.launch({
@@ -30,7 +30,7 @@ async function open(width, scheme) {
   ]);
   page.on("console", (message) => {
     // A refusal that was asked for is told of here, too.
-    const wanted = message.text().includes("status of 400");
+    const wanted = /status of 40[01]/.test(message.text());
     if (["error", "warn"].includes(message.type()) && !wanted) faults.push(`console: ${message.text()}`);
   });
   page.on("pageerror", (error) => faults.push(`page: ${error.message}`));
@@ -68,6 +68,14 @@ async function look(page, name) {
 try {
   if (folder) mkdirSync(folder, { recursive: true });
   const page = await open(1280, "light");
+  check((await text(page, "#error")).includes("API key"), "a key is asked for");
+  check(await page.$eval("#key-details", (details) => details.open), "and there is a place for it");
+  await look(page, "key-1280-light");
+  await fill(page, "key", key);
+  await page.keyboard.press("Tab");
+  await page.waitForFunction(() => document.querySelector("#model").textContent, { timeout: 10000 });
+  check((await text(page, "#error")) === "", "it is taken");
+  await page.reload({ waitUntil: "networkidle0" });
   await look(page, "first-1280-light");
   check((await text(page, "#model")).includes("demo"), "the model has its name");
 
@@ -119,6 +127,16 @@ try {
   const file = readFileSync(`${saved}/schnell-7.png`, "latin1");
   check(file.includes("red star") && file.includes("latents"), "the file has its settings and its receipt");
 
+  await fill(page, "negative", "a blue ring");
+  await fill(page, "steps", 1);
+  await page.click("#draw");
+  await idle(page);
+  check((await text(page, "#gallery .settings")).includes("away from “a blue ring” (3)"), "one leads away from something");
+  await page.click("#gallery .again");
+  await idle(page);
+  check((await text(page, ".verdict")) === "The same, to the bit.", "it is reproduced with that");
+  await fill(page, "negative", "");
+
   await fill(page, "count", 2);
   await fill(page, "seed", 20);
   await page.keyboard.down("Control");
@@ -126,7 +144,7 @@ try {
   await page.keyboard.press("Enter");
   await page.keyboard.up("Control");
   await idle(page);
-  check((await cards(page)) === 3, "two more by the keyboard");
+  check((await cards(page)) === 4, "two more by the keyboard");
   await look(page, "gallery-1280-light");
   await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: "dark" }]);
   await look(page, "gallery-1280-dark");

@@ -87,8 +87,9 @@ impl Server {
         if !self.address.ip().is_loopback() && self.config.hosts.is_empty() {
             return Ok(());
         }
-        let given = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-        let authority = given.and_then(|host| host.parse::<Authority>().ok());
+        // No browser leaves it out.
+        let Some(given) = headers.get(header::HOST) else { return Ok(()) };
+        let authority = given.to_str().ok().and_then(|host| host.parse::<Authority>().ok());
         let name = authority.as_ref().map(|authority| authority.host().to_ascii_lowercase());
         let is_ours = name.is_some_and(|name| {
             let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
