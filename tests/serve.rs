@@ -199,6 +199,10 @@ fn what_is_not_for_this_server_is_refused() {
     Connection::open(SHARED.address).write(&no_chunks).read().is_refusal(400, "invalid_body", None);
     let empty = ask("POST", path, &[json, ("Idempotency-Key", "")], "{}");
     empty.is_refusal(400, "invalid_idempotency_key", None);
+    let many: String = (0..101).map(|i| format!("X-{i}: 1\r\n")).collect();
+    let refused =
+        Connection::open(SHARED.address).write(&format!("GET /healthz HTTP/1.1\r\n{many}\r\n")).read();
+    assert_eq!((refused.status, refused.body.len()), (431, 0));
     // What is no HTTP ends without a word of JSON, and without harm.
     for text in ["\r\n\r\n\r\n", "GET\r\n\r\n", "\u{16}\u{3}\u{1}", "GET / HTTP/9.9\r\n\r\n"] {
         let mut read = Vec::new();

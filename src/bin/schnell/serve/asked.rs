@@ -128,8 +128,7 @@ fn parse(bytes: &[u8]) -> Result<Body, Refusal> {
     let body = read.map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner();
-        let wrong =
-            |code| Refusal::new(StatusCode::BAD_REQUEST, code, schnell_text(&format!("the body: {inner}")));
+        let wrong = |code| Refusal::new(StatusCode::BAD_REQUEST, code, shown(&format!("the body: {inner}")));
         match inner.classify() {
             serde_json::error::Category::Data => {
                 let text = inner.to_string();
@@ -139,7 +138,7 @@ fn parse(bytes: &[u8]) -> Result<Body, Refusal> {
                     () => "invalid_value",
                 };
                 let refusal = wrong(code);
-                if path == "." { refusal } else { refusal.param(&schnell_text(&path)) }
+                if path == "." { refusal } else { refusal.param(&shown(&path)) }
             }
             _ => wrong("invalid_json"),
         }
@@ -151,7 +150,7 @@ fn parse(bytes: &[u8]) -> Result<Body, Refusal> {
 }
 
 /// What a client sent, in an answer to it: escaped, and not at length.
-fn schnell_text(text: &str) -> String {
+fn shown(text: &str) -> String {
     Error::Input(text.to_string()).to_string()
 }
 
@@ -168,7 +167,7 @@ fn shape(body: &Body, config: &Config) -> Result<Shape, Refusal> {
     let first = config.first;
     let size = match body.size.as_deref() {
         None | Some("auto") => Size { width: first.width, height: first.height },
-        Some(text) => parse_size(text).map_err(|text| Refusal::value("size", schnell_text(&text)))?,
+        Some(text) => parse_size(text).map_err(|text| Refusal::value("size", shown(&text)))?,
     };
     let steps = match body.steps {
         None => first.steps,
@@ -197,9 +196,7 @@ fn shape(body: &Body, config: &Config) -> Result<Shape, Refusal> {
 fn check_names(body: &Body, config: &Config) -> Result<(), Refusal> {
     if let Some(name) = body.model.as_deref().filter(|name| !config.is_model(name)) {
         let text = format!("there is no model `{name}` here; /v1/models lists what there is");
-        return Err(
-            Refusal::new(StatusCode::NOT_FOUND, "model_not_found", schnell_text(&text)).param("model")
-        );
+        return Err(Refusal::new(StatusCode::NOT_FOUND, "model_not_found", shown(&text)).param("model"));
     }
     match &body.user {
         Some(user) if user.len() > LONGEST_NAME => {

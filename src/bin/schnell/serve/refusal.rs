@@ -53,7 +53,7 @@ impl Refusal {
             .closes()
     }
 
-    /// What the library said of a picture. `waited` is what was left of its deadline when it was begun, if that was less than all.
+    /// What the library said of a picture.
     pub fn of(error: &Error) -> Refusal {
         let text = error.to_string();
         let (status, code) = match error {
