@@ -15,6 +15,8 @@ mod plan;
 mod plot;
 mod quantize;
 mod reproduce;
+#[cfg(feature = "serve")]
+mod serve;
 mod signals;
 mod statistics;
 mod terminal;
@@ -53,6 +55,9 @@ enum Command {
     Reproduce(Box<reproduce::Args>),
     /// Write a model's folder anew in 4 bits (NF4), as bitsandbytes does it; diffusers loads it, too.
     Quantize(Box<quantize::Args>),
+    /// Draw pictures over HTTP, as OpenAI's images API asks for them, and show a page.
+    #[cfg(feature = "serve")]
+    Serve(Box<serve::Args>),
     /// Fetch a model from the Hugging Face hub: the files needed, checked, going on where it was interrupted.
     #[cfg(feature = "fetch")]
     Fetch(Box<fetch::Args>),
@@ -76,7 +81,11 @@ fn main() -> ExitCode {
         .with_ansi(terminal::has_colors())
         .without_time()
         .init();
-    signals::watch();
+    match &cli.command {
+        #[cfg(feature = "serve")]
+        Command::Serve(_) => signals::watch(&serve::HEARD),
+        _ => signals::watch(&[]),
+    }
     let result = match &cli.command {
         Command::Generate(args) => generate::run(args),
         Command::Plan(args) => plan::run(args),
@@ -94,6 +103,8 @@ fn main() -> ExitCode {
             result => result.map(|_| ()),
         },
         Command::Quantize(args) => quantize::run(args),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::run(args),
         #[cfg(feature = "fetch")]
         Command::Fetch(args) => fetch::run(args),
     };

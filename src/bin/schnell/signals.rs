@@ -24,10 +24,12 @@ pub fn say_before_the_end(text: String) {
     let _ = LAST_WORDS.set(text);
 }
 
-/// Waits for signals on a thread of its own. A signal that the parent has told to ignore, as `nohup` does, stays ignored.
-pub fn watch() {
+/// Waits for signals on a thread of its own, but for those that the command hears itself. A signal that the parent has told to ignore,
+/// as `nohup` does, stays ignored.
+pub fn watch(but: &[i32]) {
     let ignored = ignored();
-    let heard = ENDING.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0);
+    let is_ours = |signal: &i32| ignored & (1 << (signal - 1)) == 0 && !but.contains(signal);
+    let heard = ENDING.into_iter().filter(is_ours);
     // A file that grows beyond a limit is an error of the write once somebody hears the signal.
     let _ = signal_hook::flag::register(SIGXFSZ, Default::default());
     // Without the watch the command still works, but may leave files behind.
