@@ -4,6 +4,10 @@
 //! A step leaves latents x' = x + (σ' - σ) v of those before it, x, and its estimate of the clean ones is x' - σ' v. So what the
 //! device leaves after each step is all that is needed, and is copied into pinned memory of its own, in turns, so that the host reads one
 //! while the next is on its way: it looks at a step's latents once the next step is under way, when it would wait in any case.
+//!
+//! The matrix is a table for each VAE that is known, and not fitted while loading: a fit needs latents of pictures, which only the
+//! transformer makes, and would cost pictures before the first. It is multiplied on the host: latents are small, and the device needs
+//! neither a kernel nor memory for it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
