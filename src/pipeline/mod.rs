@@ -259,7 +259,6 @@ impl Pipeline {
         keep: &mut dyn FnMut(&[u8]),
     ) -> Result<Output> {
         let started = Instant::now();
-        self.check_usable()?;
         self.check(request)?;
         let _entered = self.device.enter()?;
         let mut shape = request.shape(self.plan.shape());
@@ -299,12 +298,10 @@ impl Pipeline {
         let watch = Watch::new(request.deadline, request.late, self.times.expected(&shape, run), last);
         let mut pace = Pace { watch, started, sigmas: &sigmas, done: 0 };
         bound.run(run, &self.device, pinned, &mut dumps, &mut pace, progress)?;
-        // What waited at its end has told nobody.
-        self.device.check_alive()?;
         let estimate = Some(pace.done).filter(|done| *done < shape.steps);
         let mut timings = bound.timings(&self.device, &[("tokenize", tokenize_ms), ("inputs", inputs_ms)])?;
         let bytes = self.host.as_slice();
-        // The same of what waited for these bytes.
+        // What waited for these bytes has told nobody.
         self.device.check_alive()?;
         let take = |range: HostRange| &bytes[range.start..range.start + range.bytes];
         let outputs = bound.outputs();
@@ -351,6 +348,7 @@ impl Pipeline {
 
     /// Refuses what no picture can be drawn of.
     fn check(&self, request: &Request) -> Result<()> {
+        self.check_usable()?;
         let prompt_2 = request.prompt_2.as_ref().unwrap_or(&request.prompt);
         if !request.allow_empty_prompt && (request.prompt.trim().is_empty() || prompt_2.trim().is_empty()) {
             return Err(Error::Input(
