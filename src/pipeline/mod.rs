@@ -331,9 +331,8 @@ impl Pipeline {
     ) -> Result<Output> {
         let started = Instant::now();
         let mut clock = HostClock::new(started, request.trace);
-        self.check_usable()?;
-        destination.check(&request.shape(self.plan.shape()), &self.device, self.plan.how().floats)?;
         self.check(request)?;
+        destination.check(&request.shape(self.plan.shape()), &self.device, self.plan.how().floats)?;
         let _entered = self.device.enter()?;
         let mut shape = request.shape(self.plan.shape());
         shape.check(self.plan.config())?;
@@ -380,14 +379,12 @@ impl Pipeline {
         let (tracer, on_device) = (clock.tracer.take(), destination.on_device());
         let mut watchers = Watchers { progress: &mut *progress, pace, dumps, viewer, tracer, on_device };
         bound.run(run, &self.device, pinned, &mut watchers)?;
-        // What waited at its end has told nobody.
-        self.device.check_alive()?;
         let Watchers { pace, dumps, tracer, .. } = watchers;
         clock.tracer = tracer;
         clock.skip();
         let estimate = Some(pace.done).filter(|done| *done < shape.steps);
         let mut timings = bound.timings(&self.device, clock.phases())?;
-        // The same of what waited for these bytes.
+        // What waited for these bytes has told nobody.
         self.device.check_alive()?;
         self.check_finite()?;
         self.remember(run, &prompts, modulated)?;
@@ -465,6 +462,7 @@ impl Pipeline {
 
     /// Refuses what no picture can be drawn of.
     fn check(&self, request: &Request) -> Result<()> {
+        self.check_usable()?;
         let prompt_2 = request.prompt_2.as_ref().unwrap_or(&request.prompt);
         if !request.allow_empty_prompt && (request.prompt.trim().is_empty() || prompt_2.trim().is_empty()) {
             return Err(Error::Input(

@@ -236,7 +236,8 @@ impl Bound {
         match (result, read) {
             (Err(error @ Error::Device { .. }), _) => Err(error),
             // Where weights could not be read, whatever was computed, and came of it, is for nothing.
-            (result, read) => read.and(result),
+            // What waited at the end has told nobody.
+            (result, read) => read.and(result).and_then(|()| device.check_alive()),
         }
     }
 
