@@ -4,6 +4,6 @@
 #include "gemm.h"
 
 #define BF16_GEMM_STAGES 2
-#define BF16_GEMM_SMEM_BYTES 65536
+#define BF16_GEMM_SMEM_BYTES 67104
 
 #endif

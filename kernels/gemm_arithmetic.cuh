@@ -2,7 +2,7 @@
 #ifndef SCHNELL_GEMM_ARITHMETIC_CUH
 #define SCHNELL_GEMM_ARITHMETIC_CUH
 
-#include "gemm_split.cuh"
+#include "gemm_epilogues.cuh"
 #include "operands/tokens.cuh"
 
 namespace gemm {
@@ -11,24 +11,10 @@ namespace gemm {
 GPU_FN int warp_feature(int thread) { return thread / gpu::WARP / 2 * WARP_N; }
 GPU_FN int warp_token(int thread) { return thread / gpu::WARP % 2 * WARP_M; }
 
-// What the epilogue wants, which the main loop has no register to keep.
-struct Behind {
-    TileBias bias;
-    RowSums sums;
-    Slice slice;
-};
-
 // How a k-step is multiplied, and what else of a tile is fetched with its first one. This: bf16 and f32 accumulators;
 // gemm_half.cuh has another.
 template <typename Weights> struct Arithmetic {
     struct Storage {};
-
-    // It lies in the stage that the last k-steps leave free: weights of 8 bits then have room for two CTAs on an SM of 100 KB, to the byte.
-    static constexpr bool BEHIND_COMES_FIRST = false;
-    GPU_METHOD static Behind &behind(Storage &, XStage &free) {
-        static_assert(sizeof(Behind) <= sizeof(XStage), "it lies in one");
-        return reinterpret_cast<Behind &>(free);
-    }
 
     GPU_METHOD static void fetch(Storage &, const gemm_problem &, int) {}
 

@@ -4,7 +4,7 @@
 // An entry point compiles one set of them (gemm.h lists the sets): all of them at once are 16,000 instructions.
 //
 // Bound   latencies of the memory, 700 to 800 clocks each by the model, beside 128 accumulators that leave room for 64 registers of
-//         operands: all residuals of a lane in bf16, half of those in f32, cos and sin of 8 tokens. The bias came before the last k-step.
+//         operands: all residuals of a lane in bf16, half of those in f32, cos and sin of 8 tokens. The bias came with a k-step.
 // Tried   two tokens' operands at a time: 9,000 clocks a tile. A ring of single tokens: as slow where they share a scoreboard (sm_120).
 //         cos and sin of 12 tokens at once: spills. By groups of four: under 4,000 (benches/WORKLOG.md).
 #ifndef SCHNELL_GEMM_EPILOGUES_CUH
@@ -40,7 +40,7 @@ template <typename F> GPU_FN void for_each(Accumulators &acc, F f) {
     }
 }
 
-// Of a tile's features, fetched before its last k-step: a latency of the memory less where everything waits for it.
+// Of a tile's features, fetched with its first k-step, or before its last: a latency of the memory less where everything waits for it.
 struct TileBias {
     float value[BLOCK_N];
 

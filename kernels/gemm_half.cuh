@@ -18,13 +18,10 @@
 namespace gemm {
 
 struct HalfArithmetic {
-    // What a tile's tokens were divided by; and, ahead of the loop, what is for behind it: in the loop there is not a register for that.
+    // What a tile's tokens were divided by.
     struct Storage {
         float x_scale[BLOCK_M];
-        Behind behind;
     };
-    static constexpr bool BEHIND_COMES_FIRST = true;
-    GPU_METHOD static Behind &behind(Storage &smem, XStage &) { return smem.behind; }
 
     // The next commit is its group's.
     GPU_METHOD static void fetch(Storage &smem, const gemm_problem &q, int m0) {

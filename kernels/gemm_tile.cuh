@@ -19,35 +19,57 @@
 
 namespace gemm {
 
-template <typename Weights, int STAGES, typename How> struct SharedStorage : How::Storage, Weights::Tables {
+// What the epilogue wants, which the main loop has no register to keep.
+struct Behind {
+    TileBias bias;
+    RowSums sums;
+    Slice slice;
+
+    // The next commit is the bias's.
+    GPU_METHOD void fetch(const gemm_problem &q, const Slice &own, int thread) {
+        bias.fetch(q, own.n0, thread);
+        if (thread == 0) slice = own;
+    }
+};
+
+// It has a place of its own, and comes with the first k-step; or, where weights fill what two CTAs have of an SM of 100 KB to the byte, it
+// lies in the stage that the last k-steps leave free, and comes ahead of the last one. That takes registers in the loop.
+template <bool IN_STAGE> struct BehindStorage {
+    Behind behind;
+};
+template <> struct BehindStorage<true> {};
+
+template <typename Weights, int STAGES, typename How>
+struct SharedStorage : How::Storage, Weights::Tables, BehindStorage<Weights::FILLS_SHARED> {
     struct Stage {
         XStage x;
         typename Weights::Stage w;
     } stage[STAGES];
+
+    GPU_METHOD Behind &behind_loop(int num_k) {
+        if constexpr (Weights::FILLS_SHARED) {
+            static_assert(sizeof(Behind) <= sizeof(XStage), "it lies in one");
+            return reinterpret_cast<Behind &>(stage[num_k % STAGES].x);
+        } else {
+            return this->behind;
+        }
+    }
 };
 
-// Which tile it is, is worked out again, from registers of the hardware. The next commit is the bias's.
-GPU_FN void fetch_behind(Behind &behind, const gemm_params &p) {
-    int k_begin, k_end;
-    const Slice slice(p, gpu::cta_x_reread(), k_begin, k_end);
-    const int thread = gpu::thread_x_reread();
-    behind.bias.fetch(p.problem[slice.z], slice.n0, thread);
-    if (thread == 0) behind.slice = slice;
-}
-
-// Adds the product's k-steps that the loaders have before them, `num_k` of them, and leaves a `Behind`.
+// Adds the product's k-steps that the loaders have before them, `num_k` of them.
 template <typename How, typename Weights, int STAGES, typename Inputs>
-GPU_FN Behind &multiply(Accumulators &acc, SharedStorage<Weights, STAGES, How> &smem, const gemm_params &p, Inputs inputs,
-                        typename Weights::Loader weight_loader, int num_k, int warp_n, int warp_m) {
-    Behind &behind = How::behind(smem, smem.stage[num_k % STAGES].x);
-    if (How::BEHIND_COMES_FIRST) fetch_behind(behind, p);
+GPU_FN void multiply(Accumulators &acc, SharedStorage<Weights, STAGES, How> &smem, const gemm_params &p, Inputs inputs,
+                     typename Weights::Loader weight_loader, int num_k, int warp_n, int warp_m) {
     // Called for kb = 0, 1, 2, ..: the loaders step along.
     auto fetch_to_shared = [&](int kb) {
         if (kb < num_k) {
             inputs.fetch(smem.stage[kb % STAGES].x.chunk);
             weight_loader.fetch(smem.stage[kb % STAGES].w);
-        } else if (!How::BEHIND_COMES_FIRST && kb == num_k) {
-            fetch_behind(behind, p);
+        } else if (Weights::FILLS_SHARED && kb == num_k) {
+            // Which tile it is, is worked out again, from registers of the hardware.
+            int k_begin, k_end;
+            const Slice slice(p, gpu::cta_x_reread(), k_begin, k_end);
+            smem.behind_loop(num_k).fetch(p.problem[slice.z], slice, gpu::thread_x_reread());
         }
         gpu::cp_async_commit(); // empty groups too, so that "all but the last STAGES - 2" stays true at the end
     };
@@ -66,9 +88,10 @@ GPU_FN Behind &multiply(Accumulators &acc, SharedStorage<Weights, STAGES, How> &
         auto &stage = smem.stage[kb % STAGES];
         How::multiply(acc, stage.x, stage.w, smem, warp_n, warp_m);
     }
-    gpu::cp_async_wait<0>();
-    gpu::sync_cta(); // `behind` has landed for everyone
-    return behind;
+    if (Weights::FILLS_SHARED) {
+        gpu::cp_async_wait<0>();
+        gpu::sync_cta(); // what is for behind the loop has landed for everyone
+    }
 }
 
 // This CTA's tile, or its slice of one.
@@ -92,8 +115,10 @@ GPU_FN void run_problem(const gemm_params &p) {
         typename Weights::Loader weight_loader(q, slice.n0);
         inputs.skip(k_begin);
         weight_loader.skip(k_begin);
+        behind = &smem.behind_loop(k_end - k_begin);
+        if (!Weights::FILLS_SHARED) behind->fetch(q, slice, gpu::thread_x());
         How::fetch(smem, q, slice.m0);
-        behind = &multiply<How, Weights, STAGES>(acc, smem, p, inputs, weight_loader, k_end - k_begin, warp_n, warp_m);
+        multiply<How, Weights, STAGES>(acc, smem, p, inputs, weight_loader, k_end - k_begin, warp_n, warp_m);
     }
     Slice &slice = behind->slice;
     if (slice.number >= 0 && !add_slices(acc, p, slice)) return;

@@ -12,7 +12,7 @@
 static_assert(sizeof(gemm::SharedStorage<gemm::Nf4Weights, NF4_GEMM_STAGES, gemm::Arithmetic<gemm::Nf4Weights>>) == NF4_GEMM_SMEM_BYTES,
               "the header tells the host how much to ask for");
 
-// Two CTAs on an SM cover each other's barriers; 43 KiB of smem and 255 registers allow exactly that on sm_86. K is said to be a multiple
+// Two CTAs on an SM cover each other's barriers; 45 KB of smem and 255 registers allow exactly that on sm_86. K is said to be a multiple
 // of 8: of BLOCK_K, which it is, saves instructions that cost nothing here, and sm_90 is slower by the model.
 #define NF4_GEMM(entry, epilogues) \
     GPU_KERNEL(entry, gemm_params, GEMM_THREADS, 2) { gemm::run_problem<gemm::Nf4Weights, NF4_GEMM_STAGES, 8, gemm::epilogues>(p); }

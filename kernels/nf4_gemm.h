@@ -4,6 +4,6 @@
 #include "gemm.h"
 
 #define NF4_GEMM_STAGES 2
-#define NF4_GEMM_SMEM_BYTES 44032
+#define NF4_GEMM_SMEM_BYTES 45600
 
 #endif

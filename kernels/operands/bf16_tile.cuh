@@ -11,6 +11,7 @@ struct Bf16Weights {
     struct Stage {
         uint4 chunk[BLOCK_N * CHUNKS];
     };
+    static constexpr bool FILLS_SHARED = false; // gemm_tile.cuh
     struct Tables {};
 
     GPU_METHOD static void fill(Tables &) {}

@@ -29,6 +29,7 @@ template <typename F> struct KeptWeights {
     static constexpr int TILE_CHUNKS = TILE_BYTES / 16, EXTRA = F::EXTRA;
 
     using Stage = KeptStage<2 * TILE_CHUNKS, EXTRA>;
+    static constexpr bool FILLS_SHARED = F::LOW == 8; // gemm_tile.cuh
     struct Tables {};
     GPU_METHOD static void fill(Tables &) {}
 

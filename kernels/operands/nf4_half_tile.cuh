@@ -34,6 +34,7 @@ GPU_CONSTEXPR uint32_t book_bytes(int first, bool high) {
 struct Nf4HalfWeights {
     using Stage = Nf4Weights::Stage;
     using Loader = Nf4Weights::Loader;
+    static constexpr bool FILLS_SHARED = false; // gemm_tile.cuh
     struct Tables {};
 
     GPU_METHOD static void fill(Tables &) {}

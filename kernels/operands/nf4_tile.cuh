@@ -16,6 +16,7 @@ struct Nf4Weights {
         uint4 codes[BLOCK_N / 16 * gpu::WARP];
         float absmax[BLOCK_N];
     };
+    static constexpr bool FILLS_SHARED = false; // gemm_tile.cuh
     struct Tables {
         gpu::Nf4Book book;
     };

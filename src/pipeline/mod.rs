@@ -383,39 +383,13 @@ impl Pipeline {
         clock.tracer = tracer;
         clock.skip();
         let estimate = Some(pace.done).filter(|done| *done < shape.steps);
-<<<<<<< HEAD
         let mut timings = bound.timings(&self.device, clock.phases())?;
         // What waited for these bytes has told nobody.
-        self.device.check_alive()?;
+        self.host.trusted()?;
         self.check_finite()?;
         self.remember(run, &prompts, modulated)?;
         let receipt = self.hand_over(&mut destination)?;
         timings.push("receipt", clock.end("receipt"));
-=======
-        let mut timings = bound.timings(&self.device, &[("tokenize", tokenize_ms), ("inputs", inputs_ms)])?;
-        let bytes = self.host.trusted()?;
-        let take = |range: HostRange| &bytes[range.start..range.start + range.bytes];
-        let outputs = bound.outputs();
-        let counts: &[u32] = bytemuck::cast_slice(take(outputs.nonfinite));
-        if let Some((place, count)) = outputs.places.iter().zip(counts).find(|(_, count)| **count > 0) {
-            return Err(Error::NotFinite { place: place.to_string(), count: u64::from(*count) });
-        }
-        let inputs = bound.inputs();
-        if let Some(range) = inputs.modulations.filter(|_| run != Run::Modulated) {
-            self.cache.put_modulations(modulated, || take(range).into());
-        }
-        if run == Run::Fresh {
-            for (prompt, ranges) in prompts.iter().zip(inputs.pooled.iter().zip(&inputs.context)) {
-                let (pooled, context) = (take(*ranges.0), take(*ranges.1));
-                self.cache.put(prompt, || Encoding { pooled: pooled.into(), context: context.into() });
-            }
-        }
-        let ended = Instant::now();
-        let receipt =
-            Receipt::new(&self.plan, [&self.digest, &self.loras], take(outputs.latents), take(outputs.rgb));
-        keep(take(outputs.rgb));
-        timings.push("receipt", ended.elapsed().as_secs_f64() * 1e3);
->>>>>>> 746f3c0618b70d3cff41f470319a4008a30b955a
         timings.tell(&shape, request.seed);
         // Dumps take time that other pictures do not.
         if estimate.is_none() && !request.dump {
