@@ -27,33 +27,32 @@ struct Behind {
 
     // The next commit is the bias's.
     GPU_METHOD void fetch(const gemm_problem &q, const Slice &own, int thread) {
-        bias.fetch(q, own.n0, thread);
         if (thread == 0) slice = own;
+        bias.fetch(q, own.n0, thread);
     }
 };
 
-// It has a place of its own, and comes with the first k-step; or, where weights fill what two CTAs have of an SM of 100 KB to the byte, it
-// lies in the stage that the last k-steps leave free, and comes ahead of the last one. That takes registers in the loop.
-template <bool IN_STAGE> struct BehindStorage {
-    Behind behind;
-};
-template <> struct BehindStorage<true> {};
-
-template <typename Weights, int STAGES, typename How>
-struct SharedStorage : How::Storage, Weights::Tables, BehindStorage<Weights::FILLS_SHARED> {
+template <typename Weights, int STAGES, typename How> struct Stages : How::Storage, Weights::Tables {
     struct Stage {
         XStage x;
         typename Weights::Stage w;
     } stage[STAGES];
+};
 
-    GPU_METHOD Behind &behind_loop(int num_k) {
-        if constexpr (Weights::FILLS_SHARED) {
-            static_assert(sizeof(Behind) <= sizeof(XStage), "it lies in one");
-            return reinterpret_cast<Behind &>(stage[num_k % STAGES].x);
-        } else {
-            return this->behind;
-        }
-    }
+// `Behind` has a place of its own, and comes with the first k-step.
+template <typename Weights, int STAGES, typename How, bool IN_STAGE = Weights::FILLS_SHARED>
+struct SharedStorage : Stages<Weights, STAGES, How> {
+    Behind behind;
+
+    GPU_METHOD Behind &behind_loop(int) { return behind; }
+};
+
+// Where weights fill what two CTAs have of an SM of 100 KB to the byte, it lies in the stage that the last k-steps leave free, and comes
+// ahead of the last one. That takes registers in the loop.
+template <typename Weights, int STAGES, typename How> struct SharedStorage<Weights, STAGES, How, true> : Stages<Weights, STAGES, How> {
+    static_assert(sizeof(Behind) <= sizeof(XStage), "it lies in one");
+
+    GPU_METHOD Behind &behind_loop(int num_k) { return reinterpret_cast<Behind &>(this->stage[num_k % STAGES].x); }
 };
 
 // Adds the product's k-steps that the loaders have before them, `num_k` of them.
