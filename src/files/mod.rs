@@ -10,7 +10,7 @@
 //! [`remove_temporaries`], which is for a program's handler of signals. [`WholeFolder`] is a folder that takes its name when all
 //! of it is there.
 //!
-//! Weight files are read piece by piece, by whoever knows where the pieces are (`src/weights`), but through [`read_exact_at`] all the same:
+//! Weight files are read piece by piece, by whoever knows where the pieces are (`src/weights`), but through `read_exact_at` all the same:
 //! what is opened or read here is what tests can make fail (`injection.rs`).
 
 mod foreign;

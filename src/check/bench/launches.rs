@@ -31,12 +31,15 @@ const GROUPS: usize = 32;
 /// Rows, features out, features in.
 pub type Shape = [usize; 3];
 
+/// Looks at what a launch computed.
+type Verify = dyn Fn(&Lab) -> Result<()>;
+
 /// What is timed.
 pub struct Work {
     /// Enqueues once more.
     pub launch: Box<dyn Fn() -> Result<()>>,
-    /// Looks at the result of the first launch.
-    pub verify: Box<dyn Fn(&Lab) -> Result<()>>,
+    /// Of the first launch.
+    pub verify: Box<Verify>,
 }
 
 fn silu(x: f64) -> f64 {
