@@ -146,14 +146,20 @@ def test_other_threads_run_while_a_picture_is_drawn(pipeline):
 
     thread = threading.Thread(target=count)
     thread.start()
-    begun = time.monotonic()
-    pipeline.generate(REQUEST)
-    ended = time.monotonic()
-    done.set()
-    thread.join()
-    between = [begun] + [tick for tick in ticks if begun < tick < ended] + [ended]
-    longest = max(after - before for before, after in zip(between, between[1:]))
-    assert longest < (ended - begun) / 2, (longest, ended - begun)
+    try:
+        # A busy machine may not let the thread run; one that holds the interpreter never does.
+        for _ in range(5):
+            begun = time.monotonic()
+            pipeline.generate(REQUEST)
+            ended = time.monotonic()
+            between = [begun] + [tick for tick in ticks if begun < tick < ended] + [ended]
+            longest = max(after - before for before, after in zip(between, between[1:]))
+            if longest < (ended - begun) / 2:
+                return
+    finally:
+        done.set()
+        thread.join()
+    raise AssertionError((longest, ended - begun))
 
 
 def test_two_threads_draw_what_one_does(pipeline, image):
