@@ -107,7 +107,7 @@ def test_what_cannot_be_filled_is_refused(pipeline, output, said):
 
 def test_what_is_known_of_a_picture_is_with_it(image, tmp_path):
     assert (image.width, image.height, image.estimate, image.warnings) == (SIZE, SIZE, None, [])
-    assert image.notes["seed"] == "7" and "clip" in image.timings and image.total_ms > 0
+    assert image.notes["seed"] == "7" and "vae" in image.timings and image.total_ms > 0
     image.save(tmp_path / "circle.png")
     assert (tmp_path / "circle.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(schnell.InputError):
