@@ -39,7 +39,8 @@ template <typename Weights, int STAGES, typename How> struct Stages : How::Stora
     } stage[STAGES];
 };
 
-// `Behind` has a place of its own, and comes with the first k-step.
+// `Behind` has a place of its own, and comes with the first k-step: a slice has one at least, so a barrier lies between the write and the
+// reads.
 template <typename Weights, int STAGES, typename How, bool IN_STAGE = Weights::FILLS_SHARED>
 struct SharedStorage : Stages<Weights, STAGES, How> {
     Behind behind;

@@ -82,7 +82,7 @@ def load_flux_schnell(
 
 
 class FluxModel:
-    """`Pipeline` by the names and types of diffusers' users: arrays of floats in, arrays of floats out."""
+    """`Pipeline` by the names and types of the earlier Python system: floats out. `last` is the `Image` of the last picture: times, receipt."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline

@@ -7,7 +7,7 @@ use pyo3::types::{PyBytes, PyDict};
 
 use crate::errors::{InputError, to_python};
 
-/// See the stubs.
+/// A picture and what is known of it: `rgb`, `timings`, `warnings`, `notes` with the receipt, `save`.
 #[pyclass(frozen, module = "schnell")]
 pub struct Image {
     pub inner: schnell::Output,

@@ -12,7 +12,10 @@ use crate::image::Image;
 use crate::output::Target;
 use crate::request::Request;
 
-/// See the stubs.
+/// A model on a device, in one allocation of `device_bytes`.
+///
+/// Calls may come from any thread; they draw one after the other, and other threads of Python go on meanwhile. What the arguments mean is in
+/// `schnell/_schnell.pyi`, beside the package.
 #[pyclass(frozen, module = "schnell")]
 pub struct Pipeline {
     inner: Mutex<schnell::Pipeline>,

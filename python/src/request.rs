@@ -7,7 +7,7 @@ use schnell::Late;
 
 use crate::errors::InputError;
 
-/// What to draw; see the stubs.
+/// What to draw: a prompt, and what differs from the pipeline's defaults. Same seed, same bytes.
 #[pyclass(frozen, module = "schnell")]
 pub struct Request {
     pub inner: schnell::Request,
