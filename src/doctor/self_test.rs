@@ -60,7 +60,7 @@ pub fn self_test(device: &Device, progress: &mut dyn FnMut(usize, usize)) -> Res
             Err(error) => {
                 test.faults.push(format!("{}: {error}", case.name));
                 // What a kernel's fault leaves of a context fails everything after it, too.
-                if matches!(error, Error::Device { .. }) {
+                if matches!(error, Error::Device { .. } | Error::Poisoned { .. }) {
                     break;
                 }
             }

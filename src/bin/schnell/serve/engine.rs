@@ -55,7 +55,7 @@ pub fn run(builder: PipelineBuilder<'_>, shapes: &[Shape], server: &Arc<Server>)
                 return Err(Error::Internal("the thread of files has ended".to_string()));
             }
             match drawn {
-                Err(error @ (Error::Device { .. } | Error::Internal(_))) => {
+                Err(error @ (Error::Device { .. } | Error::Poisoned { .. } | Error::Internal(_))) => {
                     // The next picture would meet it, too. Whoever starts the process again gets a sound one.
                     server.queue.drain();
                     let text =

@@ -65,7 +65,9 @@ impl Refusal {
             Error::Weights { .. } | Error::NotFinite { .. } => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "model_failed")
             }
-            Error::Device { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "device_failed"),
+            Error::Device { .. } | Error::Poisoned { .. } => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "device_failed")
+            }
             _ => (StatusCode::INTERNAL_SERVER_ERROR, "internal_error"),
         };
         let refusal = Refusal::new(status, code, text);
