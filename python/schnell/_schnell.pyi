@@ -109,8 +109,8 @@ class Pipeline:
     ) -> None: ...
     def generate(self, request: Request, output: Any = None, progress: Progress | None = None) -> Image:
         """Draws. `output`, if given, gets the pixels: a contiguous, writable buffer of uint8 or float32, [height, width, 3] or
-        [3, height, width], or an object with __cuda_array_interface__ on the pipeline's GPU, on whose other streams nothing uses it
-        meanwhile; when the call returns, work on any stream sees the picture."""
+        [3, height, width], or an object with __cuda_array_interface__ or __dlpack__, of the host or of the pipeline's GPU, on whose other
+        streams nothing uses it meanwhile; when the call returns, work on any stream sees the picture."""
     def set_loras(self, loras: Sequence[tuple[str | PathLike[str], float]]) -> int:
         """Other LoRAs, within the room that there is; how many bytes were copied."""
     def expected(self, request: Request, again: bool = False) -> float | None:

@@ -2,8 +2,11 @@
 //!
 //! # Safety
 //! A buffer of Python's is exported as long as the picture is drawn, so that it stays where it is; that nobody else writes to it meanwhile
-//! is the caller's part, as with any function that fills an array. So is what `__cuda_array_interface__` says of a pointer.
+//! is the caller's part, as with any function that fills an array. So is what `__cuda_array_interface__` and DLPack say of a pointer.
 
+use dlpark::ffi::{DLDataType, DLDeviceType};
+use dlpark::python::{ImportedDlpack, from_dlpack};
+use dlpark::{DlpackFlags, TensorRef};
 use pyo3::buffer::{Element, PyBuffer};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
@@ -15,12 +18,26 @@ use crate::errors::{InputError, to_python};
 pub enum Target {
     U8(PyBuffer<u8>, Pixels),
     F32(PyBuffer<f32>, Pixels),
-    Device(DeviceBuffer, Pixels),
+    /// With what owns the memory, where that is ours to let go.
+    Device {
+        buffer: DeviceBuffer,
+        pixels: Pixels,
+        _owner: Option<ImportedDlpack>,
+    },
+    /// Memory of the host that is neither.
+    Host(Host, Pixels),
+}
+
+/// So many bytes of somebody else's, who keeps them while this is there.
+pub struct Host {
+    address: *mut u8,
+    bytes: usize,
+    _owner: ImportedDlpack,
 }
 
 impl Target {
-    /// Of an object with `__cuda_array_interface__`, or of one with Python's buffers, itself or by its `numpy()`, as tensors of
-    /// torch on the CPU have it.
+    /// Of an object with `__cuda_array_interface__`, of one with Python's buffers, itself or by its `numpy()`, as tensors of torch on the CPU
+    /// have it, or of one with `__dlpack__`.
     pub fn of(object: &Bound<'_, PyAny>, device: &Device) -> PyResult<Target> {
         // Of tensors on the CPU torch says AttributeError, or TypeError.
         if let Ok(interface) = object.getattr("__cuda_array_interface__") {
@@ -33,11 +50,56 @@ impl Target {
             Ok(numpy) => Target::on_host(&numpy.call0()?)?,
             Err(_) => None,
         };
-        array.ok_or_else(|| {
-            InputError::new_err(
-                "output: neither a buffer of uint8 or float32, such as a numpy array, nor has it __cuda_array_interface__",
-            )
-        })
+        if let Some(target) = array {
+            return Ok(target);
+        }
+        match object.hasattr("__dlpack__")? {
+            true => Target::imported(object, device),
+            false => Err(InputError::new_err(
+                "output: neither a buffer of uint8 or float32, such as a numpy array, nor has it __cuda_array_interface__ or __dlpack__",
+            )),
+        }
+    }
+
+    fn imported(object: &Bound<'_, PyAny>, device: &Device) -> PyResult<Target> {
+        let wrong = |why: String| InputError::new_err(format!("output: its __dlpack__: {why}"));
+        let owner =
+            from_dlpack(object.as_borrowed(), None, None).map_err(|error| wrong(error.to_string()))?;
+        let flags = owner.flags();
+        let view = owner.validate().map_err(|error| wrong(error.to_string()))?;
+        if flags.contains(DlpackFlags::READ_ONLY) {
+            return Err(InputError::new_err("output: it is read-only"));
+        }
+        if flags.contains(DlpackFlags::IS_COPIED) {
+            return Err(wrong("it gives a copy, which nobody would see".to_string()));
+        }
+        let is_f32 = match view.dtype() {
+            DLDataType::F32 => true,
+            DLDataType::U8 => false,
+            other => return Err(wrong(format!("elements are {other:?}; uint8 or float32 are written"))),
+        };
+        if !view.is_compact().map_err(|error| wrong(error.to_string()))? {
+            return Err(not_contiguous());
+        }
+        let shape: Result<Vec<usize>, _> = view.shape().iter().map(|&len| usize::try_from(len)).collect();
+        let pixels =
+            pixels_of(&shape.map_err(|_| wrong("a side of its shape is negative".to_string()))?, is_f32)?;
+        let (address, bytes) = (address(&view), view.num_bytes());
+        match view.device().device_type {
+            DLDeviceType::CPU | DLDeviceType::CUDAHOST if !is_f32 || address.addr() % 4 == 0 => {
+                Ok(Target::Host(Host { address, bytes, _owner: owner }, pixels))
+            }
+            DLDeviceType::CUDA | DLDeviceType::CUDAMANAGED => {
+                // SAFETY: the tensor says that so many bytes are there, and they stay while `owner` is; that they are the caller's own is its
+                // promise to us.
+                let buffer = unsafe { DeviceBuffer::from_raw(device, address.addr() as u64, bytes) };
+                Ok(Target::Device { buffer: buffer.map_err(to_python)?, pixels, _owner: Some(owner) })
+            }
+            other => Err(wrong(format!(
+                "a tensor of device type {}; the host's or a CUDA device's is written",
+                other.0
+            ))),
+        }
     }
 
     fn on_host(object: &Bound<'_, PyAny>) -> PyResult<Option<Target>> {
@@ -89,7 +151,7 @@ impl Target {
             bytes.ok_or_else(|| InputError::new_err("output: its shape is larger than any memory"))?;
         // SAFETY: the interface says that so many bytes are there; that they stay and are the caller's own is its promise to us.
         let buffer = unsafe { DeviceBuffer::from_raw(device, address, bytes) }.map_err(to_python)?;
-        Ok(Target::Device(buffer, pixels_of(&shape, is_f32)?))
+        Ok(Target::Device { buffer, pixels: pixels_of(&shape, is_f32)?, _owner: None })
     }
 
     /// For the library.
@@ -99,9 +161,27 @@ impl Target {
             Target::U8(buffer, _) => OutputBuffer::U8Hwc(slice(buffer)),
             Target::F32(buffer, Pixels::F32Chw) => OutputBuffer::F32Chw(slice(buffer)),
             Target::F32(buffer, _) => OutputBuffer::F32Hwc(slice(buffer)),
-            Target::Device(buffer, pixels) => OutputBuffer::Device(buffer, *pixels),
+            Target::Device { buffer, pixels, .. } => OutputBuffer::Device(buffer, *pixels),
+            Target::Host(host, Pixels::U8Chw) => OutputBuffer::U8Chw(host.slice()),
+            Target::Host(host, Pixels::F32Hwc) => OutputBuffer::F32Hwc(host.slice()),
+            Target::Host(host, Pixels::F32Chw) => OutputBuffer::F32Chw(host.slice()),
+            Target::Host(host, _) => OutputBuffer::U8Hwc(host.slice()),
         }
     }
+}
+
+impl Host {
+    /// All of it, as numbers of the kind that it was checked to hold.
+    fn slice<T: Element>(&mut self) -> &mut [T] {
+        // SAFETY: so many bytes are there as long as the owner is, writable, aligned and of elements of T (`Target::imported`); see the
+        // module.
+        unsafe { std::slice::from_raw_parts_mut(self.address.cast::<T>(), self.bytes / size_of::<T>()) }
+    }
+}
+
+/// Of its first element.
+fn address(tensor: &TensorRef<'_>) -> *mut u8 {
+    tensor.data_ptr().cast::<u8>().cast_mut().wrapping_add(tensor.byte_offset() as usize)
 }
 
 fn not_contiguous() -> PyErr {

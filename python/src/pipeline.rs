@@ -223,12 +223,13 @@ impl Pipeline {
     ) -> PyResult<Image> {
         let mut target = output.map(|object| Target::of(object, &self.device)).transpose()?;
         let mut listener = Listener { callback: progress.as_ref(), raised: None };
+        let target = target.as_mut().map(Target::borrow);
         let drawn = py.detach(|| {
             // A panic under the lock would be a bug of the library's, and leaves what an error leaves.
             let mut pipeline = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
             let mut tell = |progress| listener.progress(progress);
-            match &mut target {
-                Some(target) => pipeline.generate_into_with(&request.inner, target.borrow(), &mut tell),
+            match target {
+                Some(target) => pipeline.generate_into_with(&request.inner, target, &mut tell),
                 None => pipeline.generate_with(&request.inner, &mut tell),
             }
         });

@@ -86,9 +86,78 @@ def test_a_tensor_on_the_device_is_filled_without_a_copy(pipeline, floats):
         image.save("nowhere.png")
 
 
+class Exported:
+    """An array that is known by DLPack alone, `device` being whose memory it says to have: as its capsule of before version 1 has it."""
+
+    class Tensor(ctypes.Structure):
+        _fields_ = [
+            ("data", ctypes.c_void_p), ("device_type", ctypes.c_int32), ("device_id", ctypes.c_int32), ("ndim", ctypes.c_int32),
+            ("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16), ("shape", ctypes.POINTER(ctypes.c_int64)),
+            ("strides", ctypes.POINTER(ctypes.c_int64)), ("byte_offset", ctypes.c_uint64), ("context", ctypes.c_void_p),
+            ("deleter", ctypes.CFUNCTYPE(None, ctypes.c_void_p)),
+        ]
+
+    def __init__(self, array, device=2):
+        self.array, self.device, self.deleted = array, device, 0
+
+    def __dlpack_device__(self):
+        return self.device, 0
+
+    def __dlpack__(self, **_):
+        array = self.array
+        sides = lambda values: (ctypes.c_int64 * array.ndim)(*values)
+        self.keep = sides(array.shape), sides(stride // array.itemsize for stride in array.strides)
+
+        def delete(_):
+            self.deleted += 1
+
+        code = {"f": 2, "u": 1}[array.dtype.kind]
+        # The offset is counted from the data.
+        self.tensor = Exported.Tensor(
+            array.ctypes.data - 64, self.device, 0, array.ndim, code, array.itemsize * 8, 1, *self.keep, 64, None,
+            Exported.Tensor._fields_[-1][1](delete),
+        )
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+        return new(ctypes.addressof(self.tensor), b"dltensor", None)
+
+
+class OfNumpy:
+    """An array of numpy's, known by DLPack alone."""
+
+    def __init__(self, array):
+        self.array = array
+        self.__dlpack__, self.__dlpack_device__ = array.__dlpack__, array.__dlpack_device__
+
+
+def test_a_tensor_of_dlpack_is_filled_and_let_go(pipeline, floats):
+    array = np.empty((SIZE, SIZE, 3), np.float32)
+    pipeline.generate(REQUEST, OfNumpy(array))
+    assert np.array_equal(array, floats)
+    planar = Exported(np.empty((3, SIZE, SIZE), np.uint8), device=1)
+    pipeline.generate(REQUEST, planar)
+    assert np.array_equal(planar.array.transpose(1, 2, 0), rounded(floats)) and planar.deleted == 1
+    # As from a GPU, without a copy; an address on the emulator is one of this process.
+    on_device = Exported(OnDevice((SIZE, SIZE, 3), "<f4").array)
+    with pytest.raises(schnell.InputError, match="in the caller's output"):
+        pipeline.generate(REQUEST, on_device).save("nowhere.png")
+    assert np.array_equal(on_device.array, floats) and on_device.deleted == 1
+
+
+def read_only():
+    array = np.empty((SIZE, SIZE, 3), np.float32)
+    array.flags.writeable = False
+    return array
+
+
 @pytest.mark.parametrize(
     ("output", "said"),
     [
+        (lambda: Exported(np.empty((SIZE, SIZE, 3), np.float64)), "uint8 or float32 are written"),
+        (lambda: Exported(np.empty((SIZE, SIZE, 3), np.float32), device=8), "device type 8"),
+        (lambda: Exported(np.empty((SIZE, SIZE, 6), np.float32)[:, :, ::2]), "one behind the other"),
+        (lambda: Exported(np.empty((SIZE, SIZE, 4), np.float32)), "its shape is"),
+        (lambda: OfNumpy(read_only()), "read-?only"),
         (lambda: np.empty((SIZE, SIZE, 4), np.float32), "its shape is"),
         (lambda: np.empty((SIZE, SIZE + 1, 3), np.float32), "a buffer of"),
         (lambda: np.empty((SIZE, SIZE, 3), np.float64), "uint8 or float32"),
