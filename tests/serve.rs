@@ -92,6 +92,46 @@ fn a_stream_tells_of_every_step_and_ends_with_the_picture() {
 }
 
 #[test]
+fn a_stream_shows_what_pictures_look_like_on_their_way() {
+    let body = json!({ "n": 2, "steps": 8, "stream": true, "partial_images": 4 });
+    let events = SHARED.draw(&red(body)).events();
+    let of = |kind: &str| events.iter().filter(|event| event["type"] == kind).collect::<Vec<_>>();
+    let partial = of("image_generation.partial_image");
+    // Whoever reads slowly misses some, and never sees one twice or of a picture that is there.
+    assert!(!partial.is_empty());
+    let numbers: Vec<(u64, u64)> = partial
+        .iter()
+        .map(|event| (event["index"].as_u64().unwrap(), event["partial_image_index"].as_u64().unwrap()))
+        .collect();
+    assert!(
+        numbers.is_sorted_by(|a, b| a < b) && numbers.iter().all(|(_, number)| *number < 4),
+        "{numbers:?}"
+    );
+    for event in &partial {
+        let png = schnell::image::decode(&decoded(event)).unwrap();
+        assert_eq!((png.width, png.height, &event["size"]), (8, 8, &json!("64x64")));
+    }
+    let place = |wanted: &Value| events.iter().position(|event| event == wanted).unwrap();
+    let completed = of("image_generation.completed");
+    assert!(
+        partial
+            .iter()
+            .all(|event| place(event) < place(completed[event["index"].as_u64().unwrap() as usize]))
+    );
+    // They change nothing of the pictures.
+    let whole = SHARED.draw(&red(json!({ "n": 2, "steps": 8 }))).json();
+    assert_eq!(decoded(completed[1]), decoded(&whole["data"][1]));
+    let unseen = SHARED.draw(&red(json!({ "partial_images": 4 }))).json();
+    let warnings = unseen["data"][0]["schnell"]["warnings"].to_string();
+    assert!(warnings.contains("partial_images has no effect without stream"), "{warnings}");
+    SHARED.draw(&red(json!({ "partial_images": 51 }))).is_refusal(
+        400,
+        "invalid_value",
+        Some("partial_images"),
+    );
+}
+
+#[test]
 fn without_a_seed_pictures_differ_and_say_how_they_are_drawn_again() {
     let draw = |body: &Value| SHARED.draw(body).json()["data"][0].clone();
     let (a, b) = (draw(&json!({ "prompt": "a red circle" })), draw(&json!({ "prompt": "a red circle" })));

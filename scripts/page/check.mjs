@@ -93,15 +93,20 @@ try {
   await page.waitForSelector(".verdict.same, .verdict.differs", { timeout: 60000 });
   check((await text(page, ".verdict")) === "The same, to the bit.", "it is reproduced");
   await idle(page);
+  const isOnItsWay = () => page.$eval("#shown", (image) => image.alt.includes("so far"));
+  check(!(await isOnItsWay()), "what it looked like on its way is gone");
 
   await fill(page, "prompt", "a green circle");
   await fill(page, "steps", 50);
   await page.click("#draw");
   await page.waitForFunction(() => /step/i.test(document.querySelector("#status").textContent), { timeout: 60000 });
+  await page.waitForFunction(() => document.querySelector("#shown").alt.includes("so far"), { timeout: 60000 });
+  check(await page.$eval("#shown", (image) => image.naturalWidth > 0), "it is shown on its way");
+  if (folder) await page.screenshot({ path: `${folder}/preview-1280-light.png` });
   await page.click("#cancel");
   await idle(page);
   check((await text(page, "#status")) === "Cancelled.", "a picture was cancelled");
-  check((await cards(page)) === 1, "of which nothing is kept");
+  check((await cards(page)) === 1 && !(await isOnItsWay()), "of which nothing is kept");
   const cancelled = async () => (await (await fetch(`${url}/metrics`)).text()).match(/cancelled_total (\d+)/)[1];
   for (let i = 0; i < 100 && (await cancelled()) === "0"; i++) await new Promise((resolve) => setTimeout(resolve, 100));
   check((await cancelled()) === "1", "the server has stopped it");

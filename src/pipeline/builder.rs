@@ -8,6 +8,7 @@ use crate::{Error, Result};
 
 use super::cache::DEFAULT_PROMPTS;
 use super::load::Binding;
+use super::ranges::Range;
 use super::times::Times;
 use super::{Model, OnProgress, Pipeline, Plan, Precision, Quantize, Shape};
 
@@ -190,6 +191,7 @@ impl<'a> PipelineBuilder<'a> {
     /// # Errors
     /// Its own, and [`Error::Stopped`] when `progress` says so.
     pub fn load_with(self, progress: &mut OnProgress<'_>) -> Result<Pipeline> {
+        let _range = Range::of(tracing::info_span!("load"), format_args!("load"));
         let plan = self.plan()?;
         if self.model.config() != plan.config() {
             return Err(Error::Input("the plan was made for another model".to_string()));

@@ -20,7 +20,7 @@ use crate::inputs::{self, NoiseSource};
 use crate::options::{Seed, check_disk};
 use crate::outputs::{self, is_of_model};
 use crate::signals;
-use crate::terminal::say;
+use crate::terminal::{hex, say};
 
 /// The manifest is written anew after each picture.
 const MOST_LINES: usize = 10_000;
@@ -394,10 +394,6 @@ fn save(args: &Args, picture: &mut Picture, output: &Output) -> Result<[String; 
     let file = schnell::image::encode(picture.format, output.width, output.height, &output.rgb, notes)?;
     picture.target.write(&file)?;
     Ok([output.receipt.pixels.clone(), hex(&Sha256::digest(&file))])
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Entry {

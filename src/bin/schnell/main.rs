@@ -17,10 +17,14 @@ mod quantize;
 mod reproduce;
 #[cfg(feature = "serve")]
 mod serve;
+#[cfg(any(feature = "serve", feature = "worker"))]
+mod service;
 mod signals;
 mod statistics;
 mod terminal;
 mod vram;
+#[cfg(feature = "worker")]
+mod worker;
 
 use std::process::ExitCode;
 
@@ -58,6 +62,9 @@ enum Command {
     /// Draw pictures over HTTP, as OpenAI's images API asks for them, and show a page.
     #[cfg(feature = "serve")]
     Serve(Box<serve::Args>),
+    /// Draw pictures for whoever asks a NATS server, beside as many other workers as there are.
+    #[cfg(feature = "worker")]
+    Worker(Box<worker::Args>),
     /// Fetch a model from the Hugging Face hub: the files needed, checked, going on where it was interrupted.
     #[cfg(feature = "fetch")]
     Fetch(Box<fetch::Args>),
@@ -83,7 +90,9 @@ fn main() -> ExitCode {
         .init();
     match &cli.command {
         #[cfg(feature = "serve")]
-        Command::Serve(_) => signals::watch(&serve::HEARD),
+        Command::Serve(_) => signals::watch(&service::HEARD),
+        #[cfg(feature = "worker")]
+        Command::Worker(_) => signals::watch(&service::HEARD),
         _ => signals::watch(&[]),
     }
     let result = match &cli.command {
@@ -105,6 +114,8 @@ fn main() -> ExitCode {
         Command::Quantize(args) => quantize::run(args),
         #[cfg(feature = "serve")]
         Command::Serve(args) => serve::run(args),
+        #[cfg(feature = "worker")]
+        Command::Worker(args) => worker::run(args),
         #[cfg(feature = "fetch")]
         Command::Fetch(args) => fetch::run(args),
     };

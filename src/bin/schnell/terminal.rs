@@ -35,6 +35,11 @@ pub fn say(text: impl std::fmt::Display) {
     let _ = writeln!(Stderr, "{}", lines.join("\n"));
 }
 
+/// Bytes of a digest.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// The end of a name, for a line that has little room.
 #[cfg(feature = "fetch")]
 pub fn shortened(name: &str) -> String {

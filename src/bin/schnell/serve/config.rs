@@ -1,59 +1,29 @@
-//! What the flags say, checked: limits, names and keys.
+//! What the flags say, checked.
 
 use std::path::Path;
 use std::time::Duration;
 
 use schnell::files::{self, Kind};
-use schnell::{Error, PipelineConfig, Result, Shape};
+use schnell::{Error, Result};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
 use super::Args;
+use crate::service::limits::Limits;
 
 /// Where a key may stand instead of in a file.
 const KEY_VARIABLE: &str = "SCHNELL_API_KEY";
 /// What guesses cannot reach.
 const LEAST_KEY: usize = 16;
 
-/// Width and height in pixels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Size {
-    pub width: usize,
-    pub height: usize,
-}
-
-/// `1024x768`.
-pub fn parse_size(text: &str) -> Result<Size, String> {
-    let sides = text.split_once('x').and_then(|(w, h)| Some((side(w)?, side(h)?)));
-    sides
-        .map(|(width, height)| Size { width, height })
-        .ok_or_else(|| format!("`{text}` is no size; use WIDTHxHEIGHT in pixels, such as 1024x768"))
-}
-
-/// Digits alone: no sign, no spaces.
-fn side(text: &str) -> Option<usize> {
-    let is_number = (1..=6).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse().ok().filter(|_| is_number)
-}
-
 /// All that does not change while the server runs.
 #[derive(Debug)]
 pub struct Config {
-    pub model: PipelineConfig,
-    /// What a request gets that says nothing.
-    pub first: Shape,
-    /// Pixels of the largest picture that was planned.
-    pub most_pixels: usize,
-    /// Whether negative prompts were planned for.
-    pub negative_prompts: bool,
-    pub names: Vec<String>,
+    pub limits: Limits,
     pub keys: Keys,
     pub hosts: Vec<String>,
     pub public_url: Option<String>,
     pub queue: usize,
-    pub most_n: usize,
-    pub most_steps: usize,
-    pub most_prompt: usize,
     pub most_body: usize,
     pub connections: usize,
     pub timeout: Duration,
@@ -62,12 +32,11 @@ pub struct Config {
 }
 
 impl Config {
-    pub fn new(args: &Args, model: &PipelineConfig, shapes: &[Shape]) -> Result<Config> {
-        let first = shapes[0];
-        if args.max_n > args.queue {
+    pub fn new(args: &Args, limits: Limits) -> Result<Config> {
+        if limits.most_n > args.queue.into() {
             return Err(Error::Input(format!(
                 "--max-n {} is more than --queue {} has room for; lower one or raise the other",
-                args.max_n, args.queue
+                limits.most_n, args.queue
             )));
         }
         if args.timeout.is_zero() || args.keep_time.is_zero() {
@@ -77,9 +46,8 @@ impl Config {
         if args.max_body > MOST_BODY {
             return Err(Error::Input(format!("--max-body takes at most {MOST_BODY} bytes")));
         }
-        let most_pixels = shapes.iter().map(|shape| shape.width * shape.height).max().unwrap_or_default();
         // Three bytes a pixel, which files of noise exceed a little, and notes: all links of one answer lead somewhere.
-        let least = u64::from(args.max_n) * (most_pixels as u64 * 4 + (1 << 20));
+        let least = limits.most_n as u64 * (limits.most_pixels as u64 * 4 + (1 << 20));
         if args.keep < least {
             return Err(Error::Input(format!(
                 "--keep {} is less than the pictures of one request may take, {least} bytes; raise it, or lower --max-n",
@@ -93,18 +61,11 @@ impl Config {
             url => url.as_ref().map(|url| url.trim_end_matches('/').to_string()),
         };
         Ok(Config {
-            model: model.clone(),
-            first,
-            most_pixels,
-            negative_prompts: args.negative_prompts,
-            names: names(args),
+            limits,
             keys: Keys::open(args.api_key_file.as_deref())?,
             hosts: args.host.iter().map(|name| name.to_ascii_lowercase()).collect(),
             public_url,
             queue: args.queue.into(),
-            most_n: args.max_n.into(),
-            most_steps: Config::most_steps(args, first.steps)?,
-            most_prompt: args.max_prompt as usize,
             most_body: args.max_body as usize,
             connections: args.connections as usize,
             timeout: args.timeout,
@@ -112,37 +73,6 @@ impl Config {
             keep_time: args.keep_time,
         })
     }
-
-    /// Of one picture.
-    pub fn most_steps(args: &Args, usual: usize) -> Result<usize> {
-        match args.max_steps {
-            None => Ok(usual.max(50)),
-            Some(most) if most >= usual => Ok(most),
-            Some(most) => Err(Error::Input(format!(
-                "--max-steps {most} is less than the {usual} steps of a request that says nothing; raise it, or lower --steps"
-            ))),
-        }
-    }
-
-    /// Whether that is the model.
-    pub fn is_model(&self, name: &str) -> bool {
-        self.names.iter().any(|known| known == name)
-    }
-}
-
-/// By the flags, or by where the model is.
-fn names(args: &Args) -> Vec<String> {
-    if !args.model_name.is_empty() {
-        return args.model_name.clone();
-    }
-    let model = &args.plan.model;
-    if model.is_demo() {
-        return vec!["demo".to_string()];
-    }
-    let named = model.model.as_ref().map(Path::new).or(model.transformer.as_deref());
-    let stem = named.map(|path| if path.is_file() { path.with_extension("") } else { path.to_path_buf() });
-    let name = stem.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
-    vec![name.unwrap_or_else(|| "schnell".to_string())]
 }
 
 /// Digests of the keys, of one of which requests have to bring the text. Comparing digests takes as long whatever is brought.
@@ -195,14 +125,6 @@ impl Keys {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_are_digits_alone() {
-        assert_eq!(parse_size("64x128"), Ok(Size { width: 64, height: 128 }));
-        for bad in ["", "64", "64x", "x64", "+64x64", "64 x64", "64x64x64", "-1x64", "1234567x64", "64X64"] {
-            assert!(parse_size(bad).unwrap_err().contains("is no size"), "{bad}");
-        }
-    }
 
     #[test]
     fn keys_are_whole() {

@@ -7,13 +7,13 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
-use schnell::{Error, Output, Pipeline, PipelineBuilder, Progress, Request, Result, Shape};
+use schnell::{Error, Output, Pipeline, Progress, Request, Result};
 
 use super::http::Server;
 use super::images::Picture;
 use super::queue::{Job, Phase, Stage};
-use super::refusal::Refusal;
-use crate::generate::Bars;
+use crate::service::Opened;
+use crate::service::refusal::Refusal;
 use crate::terminal::say;
 
 /// What the thread of files is sent.
@@ -26,8 +26,10 @@ enum Made {
 ///
 /// # Errors
 /// Those of loading; and those of drawing that would come again for every picture, as of the device.
-pub fn run(builder: PipelineBuilder<'_>, shapes: &[Shape], server: &Arc<Server>) -> Result<()> {
-    let mut pipeline = match load(builder, shapes, server) {
+pub fn run(opened: &Opened<'_>, server: &Arc<Server>) -> Result<()> {
+    let is_ending = || server.queue.phase() == Phase::Draining;
+    let mut pipeline = match opened.load(is_ending, |pipeline, shape, _| server.times.learn(pipeline, shape))
+    {
         // It was told to end.
         Err(Error::Stopped) => return Ok(()),
         Err(error) => {
@@ -36,6 +38,7 @@ pub fn run(builder: PipelineBuilder<'_>, shapes: &[Shape], server: &Arc<Server>)
         }
         Ok(pipeline) => pipeline,
     };
+    server.metrics.set_driver_bytes(pipeline.overhead_bytes());
     server.queue.set_ready();
     say("ready");
     // One picture may wait to become a file while another is drawn.
@@ -71,31 +74,6 @@ pub fn run(builder: PipelineBuilder<'_>, shapes: &[Shape], server: &Arc<Server>)
     })
 }
 
-/// With a picture of every shape, so that the first that is asked for finds all warm.
-fn load<'a>(builder: PipelineBuilder<'a>, shapes: &[Shape], server: &Server) -> Result<Pipeline> {
-    let bar = Bars::default();
-    let mut show = |progress: Progress| -> ControlFlow<()> {
-        match server.queue.phase() {
-            Phase::Draining => Break(()),
-            _ => bar.show(progress, "warming up: "),
-        }
-    };
-    let mut pipeline = builder.load_with(&mut show)?;
-    for shape in shapes {
-        pipeline.generate_with(&warm(shape), &mut show)?;
-        server.times.learn(&pipeline, shape);
-    }
-    bar.clear();
-    server.metrics.set_driver_bytes(pipeline.overhead_bytes());
-    Ok(pipeline)
-}
-
-fn warm(shape: &Shape) -> Request {
-    let request = Request::new("a picture to begin with").size(shape.width, shape.height);
-    let request = request.steps(shape.steps).t5_length(shape.t5_length);
-    if shape.true_cfg { request.negative_prompt("what it is not", 2.0) } else { request }
-}
-
 /// All pictures of a job.
 fn draw(pipeline: &mut Pipeline, job: &Arc<Job>, server: &Server, files: &SyncSender<Made>) -> Result<()> {
     server.metrics.waited(job.arrived.elapsed());
@@ -104,7 +82,11 @@ fn draw(pipeline: &mut Pipeline, job: &Arc<Job>, server: &Server, files: &SyncSe
         // Of the time that there was some is gone.
         timed.deadline = job.deadline.map(|deadline| deadline.saturating_sub(job.arrived.elapsed()));
         let begun = Instant::now();
-        let output = pipeline.generate_with(&timed, &mut |progress| tell(job, picture, progress))?;
+        let mut tell = |progress| tell(job, picture, progress);
+        let output = match job.previews > 0 {
+            true => pipeline.generate_previewed(&timed, &mut tell, &mut |preview| job.show(picture, preview)),
+            false => pipeline.generate_with(&timed, &mut tell),
+        }?;
         server.metrics.drawn(&output.timings, begun.elapsed());
         server.times.learn(pipeline, &job.shape);
         let made = Made::Picture(job.clone(), Box::new(output), request.clone());

@@ -1,8 +1,8 @@
 //! An answer bit by bit, as server-sent events: `image_generation.completed` and `error` as OpenAI's clients know them, and before them
 //! ours, `image_generation.queued` and `image_generation.progress`.
 //!
-//! What a client reads too slowly is left out, but for pictures. A stage that comes with a picture of its own would be told of in
-//! [`told`], as `image_generation.partial_image`.
+//! What a client reads too slowly is left out, but for pictures. What a picture looks like so far comes as OpenAI's
+//! `image_generation.partial_image`, where that was asked for.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -12,14 +12,18 @@ use std::time::Duration;
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use futures_util::stream;
+use schnell::{ImageFormat, Preview};
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
 use super::http::Server;
 use super::images::{Answer, Waiter, common};
-use super::queue::{Stage, Status};
-use super::refusal::{Code, Refusal};
+use super::queue::{Job, Seen, Stage, Status};
+use super::refused::Code;
+use crate::service::refusal::Refusal;
 
 /// A comment so often keeps proxies from closing.
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -32,6 +36,8 @@ struct Telling {
     status: watch::Receiver<Status>,
     /// What was told last.
     stage: Option<Stage>,
+    /// Picture and number of the last that was shown.
+    seen: Option<(usize, usize)>,
     /// Pictures that were told of.
     done: usize,
     ready: VecDeque<Event>,
@@ -49,6 +55,7 @@ pub fn stream(waiter: Waiter, answer: Answer, server: Arc<Server>) -> Response {
         server,
         status,
         stage: None,
+        seen: None,
         done: 0,
         ready: VecDeque::new(),
         has_ended: false,
@@ -102,6 +109,13 @@ impl Telling {
             self.stage = Some(status.stage);
             self.ready.extend(told(status.stage));
         }
+        // Of a picture that is there nobody wants to know what it looked like.
+        if let Some(seen) = status.preview.as_ref().filter(|seen| seen.picture >= self.done)
+            && self.seen != Some((seen.picture, seen.number))
+        {
+            self.seen = Some((seen.picture, seen.number));
+            self.ready.extend(shown(seen, &self.waiter.job));
+        }
     }
 }
 
@@ -125,6 +139,21 @@ fn told(stage: Stage) -> Option<Event> {
         Value::Object(fields) => Some(event(name, fields)),
         _ => None,
     }
+}
+
+/// What a picture looks like so far, as a small PNG.
+fn shown(seen: &Seen, job: &Job) -> Option<Event> {
+    let Preview { width, height, rgb, .. } = &*seen.preview;
+    // A step that is not shown costs no picture.
+    let file = schnell::image::encode(ImageFormat::Png, *width, *height, rgb, &[]).ok()?;
+    let mut fields = Map::new();
+    fields.insert("index".to_string(), json!(seen.picture));
+    fields.insert("partial_image_index".to_string(), json!(seen.number));
+    fields.insert("b64_json".to_string(), json!(STANDARD.encode(file)));
+    fields.insert("created_at".to_string(), json!(job.created));
+    fields.insert("size".to_string(), json!(format!("{}x{}", job.shape.width, job.shape.height)));
+    fields.insert("output_format".to_string(), json!("png"));
+    Some(event("image_generation.partial_image", fields))
 }
 
 fn event(name: &str, mut fields: Map<String, Value>) -> Event {

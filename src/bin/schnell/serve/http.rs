@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
@@ -16,9 +16,8 @@ use http_body_util::{BodyExt, Limited};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use schnell::{Error, Plan, Result};
+use schnell::{Plan, Result};
 use tokio::net::TcpStream;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_io_timeout::TimeoutStream;
@@ -27,9 +26,11 @@ use super::config::Config;
 use super::kept::{Kept, Repeats};
 use super::metrics::Metrics;
 use super::queue::{Phase, Queue};
-use super::refusal::{Code, Refusal};
+use super::refused::Code;
 use super::times::Times;
 use super::{images, page};
+use crate::service::refusal::Refusal;
+use crate::service::{hear, now};
 use crate::terminal::say;
 
 /// Bytes of a request's line and headers together.
@@ -100,7 +101,7 @@ impl Server {
             true => Ok(()),
             false => {
                 let text = "this server does not go by that name; ask it by its address, or start it with --host NAME";
-                Err(Refusal::new(StatusCode::MISDIRECTED_REQUEST, "unknown_host", text).closes())
+                Err(Refusal::new(StatusCode::MISDIRECTED_REQUEST, "unknown_host", text))
             }
         }
     }
@@ -115,24 +116,8 @@ impl Server {
             return Ok(());
         }
         let text = "this server wants an API key: Authorization: Bearer KEY";
-        Err(Refusal::new(StatusCode::UNAUTHORIZED, "invalid_api_key", text).closes())
+        Err(Refusal::new(StatusCode::UNAUTHORIZED, "invalid_api_key", text))
     }
-}
-
-/// Seconds since 1970.
-pub fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
-}
-
-/// For connections alone: what is drawn is drawn elsewhere.
-pub fn runtime() -> Result<tokio::runtime::Runtime> {
-    let built = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .max_blocking_threads(2)
-        .thread_name("http")
-        .enable_all()
-        .build();
-    built.map_err(|error| Error::Internal(format!("no threads for connections: {error}")))
 }
 
 /// The whole body, which may neither be longer than allowed nor take longer to come.
@@ -141,14 +126,14 @@ pub async fn read_body(config: &Config, headers: &HeaderMap, body: Body) -> Resu
     let too_large = || {
         let text =
             format!("a body of more than {most} bytes; shorten it, or start the server with --max-body");
-        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", text).closes()
+        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", text)
     };
     // What says beforehand that it is too long is not read at all.
     let is_announced = body.size_hint().lower() > most as u64;
     let encoding = headers.get(header::CONTENT_ENCODING).filter(|encoding| *encoding != "identity");
     if encoding.is_some() {
         let text = "a body in a Content-Encoding; send it as it is";
-        return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", text).closes());
+        return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", text));
     }
     if is_announced {
         return Err(too_large());
@@ -159,11 +144,11 @@ pub async fn read_body(config: &Config, headers: &HeaderMap, body: Body) -> Resu
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
         Ok(Err(_)) => {
             let text = "the body could not be read: it is shorter than was said, or no chunks";
-            Err(Refusal::new(StatusCode::BAD_REQUEST, "invalid_body", text).closes())
+            Err(Refusal::new(StatusCode::BAD_REQUEST, "invalid_body", text))
         }
         Err(_) => {
             let text = format!("the body took longer than {} s to come", config.timeout.as_secs_f64());
-            Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", text).closes())
+            Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", text))
         }
     }
 }
@@ -250,7 +235,8 @@ pub async fn serve(listener: TcpListener, server: Arc<Server>) {
             return server.queue.drain();
         }
     };
-    tokio::spawn(hear(server.clone()));
+    let (asked, told) = (server.clone(), server.clone());
+    tokio::spawn(hear(move || asked.queue.phase() == Phase::Draining, move || told.queue.drain()));
     let app = router(&server);
     let permits = Arc::new(Semaphore::new(server.config.connections));
     let mut finished = server.finished.subscribe();
@@ -304,26 +290,4 @@ async fn connection(stream: TcpStream, app: Router, server: Arc<Server>, permit:
     }
     server.metrics.connections.dec();
     drop(permit);
-}
-
-/// The first signal drains; the second ends the process as it would have without this server.
-async fn hear(server: Arc<Server>) {
-    let kinds = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
-    let (Ok(mut terminate), Ok(mut interrupt)) = kinds else {
-        return say("warning: signals cannot be heard, and will not drain the server");
-    };
-    loop {
-        let number = tokio::select! {
-            _ = terminate.recv() => libc::SIGTERM,
-            _ = interrupt.recv() => libc::SIGINT,
-        };
-        if server.queue.phase() == Phase::Draining {
-            schnell::files::remove_temporaries();
-            let _ = signal_hook::low_level::emulate_default_handler(number);
-        }
-        server.queue.drain();
-        say(
-            "draining: what was accepted is drawn, nothing else is taken; the same signal again ends at once",
-        );
-    }
 }

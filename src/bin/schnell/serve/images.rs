@@ -14,11 +14,13 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::asked::{Asked, ResponseFormat};
 use super::events;
 use super::http::{Server, read_body};
 use super::queue::Job;
-use super::refusal::Refusal;
+use crate::options::Seed;
+use crate::service::answer::{details, names};
+use crate::service::asked::{Asked, ResponseFormat};
+use crate::service::refusal::Refusal;
 
 /// Says of an answer that it was given before.
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -37,42 +39,11 @@ pub struct Picture {
     details: Value,
 }
 
-/// Ending and media type.
-fn names(format: ImageFormat) -> (&'static str, &'static str) {
-    match format {
-        ImageFormat::Jpeg => ("jpeg", "image/jpeg"),
-        ImageFormat::WebP => ("webp", "image/webp"),
-        _ => ("png", "image/png"),
-    }
-}
-
 impl Picture {
     /// # Errors
     /// Those of [`Output::encode`].
     pub fn new(output: &Output, request: &Request, format: ImageFormat) -> Result<Picture> {
-        let receipt = &output.receipt;
-        let steps = output.timings.stages.iter().filter(|stage| stage.stage.starts_with("step ")).count();
-        let stages: serde_json::Map<String, Value> =
-            output.timings.stages.iter().map(|stage| (stage.stage.clone(), json!(stage.ms))).collect();
-        let details = json!({
-            "seed": request.seed,
-            "size": format!("{}x{}", output.width, output.height),
-            "steps": steps,
-            "estimate_after": output.estimate,
-            "warnings": output.warnings,
-            "receipt": {
-                "latents": receipt.latents.first(),
-                "pixels": receipt.pixels,
-                "model": receipt.model,
-                "loras": receipt.loras,
-                "weights": receipt.weights.to_string(),
-                "precision": receipt.precision.to_string(),
-                "machine": receipt.machine,
-                "kernels": receipt.kernels,
-                "software": receipt.software,
-            },
-            "timings_ms": stages,
-        });
+        let details = details(output, request);
         Ok(Picture { id: Uuid::new_v4(), file: output.encode(format)?.into(), format, details })
     }
 
@@ -153,7 +124,7 @@ pub async fn generations(
     check_type(&parts.headers)?;
     let key = idempotency_key(&parts.headers)?;
     let body = read_body(&server.config, &parts.headers, body).await?;
-    let asked = Asked::of(&body, &server.config)?;
+    let asked = Asked::of(&body, &server.config.limits, || Seed::Random.number())?;
     let stream = asked.stream;
     let answer = Answer {
         response_format: asked.response_format,
@@ -203,7 +174,7 @@ fn admit(server: &Server, asked: Asked) -> Result<Arc<Job>, Refusal> {
     let expected = of(asked.shape.steps);
     let is_whole = asked.requests.iter().all(|request| request.late == schnell::Late::Fail);
     let least = if is_whole { expected } else { of(1) };
-    let job = Job::new(asked.requests, asked.shape, asked.format);
+    let job = Job::new(asked.requests, asked.shape, asked.format, asked.previews);
     server.queue.push(job, expected, least)
 }
 
@@ -215,7 +186,7 @@ fn check_type(headers: &HeaderMap) -> Result<(), Refusal> {
         true => Ok(()),
         false => {
             let text = "the body has to come with Content-Type: application/json";
-            Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", text).closes())
+            Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", text))
         }
     }
 }
@@ -225,7 +196,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<[u8; 32]>, Refusal> {
     let Some(key) = headers.get(KEY) else { return Ok(None) };
     if key.is_empty() || key.len() > LONGEST_KEY {
         let text = format!("an Idempotency-Key of {} bytes; it takes 1 to {LONGEST_KEY}", key.len());
-        return Err(Refusal::new(StatusCode::BAD_REQUEST, "invalid_idempotency_key", text).closes());
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, "invalid_idempotency_key", text));
     }
     let whose = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
     let digest = Sha256::new().chain_update(Sha256::digest(whose)).chain_update(key.as_bytes()).finalize();
@@ -253,28 +224,29 @@ pub async fn file(
 }
 
 fn model(server: &Server, name: &str) -> Value {
-    let config = &server.config;
+    let limits = &server.config.limits;
     json!({
         "id": name,
         "object": "model",
         "created": server.started,
         "owned_by": "schnell",
         "schnell": {
-            "size": format!("{}x{}", config.first.width, config.first.height),
-            "steps": config.first.steps,
-            "max_pixels": config.most_pixels,
-            "max_steps": config.most_steps,
-            "max_n": config.most_n,
-            "max_prompt": config.most_prompt,
-            "negative_prompts": config.negative_prompts,
-            "guidance": config.model.flux.guidance,
+            "size": format!("{}x{}", limits.first.width, limits.first.height),
+            "steps": limits.first.steps,
+            "max_pixels": limits.most_pixels,
+            "max_steps": limits.most_steps,
+            "max_n": limits.most_n,
+            "max_prompt": limits.most_prompt,
+            "negative_prompts": limits.negative_prompts,
+            "guidance": limits.model.flux.guidance,
         },
     })
 }
 
 /// `GET /v1/models`
 pub async fn models(State(server): State<Arc<Server>>) -> axum::Json<Value> {
-    let first: Vec<Value> = server.config.names.iter().take(1).map(|name| model(&server, name)).collect();
+    let first: Vec<Value> =
+        server.config.limits.names.iter().take(1).map(|name| model(&server, name)).collect();
     axum::Json(json!({ "object": "list", "data": first }))
 }
 
@@ -284,7 +256,7 @@ pub async fn model_named(
     name: Result<Path<String>, PathRejection>,
 ) -> Result<axum::Json<Value>, Refusal> {
     let name = name.map(|Path(name)| name).unwrap_or_default();
-    match server.config.is_model(&name) {
+    match server.config.limits.is_model(&name) {
         true => Ok(axum::Json(model(&server, &name))),
         false => {
             let text = "there is no such model here; /v1/models lists what there is";

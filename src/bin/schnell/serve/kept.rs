@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::images::Picture;
 use super::queue::Job;
-use super::refusal::Refusal;
+use crate::service::refusal::Refusal;
 
 /// Pictures, the newest, so many bytes of them, for so long.
 #[derive(Debug)]
@@ -151,6 +151,7 @@ impl Repeats {
 
 #[cfg(test)]
 mod tests {
+    use super::super::refused::draining;
     use super::*;
     use schnell::{ImageFormat, Request, Shape};
 
@@ -176,7 +177,7 @@ mod tests {
     }
 
     fn job() -> Arc<Job> {
-        Arc::new(Job::new(vec![Request::new("a red circle")], Shape::square(64), ImageFormat::Png))
+        Arc::new(Job::new(vec![Request::new("a red circle")], Shape::square(64), ImageFormat::Png, 0))
     }
 
     /// Whether it was there.
@@ -198,12 +199,12 @@ mod tests {
         assert!(!admit(&repeats, 3, &jobs[3]));
         assert!(admit(&repeats, 2, &jobs[0]) && admit(&repeats, 3, &jobs[0]));
         assert!(!admit(&repeats, 0, &job()) && !admit(&repeats, 1, &job()));
-        jobs[3].end(Err(Refusal::draining()));
+        jobs[3].end(Err(draining()));
         assert!(!admit(&repeats, 3, &job()));
         let other = repeats.admit([2; 32], [1; 32], || Ok(job())).unwrap_err();
         assert_eq!(other.code, "idempotency_key_reused");
         // What is not taken in is not remembered.
-        let refused = || Err(Refusal::draining());
+        let refused = || Err(draining());
         assert_eq!(repeats.admit([9; 32], [0; 32], refused).unwrap_err().code, "draining");
         assert!(!admit(&repeats, 9, &job()));
     }

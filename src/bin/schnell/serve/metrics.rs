@@ -13,7 +13,7 @@ use schnell::{Plan, Timings};
 
 use super::http::Server;
 use super::queue::Phase;
-use super::refusal::Code;
+use super::refused::Code;
 
 type Labels<const N: usize> = [(&'static str, String); N];
 type Counters<const N: usize> = Family<Labels<N>, Counter<u64, AtomicU64>>;

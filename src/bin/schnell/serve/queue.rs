@@ -9,20 +9,33 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
-use schnell::{ImageFormat, Request, Shape};
+use schnell::{ImageFormat, Preview, Request, Shape};
 use tokio::sync::watch;
 
 use super::images::Picture;
-use super::refusal::Refusal;
+use super::refused::draining;
+use crate::service::now;
+use crate::service::refusal::Refusal;
 
 /// How far a job has come.
 #[derive(Clone, Debug, Default)]
 pub struct Status {
     pub stage: Stage,
+    /// What the picture looks like so far that is being drawn.
+    pub preview: Option<Seen>,
     /// Files of the first pictures, in order.
     pub done: Vec<Arc<Picture>>,
     /// Nothing comes after it.
     pub end: Option<Result<(), Refusal>>,
+}
+
+/// What one step takes for the picture in the end.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub picture: usize,
+    /// From 0, of those that were asked for.
+    pub number: usize,
+    pub preview: Arc<Preview>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,6 +64,8 @@ pub struct Job {
     pub requests: Vec<Request>,
     pub shape: Shape,
     pub format: ImageFormat,
+    /// Of each picture.
+    pub previews: usize,
     pub arrived: Instant,
     /// Seconds since 1970.
     pub created: u64,
@@ -63,14 +78,15 @@ pub struct Job {
 }
 
 impl Job {
-    pub fn new(requests: Vec<Request>, shape: Shape, format: ImageFormat) -> Job {
+    pub fn new(requests: Vec<Request>, shape: Shape, format: ImageFormat, previews: usize) -> Job {
         let deadline = requests.first().and_then(|request| request.deadline);
         Job {
             requests,
             shape,
             format,
+            previews,
             arrived: Instant::now(),
-            created: super::http::now(),
+            created: now(),
             deadline,
             expected: None,
             cancelled: AtomicBool::new(false),
@@ -93,6 +109,16 @@ impl Job {
 
     pub fn set_stage(&self, stage: Stage) {
         self.status.send_modify(|status| status.stage = stage);
+    }
+
+    /// Of those that were asked for, the steps of a picture evenly; the others are not shown.
+    pub fn show(&self, picture: usize, preview: Preview) {
+        let number = |step: usize| step * self.previews.min(self.shape.steps) / self.shape.steps.max(1);
+        let before = number(preview.step);
+        if number(preview.step + 1) > before {
+            let seen = Seen { picture, number: before, preview: Arc::new(preview) };
+            self.status.send_modify(|status| status.preview = Some(seen));
+        }
     }
 
     pub fn add(&self, picture: Arc<Picture>) {
@@ -188,7 +214,7 @@ impl Queue {
                 return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "loading", text)
                     .retry_after(Duration::from_secs(5)));
             }
-            Phase::Draining => return Err(Refusal::draining()),
+            Phase::Draining => return Err(draining()),
         }
         let (waiting, more) = (state.pictures(), job.requests.len());
         if waiting + more > self.most {
@@ -302,7 +328,7 @@ mod tests {
     fn job(pictures: usize, deadline: Option<u64>) -> Job {
         let mut request = Request::new("a red circle");
         request.deadline = deadline.map(Duration::from_secs);
-        Job::new(vec![request; pictures], Shape::square(64), ImageFormat::Png)
+        Job::new(vec![request; pictures], Shape::square(64), ImageFormat::Png, 0)
     }
 
     fn push(

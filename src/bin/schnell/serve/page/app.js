@@ -104,7 +104,7 @@ async function draw(asked, signal, drawn) {
   const response = await fetch("/v1/images/generations", {
     method: "POST",
     headers: { "Content-Type": "application/json", ...headers() },
-    body: JSON.stringify({ ...asked, stream: true, output_format: "png" }),
+    body: JSON.stringify({ ...asked, stream: true, partial_images: asked.steps, output_format: "png" }),
     signal,
   });
   if (!response.ok) throw await refusal(response);
@@ -133,14 +133,26 @@ function link(event) {
   return URL.createObjectURL(new Blob([bytes], { type: `image/${event.output_format ?? "png"}` }));
 }
 
+// What is in the middle when nothing is being drawn.
+let settled = null;
 let lastPreview = null;
 
 /** What a picture looks like so far, where the server tells. */
 function preview(event) {
   const url = link(event);
-  show(url, "What the picture looks like so far", event.size);
+  put(url, "What the picture looks like so far", event.size);
   if (lastPreview) URL.revokeObjectURL(lastPreview);
   lastPreview = url;
+}
+
+/** In place of what a picture looked like that is drawn no more. */
+function settle() {
+  if (!lastPreview) return;
+  if (settled) put(settled.url, settled.alt, settled.size);
+  $("shown").hidden = !settled;
+  $("idle").hidden = Boolean(settled);
+  URL.revokeObjectURL(lastPreview);
+  lastPreview = null;
 }
 
 function progress(event, n) {
@@ -166,8 +178,13 @@ function say(text) {
   $("status").textContent = text.charAt(0).toUpperCase() + text.slice(1);
 }
 
-/** The picture in the middle. */
+/** The picture in the middle, which stays there. */
 function show(url, alt, size) {
+  settled = { url, alt, size };
+  put(url, alt, size);
+}
+
+function put(url, alt, size) {
   const image = $("shown");
   image.src = url;
   image.alt = alt;
@@ -205,6 +222,7 @@ async function busy(work) {
     }
   } finally {
     running = null;
+    settle();
     bar.hidden = true;
     $("draw").disabled = false;
     $("cancel").disabled = true;

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use http::StatusCode;
 use schnell::Error;
 use serde_json::{Value, json};
 
@@ -16,14 +15,12 @@ pub struct Refusal {
     message: String,
     /// Which field of the request.
     param: Option<String>,
-    retry_after: Option<Duration>,
-    /// What else of the request comes is not read.
-    closes: bool,
+    pub retry_after: Option<Duration>,
 }
 
 impl Refusal {
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Refusal {
-        Refusal { status, code, message: message.into(), param: None, retry_after: None, closes: false }
+        Refusal { status, code, message: message.into(), param: None, retry_after: None }
     }
 
     /// A field of the request with a value that cannot be.
@@ -38,19 +35,6 @@ impl Refusal {
     /// When it may be otherwise.
     pub fn retry_after(self, after: Duration) -> Refusal {
         Refusal { retry_after: Some(after), ..self }
-    }
-
-    /// After it the connection ends.
-    pub fn closes(self) -> Refusal {
-        Refusal { closes: true, ..self }
-    }
-
-    /// The server takes no more, as it is about to end.
-    pub fn draining() -> Refusal {
-        let text = "the server is ending and takes no new requests; send it to another, or again once it has started";
-        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "draining", text)
-            .retry_after(Duration::from_secs(10))
-            .closes()
     }
 
     /// What the library said of a picture.
@@ -97,42 +81,9 @@ impl Refusal {
     }
 }
 
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        let mut response = (self.status, axum::Json(self.body())).into_response();
-        let headers = response.headers_mut();
-        if let Some(after) = self.retry_after {
-            // Whole seconds, and none is no wait.
-            let seconds = after.as_secs_f64().ceil().clamp(1.0, 86_400.0) as u32;
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-        }
-        if self.status == StatusCode::UNAUTHORIZED {
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        }
-        if self.closes {
-            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
-        response.extensions_mut().insert(Code(self.code));
-        response
-    }
-}
-
-/// Of a response that is a refusal: what is counted.
-#[derive(Clone, Copy, Debug)]
-pub struct Code(pub &'static str);
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn waiting_is_told_in_whole_seconds() {
-        let told = |ms| {
-            let refusal = Refusal::value("n", "x").retry_after(Duration::from_millis(ms));
-            refusal.into_response().headers()[header::RETRY_AFTER].to_str().unwrap().to_string()
-        };
-        assert_eq!([told(0), told(1000), told(1001), told(u64::MAX)], ["1", "1", "2", "86400"]);
-    }
 
     #[test]
     fn a_late_picture_says_which_field_and_when() {

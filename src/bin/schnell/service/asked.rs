@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use axum::http::StatusCode;
+use http::StatusCode;
 use schnell::image::Note;
 use schnell::{Error, ImageFormat, Late, Request, Shape};
 use serde::Deserialize;
 
-use super::config::{Config, Size, parse_size};
+use super::limits::{Limits, Size, parse_size};
 use super::refusal::Refusal;
-use crate::options::Seed;
 
 /// What OpenAI's clients send, and what is ours. `null` is as if a field were not there.
 #[derive(Debug, Deserialize)]
@@ -74,6 +73,8 @@ pub struct Asked {
     pub format: ImageFormat,
     pub response_format: ResponseFormat,
     pub stream: bool,
+    /// Of each picture, on its way; of a stream alone.
+    pub previews: usize,
     /// Fields that were sent in vain.
     pub warnings: Vec<String>,
 }
@@ -82,16 +83,18 @@ pub struct Asked {
 const LONGEST_NAME: usize = 256;
 
 impl Asked {
+    /// `seed` is that of a request that says none.
+    ///
     /// # Errors
     /// For a body that is no such JSON, and for the first field that cannot be.
-    pub fn of(body: &[u8], config: &Config) -> Result<Asked, Refusal> {
+    pub fn of(body: &[u8], limits: &Limits, seed: impl FnOnce() -> u64) -> Result<Asked, Refusal> {
         let body = parse(body)?;
-        let shape = shape(&body, config)?;
-        check_names(&body, config)?;
-        let warnings = ignored(&body);
+        let shape = shape(&body, limits)?;
+        check_names(&body, limits)?;
+        let warnings = ignored(&body, limits);
         let prompts = [("prompt", Some(&body.prompt)), ("negative_prompt", body.negative_prompt.as_ref())];
         for (param, text) in prompts.into_iter().filter_map(|(param, text)| Some((param, text?))) {
-            check_prompt(param, text, config)?;
+            check_prompt(param, text, limits)?;
         }
         let format = match body.output_format {
             Some(OutputFormat::Jpeg) => ImageFormat::Jpeg,
@@ -99,16 +102,22 @@ impl Asked {
             Some(OutputFormat::Png) | None => ImageFormat::Png,
         };
         check_file(&body, format, &shape)?;
-        let n = number("n", body.n, 1, config.most_n)?;
+        let n = number("n", body.n, 1, limits.most_n)?;
+        let previews = match body.partial_images {
+            None => 0,
+            given => number("partial_images", given, 0, limits.most_steps)?,
+        };
+        let stream = body.stream.unwrap_or(false);
         let first = request(&body, &shape)?;
-        let seed = body.seed.unwrap_or_else(|| Seed::Random.number());
+        let seed = body.seed.unwrap_or_else(seed);
         let requests = (0..n as u64).map(|i| first.clone().seed(seed.wrapping_add(i))).collect();
         Ok(Asked {
             requests,
             shape,
             format,
             response_format: body.response_format.unwrap_or_default(),
-            stream: body.stream.unwrap_or(false),
+            stream,
+            previews: if stream && limits.previews { previews } else { 0 },
             warnings,
         })
     }
@@ -159,43 +168,44 @@ fn number(param: &str, given: Option<u64>, least: usize, most: usize) -> Result<
     let number = given.map_or(Some(1), |number| usize::try_from(number).ok());
     number.filter(|number| (least..=most).contains(number)).ok_or_else(|| {
         let given = given.unwrap_or_default();
-        Refusal::value(param, format!("{param} is {given}; this server takes {least} to {most}"))
+        Refusal::value(param, format!("{param} is {given}; here it is {least} to {most}"))
     })
 }
 
-fn shape(body: &Body, config: &Config) -> Result<Shape, Refusal> {
-    let first = config.first;
+fn shape(body: &Body, limits: &Limits) -> Result<Shape, Refusal> {
+    let first = limits.first;
     let size = match body.size.as_deref() {
         None | Some("auto") => Size { width: first.width, height: first.height },
         Some(text) => parse_size(text).map_err(|text| Refusal::value("size", shown(&text)))?,
     };
     let steps = match body.steps {
         None => first.steps,
-        given => number("steps", given, 1, config.most_steps)?,
+        given => number("steps", given, 1, limits.most_steps)?,
     };
     let shape = Shape::new(size.width, size.height).steps(steps).t5_length(first.t5_length);
-    shape.check(&config.model).map_err(|error| Refusal::value("size", error.to_string()))?;
-    if shape.width * shape.height > config.most_pixels {
+    shape.check(&limits.model).map_err(|error| Refusal::value("size", error.to_string()))?;
+    if shape.width * shape.height > limits.most_pixels {
         let text = format!(
-            "{} x {} pixels; this server was planned for {} at most: ask for fewer, or start it with --size",
-            shape.width, shape.height, config.most_pixels
+            "{} x {} pixels, and {} at most were planned for: ask for fewer, or start with --size",
+            shape.width, shape.height, limits.most_pixels
         );
         return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "image_too_large", text).param("size"));
     }
     let true_cfg = body.negative_prompt.is_some() && body.true_cfg_scale.is_some_and(|scale| scale > 1.0);
-    match (true_cfg, config.negative_prompts) {
+    match (true_cfg, limits.negative_prompts) {
         (false, _) => Ok(shape),
         (true, true) => Ok(shape.true_cfg()),
         (true, false) => {
-            let text = "negative prompts take more memory, which was not planned: start the server with --negative-prompts";
+            let text =
+                "negative prompts take more memory, which was not planned: start with --negative-prompts";
             Err(Refusal::value("negative_prompt", text))
         }
     }
 }
 
-fn check_names(body: &Body, config: &Config) -> Result<(), Refusal> {
-    if let Some(name) = body.model.as_deref().filter(|name| !config.is_model(name)) {
-        let text = format!("there is no model `{name}` here; /v1/models lists what there is");
+fn check_names(body: &Body, limits: &Limits) -> Result<(), Refusal> {
+    if let Some(name) = body.model.as_deref().filter(|name| !limits.is_model(name)) {
+        let text = format!("there is no model `{name}` here, but {}", limits.names.join(", "));
         return Err(Refusal::new(StatusCode::NOT_FOUND, "model_not_found", shown(&text)).param("model"));
     }
     match &body.user {
@@ -206,10 +216,10 @@ fn check_names(body: &Body, config: &Config) -> Result<(), Refusal> {
     }
 }
 
-fn check_prompt(param: &str, text: &str, config: &Config) -> Result<(), Refusal> {
+fn check_prompt(param: &str, text: &str, limits: &Limits) -> Result<(), Refusal> {
     let len = text.chars().count();
-    if len > config.most_prompt {
-        let text = format!("{len} characters; this server takes {} at most: shorten it", config.most_prompt);
+    if len > limits.most_prompt {
+        let text = format!("{len} characters, and {} at most are taken: shorten it", limits.most_prompt);
         return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "prompt_too_long", text).param(param));
     }
     if text.contains('\0') {
@@ -258,15 +268,20 @@ fn request(body: &Body, shape: &Shape) -> Result<Request, Refusal> {
 }
 
 /// What has no effect here, which a client should be told.
-fn ignored(body: &Body) -> Vec<String> {
+fn ignored(body: &Body, limits: &Limits) -> Vec<String> {
+    let has_previews = limits.previews && body.stream == Some(true);
     let there = [
         ("quality", body.quality.as_ref().is_some_and(|value| value != "auto")),
         ("style", body.style.is_some()),
         ("background", body.background.as_ref().is_some_and(|value| value != "auto" && value != "opaque")),
         ("moderation", body.moderation.as_ref().is_some_and(|value| value != "auto")),
         ("output_compression", body.output_compression.is_some()),
-        ("partial_images", body.partial_images.is_some_and(|count| count > 0)),
+        ("partial_images", body.partial_images.is_some_and(|count| count > 0) && !has_previews),
     ];
     let names = there.into_iter().filter(|(_, there)| *there).map(|(name, _)| name);
-    names.map(|name| format!("{name} has no effect here")).collect()
+    let ignored = names.map(|name| match name {
+        "partial_images" if limits.previews => "partial_images has no effect without stream".to_string(),
+        name => format!("{name} has no effect here"),
+    });
+    ignored.collect()
 }
