@@ -11,7 +11,9 @@ use std::path::Path;
 
 use checkpoint::*;
 use common::emulator;
-use gguf::{BF16, F16, F32, Header, Q4_0, Q4_K, Q8_0, Tensor, quantize, sound, string, t5_name};
+use gguf::{
+    BF16, F16, F32, Header, Q4_0, Q4_K, Q8_0, Tensor, divided, quantize, sound, split, string, t5_name,
+};
 use schnell::weights::gguf::Gguf;
 use schnell::weights::{Component, Dtype, Part};
 use schnell::{Error, Model, ModelFolder, Pipeline, Quantize, Request, Shape};
@@ -76,6 +78,23 @@ fn the_container_is_what_the_package_writes() {
     assert_eq!(read("F16").1, wide.iter().map(half).collect::<Vec<_>>());
     let brain = |value: &f32| half::bf16::from_f32(*value).to_f32();
     assert_eq!(read("BF16").1, wide.iter().map(brain).collect::<Vec<_>>());
+}
+
+#[test]
+fn any_file_of_a_divided_one_stands_for_all() {
+    for no in 1..=3 {
+        let path = golden().with_file_name(format!("divided-{no:05}-of-00003.gguf"));
+        let file = Gguf::open(&path).unwrap();
+        assert_eq!((file.files, file.version, file.tensors.len()), (3, 3, 4), "{no}");
+        assert_eq!(file.metadata["general.architecture"], "flux", "{no}");
+        for i in 0..4 {
+            let tensor = &file.tensors[&format!("tensor.{i}")];
+            let want: Vec<f32> = (32 * i..32 * (i + 1)).map(|n| n as f32).collect();
+            assert_eq!((&tensor.shape[..], tensor.read_f32().unwrap()), (&[2, 16][..], want), "{no}, {i}");
+        }
+        assert_eq!(Component::file(&path).unwrap().num_files(), 3);
+    }
+    assert_eq!(Gguf::open(&golden()).unwrap().files, 1);
 }
 
 // ---- what is not sound -----------------------------------------------------------------------------------
@@ -195,6 +214,89 @@ fn malformed_files_are_refused() {
     check(&name, "no UTF-8");
 }
 
+type Metadata = Vec<(String, u32, Vec<u8>)>;
+/// Names and bytes.
+type Files = [(String, Vec<u8>)];
+
+/// `two()` in two files, of which `edit` makes others; what is said when the second is opened.
+fn refusal_of_divided(edit: impl Fn(&Path, &mut Files)) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let mut files = divided("x", &two(), 2);
+    edit(folder.path(), &mut files);
+    files.iter().for_each(|(name, bytes)| std::fs::write(folder.path().join(name), bytes).unwrap());
+    let Err(error) = Gguf::open(&folder.path().join(&files[1].0)) else { return "opened".to_string() };
+    assert!(matches!(error, Error::Weights { .. }), "{error:?}");
+    error.to_string()
+}
+
+#[test]
+fn files_that_are_not_all_of_a_divided_one_are_refused() {
+    let with = |metadata: Metadata, tensors: &[Tensor]| {
+        sound(&with(|header| header.metadata.extend(metadata.clone())), tensors)
+    };
+    let u16s = |key: &str, value: u16| (format!("split.{key}"), 2, value.to_le_bytes().to_vec());
+    let check = |word: &str, edit: &dyn Fn(&Path, &mut Files)| {
+        let said = refusal_of_divided(edit);
+        assert!(said.contains(word), "{said:?} does not say {word:?}");
+    };
+    check("opened", &|_, _| ());
+    check("its name must end in -00002-of-00002.gguf", &|_, files| files[1].0 = "x.gguf".into());
+    check("its name must end in -00002-of-00002.gguf", &|_, files| {
+        files[1].0 = "x-00003-of-00002.gguf".into()
+    });
+    check("x-00001-of-00002.gguf is missing beside it", &|_, files| {
+        files[0].0 = "y-00001-of-00002.gguf".into()
+    });
+    check("of 2000 into which", &|_, files| {
+        files[1] = ("x-00002-of-02000.gguf".into(), with(split(1, 2000, 2), &two()[1..]));
+    });
+    check(
+        "x-00001-of-02000.gguf, x-00003-of-02000.gguf, x-00004-of-02000.gguf and 1996 more are",
+        &|_, files| {
+            files[1] = ("x-00002-of-02000.gguf".into(), with(split(1, 2000, 2), &two()[1..]));
+        },
+    );
+    for no in [2, 65535] {
+        check(&format!("split.no is {no} of 2"), &|_, files| files[1].1 = with(split(no, 2, 2), &two()[1..]));
+    }
+    check("lacks split.no", &|_, files| files[1].1 = with(vec![u16s("count", 2)], &two()[1..]));
+    check("split.count is many: expected a number", &|_, files| {
+        files[1].1 = with(vec![("split.count".into(), 8, string("many"))], &two()[1..]);
+    });
+    check("split.count is 4294967295: expected at most 65535", &|_, files| {
+        files[1].1 = with(vec![("split.count".into(), 4, u32::MAX.to_le_bytes().to_vec())], &two()[1..]);
+    });
+    // The first is no file of a divided one, another of them, or of another number.
+    for metadata in [vec![], split(1, 2, 2), split(0, 3, 2)] {
+        check("does not say that it is file 1 of 2", &|_, files| {
+            files[0].1 = with(metadata.clone(), &two()[..1]);
+        });
+    }
+    check("tensor b is in", &|_, files| files[0].1 = with(split(0, 2, 2), &two()));
+    check("3 tensors were divided into files that hold 2", &|_, files| {
+        files[0].1 = with(split(0, 2, 3), &two()[..1]);
+    });
+    check("split.tensors.count is -1: expected a number", &|_, files| {
+        files[0].1 = with(split(0, 2, -1), &two()[..1]);
+    });
+    check("truncated", &|_, files| files[0].1.truncate(70));
+    check("this is a folder", &|folder, files| {
+        files[0].0 = "y".into();
+        std::fs::create_dir(folder.join("x-00001-of-00002.gguf")).unwrap();
+    });
+}
+
+#[test]
+fn a_count_of_one_is_a_whole_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.gguf");
+    for count in [0, 1] {
+        let header = with(|header| header.metadata.extend(split(0, count, 2)));
+        std::fs::write(&path, sound(&header, &two())).unwrap();
+        assert_eq!(Gguf::open(&path).unwrap().tensors.len(), 2);
+    }
+}
+
 // ---- models ----------------------------------------------------------------------------------------------
 
 fn draw(folder: &ModelFolder, quantize: Quantize) -> Vec<u8> {
@@ -252,6 +354,25 @@ fn a_transformer_is_what_it_means() {
             .map(|file| draw(&ModelFolder::find(dir.path()).unwrap().transformer(file).unwrap(), how));
         assert!(got == want, "{how}");
     }
+}
+
+/// A transformer in three files is the one in one.
+#[test]
+fn a_divided_transformer_is_the_whole_one() {
+    let dir = demo(true);
+    let tensors = bfl(&stored(dir.path(), Part::Transformer), 1, 4);
+    let tensors = tensors.into_iter().map(|(name, (_, shape, bytes))| {
+        (name, shape.iter().rev().map(|size| *size as u64).collect(), BF16, bytes)
+    });
+    let tensors: Vec<Tensor> = tensors.collect();
+    let whole = dir.path().join("flux.gguf");
+    std::fs::write(&whole, sound(&Header::default(), &tensors)).unwrap();
+    for (name, bytes) in divided("flux", &tensors, 3) {
+        std::fs::write(dir.path().join(name), bytes).unwrap();
+    }
+    let drawn =
+        |file: &Path| draw(&ModelFolder::find(dir.path()).unwrap().transformer(file).unwrap(), Quantize::Nf4);
+    assert!(drawn(&dir.path().join("flux-00002-of-00003.gguf")) == drawn(&whole));
 }
 
 /// T5 under llama.cpp's names.

@@ -19,6 +19,8 @@ mod golden;
 mod json;
 #[path = "hostile/judge.rs"]
 mod judge;
+#[path = "hostile/loras.rs"]
+mod loras;
 #[path = "hostile/models.rs"]
 mod models;
 #[path = "hostile/orders.rs"]
@@ -44,7 +46,7 @@ const CASES: usize = 1040;
 type Kind = fn(&mut Dice, &World) -> Case;
 
 /// What there is, how often in a round, and on which base alone it can be.
-const KINDS: [(&str, Kind, usize, Option<usize>); 24] = [
+const KINDS: [(&str, Kind, usize, Option<usize>); 26] = [
     ("config", models::config, 12, None),
     ("contradiction", models::contradiction, 3, None),
     ("container", models::container, 5, None),
@@ -57,8 +59,10 @@ const KINDS: [(&str, Kind, usize, Option<usize>); 24] = [
     ("in place of a file", models::in_place_of_a_file, 8, None),
     ("GGUF header", files::gguf_header, 5, Some(0)),
     ("GGUF bytes", files::gguf_bytes, 3, Some(0)),
+    ("GGUF in several files", files::gguf_divided, 3, Some(0)),
     ("fp8", files::fp8, 3, Some(0)),
     ("checkpoint", files::checkpoint, 3, Some(0)),
+    ("LoRA", loras::lora, 5, Some(0)),
     ("settings", tokenizers::settings, 3, None),
     ("vocabulary", tokenizers::vocabulary, 4, None),
     ("spiece", tokenizers::spiece, 5, Some(2)),
@@ -84,7 +88,7 @@ fn number(name: &str) -> Option<u64> {
 /// The kind of the case of that number.
 fn kind(index: usize) -> (&'static str, Kind, Option<usize>) {
     let round: usize = KINDS.iter().map(|kind| kind.2).sum();
-    // Neighbors are of different kinds, so that a few cases are some of many.
+    // Neighbors are of different kinds, so that a few cases are some of many. Each has its turn: nothing divides both.
     let mut at = index * 37 % round;
     for (name, make, weight, base) in KINDS {
         match at.checked_sub(weight) {

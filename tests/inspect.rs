@@ -194,6 +194,13 @@ fn gguf_files_are_known() {
     let (text, json) = inspect(&sandbox, &path);
     says(&text, &["GGUF 3", "FLUX.1-schnell", "Q4_K", "F16", "--only tokenizers"]);
     assert_eq!(json["container"], "GGUF 3");
+    let t5 = sandbox.path("t5-00001-of-00002.gguf");
+    for (name, bytes) in
+        gguf::divided("t5", &[("token_embd.weight".into(), vec![4], gguf::F32, vec![0; 16])], 2)
+    {
+        std::fs::write(sandbox.path(&name), bytes).unwrap();
+    }
+    assert_eq!(inspect(&sandbox, &t5).1["container"], "GGUF 3 in 2 files");
     let other = sandbox.path("llama.gguf");
     let mut header = gguf::Header::default();
     header.metadata[0].2 = gguf::string("llama");

@@ -40,13 +40,17 @@ pub struct Tensor {
     pub mean: f32,
 }
 
+/// Of a word of a name: splitmix64's output.
+pub fn bits(name_hash: u64, index: u64) -> u64 {
+    let z = name_hash.wrapping_add(index).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
 /// `mean + scale * r(name, index)` with `r` in [-1, 1), every step rounded to f32.
 pub fn value(name_hash: u64, index: u64, scale: f32, mean: f32) -> f32 {
-    let mut z = name_hash.wrapping_add(index).wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^= z >> 31;
-    let r = ((z >> 40) as i64 - (1 << 23)) as f32 / (1 << 23) as f32;
+    let r = ((bits(name_hash, index) >> 40) as i64 - (1 << 23)) as f32 / (1 << 23) as f32;
     mean + scale * r
 }
 

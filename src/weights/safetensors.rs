@@ -136,6 +136,8 @@ pub struct Component {
     warnings: Vec<String>,
     /// Version, where it is a GGUF file.
     gguf: Option<u32>,
+    /// Into how many it was divided.
+    num_files: usize,
     metadata: HashMap<String, String>,
 }
 
@@ -185,7 +187,7 @@ impl Component {
         }
     }
 
-    /// Opens one file, safetensors or GGUF by what it begins with.
+    /// Opens one file, safetensors or GGUF by what it begins with; GGUF that was divided into several by any of them.
     ///
     /// # Errors
     /// Those of [`SafeTensors::open`] and [`Gguf::open`].
@@ -196,14 +198,14 @@ impl Component {
         if magic[..len] != gguf::MAGIC[..] {
             return Component::single(path.to_path_buf());
         }
-        let Gguf { version, metadata, tensors } = Gguf::open(path)?;
+        let Gguf { version, files: num_files, metadata, tensors } = Gguf::open(path)?;
         let path = path.to_path_buf();
-        Ok(Component { path, tensors, warnings: Vec::new(), gguf: Some(version), metadata })
+        Ok(Component { path, tensors, warnings: Vec::new(), gguf: Some(version), num_files, metadata })
     }
 
     fn single(path: PathBuf) -> Result<Self> {
         let SafeTensors { tensors, metadata, .. } = SafeTensors::open(&path)?;
-        Ok(Component { path, tensors, warnings: Vec::new(), gguf: None, metadata })
+        Ok(Component { path, tensors, warnings: Vec::new(), gguf: None, num_files: 1, metadata })
     }
 
     /// `<stem>.<variant>.safetensors`, or `<stem>.safetensors.index.<variant>.json`, of which there must be one.
@@ -256,12 +258,18 @@ impl Component {
             })?;
             tensors.insert(name.clone(), info.clone());
         }
-        Ok(Component { path, tensors, warnings: Vec::new(), gguf: None, metadata: HashMap::new() })
+        let num_files = shards.len();
+        Ok(Component { path, tensors, warnings: Vec::new(), gguf: None, num_files, metadata: HashMap::new() })
     }
 
     /// The version of the format, where it is a GGUF file.
     pub fn gguf_version(&self) -> Option<u32> {
         self.gguf
+    }
+
+    /// How many files its tensors lie in.
+    pub fn num_files(&self) -> usize {
+        self.num_files
     }
 
     /// What a file says beside its tensors, by name.

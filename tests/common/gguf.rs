@@ -81,6 +81,28 @@ pub fn sound(header: &Header, tensors: &[Tensor]) -> Vec<u8> {
     file(header, tensors, |_, offset| offset)
 }
 
+/// What the metadata of file `no` of `count` says.
+pub fn split(no: u16, count: u16, tensors: i32) -> Vec<(String, u32, Vec<u8>)> {
+    vec![
+        ("split.no".to_string(), 2, no.to_le_bytes().to_vec()),
+        ("split.count".to_string(), 2, count.to_le_bytes().to_vec()),
+        ("split.tensors.count".to_string(), 5, tensors.to_le_bytes().to_vec()),
+    ]
+}
+
+/// The file's name and bytes, for each of `count` into which these tensors are divided.
+pub fn divided(stem: &str, tensors: &[Tensor], count: u16) -> Vec<(String, Vec<u8>)> {
+    let each = tensors.len().div_ceil(count as usize);
+    let file = |no: u16| {
+        let mut header = Header::default();
+        header.metadata.extend(split(no, count, tensors.len() as i32));
+        let first = (each * no as usize).min(tensors.len());
+        let own = &tensors[first..(first + each).min(tensors.len())];
+        (format!("{stem}-{:05}-of-{count:05}.gguf", no + 1), sound(&header, own))
+    };
+    (0..count).map(file).collect()
+}
+
 /// Types that a test can quantize to by rounding: ggml's number, values and bytes of a block.
 pub const F32: u32 = 0;
 pub const F16: u32 = 1;

@@ -1,9 +1,12 @@
-"""Makes gguf.gguf in this folder: blocks of every type that is read, and what the package `gguf` makes of them.
+"""Makes the files *.gguf in this folder: blocks of every type that is read, and what the package `gguf` makes of them; and a file
+that the package divides into several.
 
 For each type T there are two tensors: `T`, blocks with random codes and scales, extreme ones among them (zero of both signs,
 the smallest and largest subnormal, the largest number, one); and `T.values`, f32 of the same shape: its dequantization. The
 file itself is written by the package, with metadata of every kind and an alignment of its own, so that it is the reference of
 the container, too.
+
+The second is `divided-00001-of-00003.gguf` and so on: the first holds metadata alone, the others two tensors each.
 
 Made with Python 3.11, gguf 0.19.0, numpy 2.4.6. Nothing in it depends on the CPU.
 
@@ -22,6 +25,7 @@ from gguf import GGUFValueType as V
 
 HERE = Path(__file__).resolve().parent
 NAME = "gguf.gguf"
+DIVIDED = [f"divided-{i + 1:05}-of-00003.gguf" for i in range(3)]
 ALIGNMENT = 64
 ROWS = 10
 
@@ -49,7 +53,22 @@ def blocks(kind: T, random: np.random.Generator) -> np.ndarray:
     return raw.reshape(ROWS, -1)
 
 
-def write(path: Path) -> None:
+def write(folder: Path) -> None:
+    write_blocks(folder / NAME)
+    write_divided(folder / "divided.gguf")
+
+
+def write_divided(path: Path) -> None:
+    writer = gguf.GGUFWriter(path, "flux", split_max_tensors=2, small_first_shard=True)
+    for i in range(4):
+        writer.add_tensor(f"tensor.{i}", np.arange(32 * i, 32 * (i + 1), dtype=np.float32).reshape(2, 16))
+    writer.write_header_to_file(path)
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write_blocks(path: Path) -> None:
     random = np.random.default_rng(18)
     writer = gguf.GGUFWriter(path, "flux")
     writer.add_custom_alignment(ALIGNMENT)
@@ -82,10 +101,11 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     if parser.parse_args().check:
         with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder) / NAME)
-            assert (Path(folder) / NAME).read_bytes() == (HERE / NAME).read_bytes(), f"{NAME} is made otherwise now"
+            write(Path(folder))
+            for name in [NAME, *DIVIDED]:
+                assert (Path(folder) / name).read_bytes() == (HERE / name).read_bytes(), f"{name} is made otherwise now"
     else:
-        write(HERE / NAME)
+        write(HERE)
 
 
 if __name__ == "__main__":

@@ -127,6 +127,50 @@ pub fn gguf_header(dice: &mut Dice, world: &World) -> Case {
     either(dice, world, "t5.gguf", "--t5", &bytes, must, what)
 }
 
+/// T5 in several files, of which one is not there, not whole, or says that it is another.
+pub fn gguf_divided(dice: &mut Dice, world: &World) -> Case {
+    let tensors = tensors();
+    let count = 2 + dice.below(4);
+    let mut files = gguf::divided("t5", &tensors, count as u16);
+    let (named, hurt) = (dice.below(count), dice.below(count));
+    let mut must = Must::Refuse;
+    let what = match dice.below(6) {
+        0 => {
+            files[hurt].0 = "t6.gguf".to_string();
+            format!("{hurt} of {count} is called otherwise")
+        }
+        1 => {
+            let len = dice.below(files[hurt].1.len() - 32);
+            files[hurt].1.truncate(len);
+            format!("{hurt} of {count} is cut at {len}")
+        }
+        2 | 3 => {
+            let other = |dice: &mut Dice| *dice.of(&NUMBERS);
+            let (no, of, tensors) = (other(dice) as u16, other(dice) as u16, other(dice) as i32);
+            let mut header = Header::default();
+            header.metadata.extend(gguf::split(no, of, tensors));
+            files[hurt].1 = gguf::sound(&header, &[]);
+            format!("{hurt} of {count} says {no} of {of}, {tensors} tensors")
+        }
+        4 => {
+            let other = dice.below(count);
+            must = if other == hurt { Must::Draw } else { Must::Refuse };
+            files[hurt].1 = files[other].1.clone();
+            format!("{hurt} of {count} is {other}")
+        }
+        _ => {
+            let (at, bit) = (dice.below(300), dice.below(8));
+            files[hurt].1[at] ^= 1 << bit;
+            must = Must::End;
+            format!("bit {bit} of byte {at} of {hurt} of {count}")
+        }
+    };
+    files.iter().for_each(|(name, bytes)| std::fs::write(world.work(name), bytes).unwrap());
+    let name = files.swap_remove(named).0;
+    let bytes = std::fs::read(world.work(&name)).unwrap();
+    either(dice, world, &name, "--t5", &bytes, must, what)
+}
+
 /// Bytes that are damaged, of the header or behind it.
 pub fn gguf_bytes(dice: &mut Dice, world: &World) -> Case {
     let mut tensors = tensors();

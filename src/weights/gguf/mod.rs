@@ -12,13 +12,15 @@
 //! that are no whole number of blocks; offsets that are not aligned; tensors that overlap or end beyond the file. A type that
 //! is sound but has no code here is [`Error::Unsupported`], by its name.
 //!
-//! Which names tensors have is a matter of [`super::layouts`]; what their blocks mean is in [`blocks`]. Metadata decides
-//! nothing but the alignment: FLUX files of several makers differ in it, and in `general.architecture`, too.
+//! Which names tensors have is a matter of [`super::layouts`]; what their blocks mean is in [`blocks`]; large files are divided
+//! into several (`split.rs`). Metadata decides nothing but that and the alignment: FLUX files of several makers differ in it, and
+//! in `general.architecture`, too.
 //!
 //! Source: ggml, `docs/gguf.md`, MIT.
 
 pub mod blocks;
 pub(crate) mod codes;
+mod split;
 
 use std::collections::HashMap;
 use std::io::{BufReader, ErrorKind, Read};
@@ -49,24 +51,31 @@ const MOST_DEPTH: u32 = 4;
 const MOST_KEPT_BYTES: u64 = 1 << 10;
 const USUAL_ALIGNMENT: u64 = 32;
 
-/// One GGUF file, its header read and checked.
+/// A GGUF file, alone or in several, its headers read and checked.
 #[derive(Debug)]
 pub struct Gguf {
-    /// 2 or 3.
+    /// 2 or 3; of the first file.
     pub version: u32,
-    /// Numbers and short strings of the metadata called `general.*`, as text.
+    /// How many there are.
+    pub files: usize,
+    /// Numbers and short strings of the metadata called `general.*` and `split.*`, as text; of the first file.
     pub metadata: HashMap<String, String>,
     /// By name.
     pub tensors: HashMap<String, TensorInfo>,
 }
 
 impl Gguf {
-    /// Opens `path` and reads its header.
+    /// Opens `path` and reads its header; where it is one of the files into which a larger one was divided, theirs, too.
     ///
     /// # Errors
-    /// [`Error::Io`] when it cannot be read, [`Error::Weights`] when it is malformed (see the module),
-    /// [`Error::Unsupported`] for a type of tensors that there is no code for.
+    /// [`Error::Io`] when it cannot be read, [`Error::Weights`] when it is malformed (see the module) or a file that belongs to it
+    /// is missing, [`Error::Unsupported`] for a type of tensors that there is no code for.
     pub fn open(path: &Path) -> Result<Gguf> {
+        split::whole(path, Gguf::one(path)?)
+    }
+
+    /// The file at `path` alone.
+    fn one(path: &Path) -> Result<Gguf> {
         let (file, file_bytes) = files::open(path)?;
         let reader = files::Reader { file: file.try_clone().map_err(Error::io("read", path))?, path };
         let mut header = Header {
@@ -85,7 +94,8 @@ impl Gguf {
             if key == "general.alignment" {
                 alignment = header.alignment(value.as_deref())?;
             }
-            if let Some(value) = value.filter(|_| key.starts_with("general.")) {
+            let is_kept = ["general.", split::PREFIX].iter().any(|prefix| key.starts_with(prefix));
+            if let Some(value) = value.filter(|_| is_kept) {
                 metadata.insert(key, value);
             }
         }
@@ -101,7 +111,7 @@ impl Gguf {
                 return Err(Error::weights(path, "a malformed GGUF file: it names a tensor twice"));
             }
         }
-        Ok(Gguf { version, metadata, tensors })
+        Ok(Gguf { version, files: 1, metadata, tensors })
     }
 }
 
