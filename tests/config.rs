@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use schnell::config::{ClipActivation, ClipPooling, PipelineConfig};
-use schnell::{Error, Result};
+use schnell::{Error, Plan, Quantize, Result, Shape};
 use serde_json::{Value, json};
 
 const FILES: [&str; 6] = [
@@ -326,4 +326,63 @@ fn missing_and_malformed_files_are_named() {
         fs::write(&path, published()[i].to_string()).unwrap();
     }
     assert!(PipelineConfig::open(dir.path()).is_ok());
+}
+
+/// FLUX's published kin, by what their files say otherwise than FLUX.1-schnell's: planned with their own defaults, or refused by name.
+#[test]
+fn published_kin_are_planned_or_refused() {
+    let guided = json!({"guidance_embeds": true});
+    let shifted = json!({"shift": 3.0, "use_dynamic_shifting": true});
+    let few = json!({
+        "guidance_embeds": true, "num_layers": 8, "out_channels": null, "axes_dims_rope": [16, 56, 56]
+    });
+    let class = |name: &str| json!({ "_class_name": name });
+    let chroma = json!({
+        "_class_name": "ChromaPipeline", "transformer": ["diffusers", "ChromaTransformer2DModel"]
+    });
+    type Patches<'a> = &'a [(usize, &'a Value)];
+    let patched = |patches: Patches<'_>| {
+        let mut files = published();
+        for (file, patch) in patches {
+            for (field, value) in patch.as_object().unwrap() {
+                files[*file][field] = value.clone();
+            }
+        }
+        open(&files)
+    };
+    for (name, patches, (layers, steps, t5_length)) in [
+        ("FLUX.1-dev, Krea-dev", &[(FLUX, &guided), (SCHEDULER, &shifted)] as Patches<'_>, (19, 28, 512)),
+        ("lite-8B, Flex.1-alpha", &[(FLUX, &few), (SCHEDULER, &shifted)], (8, 28, 512)),
+        ("OpenFLUX.1, shuttle-3", &[(SCHEDULER, &shifted)], (19, 4, 256)),
+    ] {
+        let config = patched(patches).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(
+            (config.flux.layers, config.steps, config.t5_length),
+            (layers, steps, t5_length),
+            "{name}"
+        );
+        assert!(config.scheduler.dynamic_shifting, "{name}");
+        let shape = Shape { t5_length, ..Shape::default() };
+        Plan::new(&config, shape.steps(steps), Quantize::Nf4)
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+    let inputs =
+        |channels: u64| json!({"guidance_embeds": true, "in_channels": channels, "out_channels": 64});
+    for (name, patches, word) in [
+        (
+            "Fill",
+            &[(INDEX, &class("FluxFillPipeline")), (FLUX, &inputs(384))] as Patches<'_>,
+            "FluxFillPipeline",
+        ),
+        (
+            "Canny, Depth",
+            &[(INDEX, &class("FluxControlPipeline")), (FLUX, &inputs(128))],
+            "FluxControlPipeline",
+        ),
+        ("Kontext", &[(INDEX, &class("FluxKontextPipeline")), (FLUX, &guided)], "FluxKontextPipeline"),
+        ("Chroma", &[(INDEX, &chroma), (FLUX, &class("ChromaTransformer2DModel"))], "Chroma"),
+    ] {
+        let error = patched(patches).unwrap_err();
+        assert!(matches!(&error, Error::Unsupported(said) if said.contains(word)), "{name}: {error:?}");
+    }
 }

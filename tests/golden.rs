@@ -5,7 +5,7 @@ mod common;
 #[path = "common/golden.rs"]
 mod golden;
 use common::*;
-use golden::{Golden, limit};
+use golden::{Golden, crc32, limit};
 use schnell::pipeline::{DumpValues, Output};
 use serde_json::Value;
 
@@ -46,11 +46,6 @@ fn check_noise(case: &Value, output: &Output) {
     let DumpValues::F32(noise) = &dump.values else { panic!("noise is f32") };
     let bytes: Vec<u8> = noise.iter().flat_map(|v| v.to_le_bytes()).collect();
     assert_eq!(format!("{:08x}", crc32(&bytes)), want.as_str().unwrap(), "{}", case["name"]);
-}
-
-fn crc32(bytes: &[u8]) -> u32 {
-    let step = |crc: u32| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 };
-    !bytes.iter().fold(!0u32, |crc, b| (0..8).fold(crc ^ u32::from(*b), |crc, _| step(crc)))
 }
 
 fn check_all(name: &'static str, wanted: &dyn Fn(&str) -> bool) {

@@ -1,6 +1,9 @@
 //! Weights in few bits as files have them, for tests of the kernels that take them so. Include it with `#[path = "common/kept.rs"] mod kept;`.
 #![allow(dead_code)] // every test file uses a part of it
 
+use std::cmp::Ordering;
+use std::sync::LazyLock;
+
 use half::{bf16, f16};
 use schnell::kernels::kept::{Format, KeptLayout};
 use schnell::weights::kept::KeptRows;
@@ -8,7 +11,7 @@ use schnell::weights::kept::KeptRows;
 use crate::common::Rng;
 
 /// Where a block has f16 numbers, and what its largest code and scale multiply them by.
-fn scales(format: Format) -> (&'static [usize], f32) {
+pub fn scales(format: Format) -> (&'static [usize], f32) {
     match format {
         Format::F8E4M3 | Format::F8E5M2 => (&[], 1.0),
         Format::Q8_0 => (&[0], 128.0),
@@ -162,13 +165,27 @@ fn encode_block(format: Format, values: &[f32]) -> Vec<u8> {
     }
 }
 
-/// The nearest number that is finite.
+/// The nearest number that is finite, of two as near the even one, as PyTorch rounds.
 fn to_fp8(format: Format, value: f32) -> u8 {
-    let mut means = [0.0; 256];
-    format.decode(&(0..=255).collect::<Vec<u8>>(), &mut means);
-    let off = |byte: &u8| (means[*byte as usize] - value).abs();
-    let finite = (0..=255u8).filter(|byte| means[*byte as usize].is_finite());
-    finite.min_by(|a, b| off(a).total_cmp(&off(b))).unwrap()
+    // What the bytes without a sign mean, up to the first that is no number; they rise.
+    static MEANS: LazyLock<[Vec<f32>; 2]> = LazyLock::new(|| {
+        [Format::F8E4M3, Format::F8E5M2].map(|format| {
+            let mut means = vec![0.0; 128];
+            format.decode(&(0..128).collect::<Vec<u8>>(), &mut means);
+            means.truncate(means.iter().position(|mean| !mean.is_finite()).unwrap());
+            means
+        })
+    });
+    let means = &MEANS[usize::from(format == Format::F8E5M2)];
+    let size = value.abs();
+    let above = means.partition_point(|mean| *mean < size).min(means.len() - 1);
+    let below = above.saturating_sub(1);
+    let code = match (size - means[below]).total_cmp(&(means[above] - size)) {
+        Ordering::Less => below,
+        Ordering::Greater => above,
+        Ordering::Equal => below + below % 2,
+    };
+    code as u8 | (value.is_sign_negative() as u8) << 7
 }
 
 /// ggml's number of a type.

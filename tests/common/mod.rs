@@ -3,7 +3,7 @@
 #![allow(dead_code, unused_imports)] // every test file uses a part of it
 
 use half::bf16;
-use schnell::device::emulator::accesses::RECORDS_ACCESSES;
+use schnell::device::emulator::accesses::records_accesses;
 use schnell::device::{AsyncCopies, Device, EmulatorOptions, HostBuffer, Order, StreamId, View};
 
 mod rng;
@@ -15,7 +15,7 @@ pub const COMPUTE: StreamId = StreamId::Compute;
 pub fn emulator() -> Device {
     match env_number("SCHNELL_EMU_SEED") {
         None => Device::emulator(EmulatorOptions {
-            track_writers: RECORDS_ACCESSES,
+            track_writers: records_accesses(),
             ..EmulatorOptions::default()
         }),
         Some(seed) => random_emulator(seed, 2),
@@ -56,7 +56,7 @@ pub fn random_emulator(seed: u64, threads: usize) -> Device {
         order: Order::Random,
         async_copies: AsyncCopies::Random,
         seed,
-        track_writers: RECORDS_ACCESSES,
+        track_writers: records_accesses(),
         ..EmulatorOptions::default()
     };
     Device::emulator(options)
@@ -147,7 +147,7 @@ mod provenance {
     }
 
     pub fn remember<T: bytemuck::NoUninit>(device: &Device, view: &View<T>, values: &[T]) {
-        if !RECORDS_ACCESSES {
+        if !records_accesses() {
             return;
         }
         let download = Download {

@@ -30,6 +30,8 @@ class Case:
     weights: str = "plain"
     # "exact": 1000 * sigma in f32. "bf16": rounded to bf16 first, as a bf16 reference pipeline does.
     timesteps: str = "exact"
+    # Of models that embed one.
+    guidance_scale: float | None = None
 
     def to_json(self) -> dict:
         return {k: v for k, v in asdict(self).items() if v is not None}
@@ -74,7 +76,10 @@ def run(pipe: FluxPipeline, case: Case) -> tuple[dict[str, torch.Tensor], Image.
 
     def before_time_proj(module, args):
         # The sinusoid sees the scheduler's f32 timestep or its bf16 rounding; the dtype of the rest of the
-        # pipeline has no say. (In f32 "exact" is what diffusers does by itself.)
+        # pipeline has no say. (In f32 "exact" is what diffusers does by itself.) The guidance scale, which
+        # takes the same way, is over 1000, and exact.
+        if float(args[0]) > 1001:
+            return (torch.tensor([1000 * case.guidance_scale]),)
         timestep = pipe._current_timestep.to(torch.float32).reshape(args[0].shape)
         if case.timesteps == "bf16":
             timestep = timestep.to(torch.bfloat16).to(torch.float32)
@@ -104,7 +109,7 @@ def run(pipe: FluxPipeline, case: Case) -> tuple[dict[str, torch.Tensor], Image.
             width=case.width,
             height=case.height,
             num_inference_steps=case.steps,
-            guidance_scale=0.0,
+            guidance_scale=case.guidance_scale or 0.0,
             max_sequence_length=case.t5_length,
             generator=torch.Generator("cpu").manual_seed(case.seed),
             callback_on_step_end=after_step,
