@@ -25,7 +25,7 @@ const SIDE: usize = 1024;
 pub struct Inspection {
     /// As it was named.
     pub path: PathBuf,
-    /// `safetensors`, `GGUF 3`, or what a folder is.
+    /// `safetensors`, `GGUF 3`, `GGUF 3 in 2 files`, or what a folder is.
     pub container: String,
     /// What it holds of a model, biggest first.
     pub parts: Vec<InspectedPart>,
@@ -111,6 +111,9 @@ impl Inspection {
         // Control LoRAs have norms of their own, as transformers do.
         let parts = if lora.is_none() { PartFiles::all(&component) } else { Vec::new() };
         let container = match component.gguf_version() {
+            Some(version) if component.num_files() > 1 => {
+                format!("GGUF {version} in {} files", component.num_files())
+            }
             Some(version) => format!("GGUF {version}"),
             None => "safetensors".to_string(),
         };

@@ -36,6 +36,7 @@ pub mod plan;
 mod predict;
 mod preview;
 mod quantize;
+mod ranges;
 mod receipt;
 mod recover;
 mod request;
@@ -82,6 +83,7 @@ pub use predict::{Card, Interval, Prediction};
 pub use preview::Preview;
 use preview::{Slots, Viewer};
 pub use quantize::{QuantizedLinear, Quantizer};
+use ranges::Range;
 pub use receipt::{Receipt, Recipe};
 pub use request::{Noise, Progress, Request};
 use run::{Bound, Pinned, Watchers};
@@ -321,6 +323,17 @@ impl Pipeline {
         Ok(output)
     }
 
+    /// [`Pipeline::warm_up`], in a phase of its own for a shape that was not ready.
+    fn bind_in_time(&mut self, shape: Shape, clock: &mut HostClock) -> Result<()> {
+        if self.bound.iter().any(|bound| bound.shape() == shape) {
+            return self.warm_up(shape);
+        }
+        clock.begin("bind");
+        self.warm_up(shape)?;
+        clock.end();
+        Ok(())
+    }
+
     /// One picture, but for its pixels, which go to `destination`.
     fn draw(
         &mut self,
@@ -330,23 +343,24 @@ impl Pipeline {
         mut destination: Destination<'_>,
     ) -> Result<Output> {
         let started = Instant::now();
-        let mut clock = HostClock::new(started, request.trace);
+        let asked = request.shape(self.plan.shape());
+        let (Shape { width, height, steps, .. }, seed) = (asked, request.seed);
+        let span = tracing::info_span!("generate", width, height, steps, seed);
+        let _range = Range::of(span, format_args!("generate {width}x{height}, {steps} steps, seed {seed}"));
+        let mut clock = HostClock::new(started, request.trace, "tokenize");
         self.check(request)?;
-        destination.check(&request.shape(self.plan.shape()), &self.device, self.plan.how().floats)?;
+        destination.check(&asked, &self.device, self.plan.how().floats)?;
         let _entered = self.device.enter()?;
-        let mut shape = request.shape(self.plan.shape());
+        let mut shape = asked;
         shape.check(self.plan.config())?;
         let prompts = self.tokenize(request, &shape)?;
         if request.late == Late::FewerSteps {
             let run = if self.cache.get(&prompts).is_some() { Run::Encoded } else { Run::Fresh };
             shape.steps = self.admit(request, &shape, run)?;
         }
-        clock.end("tokenize");
-        let is_bound = self.bound.iter().any(|bound| bound.shape() == shape);
-        self.warm_up(shape)?;
-        if !is_bound {
-            clock.end("bind");
-        }
+        clock.end();
+        self.bind_in_time(shape, &mut clock)?;
+        clock.begin("inputs");
         let noise = self.noise(request, &shape)?;
         let sigmas = self.sigmas(&shape)?;
         // What is dumped are the encoders' own results.
@@ -364,7 +378,7 @@ impl Pipeline {
         let mut dumps = Dumps { on: request.dump, all: Vec::new() };
         let config = self.plan.config();
         dumps.before(&prompts, noise, &sigmas, [shape.image_tokens(config), config.flux.in_channels]);
-        clock.end("inputs");
+        clock.end();
 
         let bound = self.bound.last_mut().ok_or_else(|| Error::Internal("nothing is bound".to_string()))?;
         let pinned = Pinned {
@@ -381,7 +395,7 @@ impl Pipeline {
         bound.run(run, &self.device, pinned, &mut watchers)?;
         let Watchers { pace, dumps, tracer, .. } = watchers;
         clock.tracer = tracer;
-        clock.skip();
+        clock.begin("receipt");
         let estimate = Some(pace.done).filter(|done| *done < shape.steps);
         let mut timings = bound.timings(&self.device, clock.phases())?;
         // What waited for these bytes has told nobody.
@@ -389,7 +403,7 @@ impl Pipeline {
         self.check_finite()?;
         self.remember(run, &prompts, modulated)?;
         let receipt = self.hand_over(&mut destination)?;
-        timings.push("receipt", clock.end("receipt"));
+        timings.push("receipt", clock.end());
         timings.tell(&shape, request.seed);
         // Dumps take time that other pictures do not.
         if estimate.is_none() && !request.dump {

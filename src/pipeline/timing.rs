@@ -8,13 +8,14 @@ use serde::Serialize;
 use crate::Result;
 use crate::device::{Device, Event, StreamId};
 use crate::pipeline::Shape;
+use crate::pipeline::ranges::Range;
 use crate::pipeline::trace::Tracer;
 
 /// One stage.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct StageTime {
-    /// `tokenize`, `inputs`, `clip`, `t5`, `modulation`, `step 0`, ..., `vae`, `copy`, `receipt`; for a prompt seen before `recall` in place of
+    /// `tokenize`, `inputs`, `clip`, `t5`, `prepare`, `modulation`, `step 0`, ..., `vae`, `copy`, `receipt`; for a prompt seen before `recall` in place of
     /// `clip` and `t5`; `bind` before `inputs` for a shape that was not ready, `pixels` behind `copy` for a buffer on the device.
     /// Modulation vectors are computed in `step 0`, or sent in `modulation` where they are known.
     pub stage: String,
@@ -74,33 +75,35 @@ impl Timings {
 /// What the host does before and after a run, phase by phase.
 #[derive(Debug)]
 pub(super) struct HostClock {
-    last: Instant,
+    /// What goes on, since when.
+    phase: Option<(&'static str, Instant, Range)>,
     phases: Vec<(&'static str, f64)>,
     /// Of a picture that wants a trace.
     pub tracer: Option<Tracer>,
 }
 
 impl HostClock {
-    /// From `started` on.
-    pub fn new(started: Instant, trace: bool) -> HostClock {
-        HostClock { last: started, phases: Vec::new(), tracer: trace.then(|| Tracer::new(started)) }
+    /// In the phase `first`, which began at `started`.
+    pub fn new(started: Instant, trace: bool, first: &'static str) -> HostClock {
+        let phase = Some((first, started, Range::begin(format_args!("{first}"))));
+        HostClock { phase, phases: Vec::new(), tracer: trace.then(|| Tracer::new(started)) }
     }
 
-    /// Ends a phase, and begins the next; its milliseconds.
-    pub fn end(&mut self, name: &'static str) -> f64 {
-        let (begun, now) = (self.last, Instant::now());
+    /// Begins a phase after one has ended.
+    pub fn begin(&mut self, name: &'static str) {
+        self.phase = Some((name, Instant::now(), Range::begin(format_args!("{name}"))));
+    }
+
+    /// Ends the phase; its milliseconds.
+    pub fn end(&mut self) -> f64 {
+        let Some((name, begun, _range)) = self.phase.take() else { return 0.0 };
+        let now = Instant::now();
         let ms = now.saturating_duration_since(begun).as_secs_f64() * 1e3;
         self.phases.push((name, ms));
-        self.last = now;
         if let Some(tracer) = &mut self.tracer {
             tracer.host_between(name, begun, now);
         }
         ms
-    }
-
-    /// Begins the next phase: what was since the last is no phase.
-    pub fn skip(&mut self) {
-        self.last = Instant::now();
     }
 
     /// Those that have ended.

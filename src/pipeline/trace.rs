@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use super::ranges::Range;
 use crate::Result;
 use crate::device::{Device, Event, StreamId};
 
@@ -74,12 +75,16 @@ fn ms_since(start: Instant, at: Instant) -> f64 {
     at.saturating_duration_since(start).as_secs_f64() * 1e3
 }
 
-/// Does `work`, and writes down that the host did it, if anybody wants to know.
+/// Does `work` in a [`Range`], and writes down that the host did it, if anybody wants to know.
 pub(super) fn traced<R>(
     tracer: &mut Option<Tracer>,
     (verb, what): (&str, &str),
     work: impl FnOnce(Option<&mut Tracer>) -> R,
 ) -> R {
+    let _range = match what {
+        "" => Range::begin(format_args!("{verb}")),
+        _ => Range::begin(format_args!("{verb} {what}")),
+    };
     let Some(tracer) = tracer else { return work(None) };
     let begin = tracer.now();
     let result = work(Some(tracer));
