@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 
 fn main() {
     println!("cargo::rerun-if-changed=kernels");
-    println!("cargo::rustc-check-cfg=cfg(schnell_accesses, schnell_sanitizer)");
     println!("cargo::rustc-check-cfg=cfg(schnell_nvcc)");
     let kernels = kernel_sources();
     let _ = &kernels;

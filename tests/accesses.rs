@@ -10,7 +10,7 @@ mod typical;
 
 use common::*;
 use schnell::Error;
-use schnell::device::emulator::accesses::{AccessKind, LineAccesses, RECORDS_ACCESSES};
+use schnell::device::emulator::accesses::{AccessKind, LineAccesses, records_accesses};
 use schnell::device::{Device, EmulatorOptions, Order};
 use schnell::kernels::FloatOut;
 use schnell::kernels::probe;
@@ -181,7 +181,7 @@ fn table(lines: &[LineAccesses]) -> String {
 }
 
 #[test]
-#[cfg_attr(not(schnell_accesses), ignore = "needs instrumented kernels: scripts/sanitize accesses")]
+#[ignore = "needs instrumented kernels: scripts/sanitize accesses"]
 fn product_kernels_cost_the_least_but_for_what_is_listed() {
     let lines = counts(Order::InOrder, typical::launch_all);
     let table = table(&lines);
@@ -234,7 +234,7 @@ fn every_entry_point_of_a_pipeline_is_counted() {
 
 /// Accesses happen in the order of the schedule, and CTAs on any worker; what they cost must not depend on it.
 #[test]
-#[cfg_attr(not(schnell_accesses), ignore = "needs instrumented kernels: scripts/sanitize accesses")]
+#[ignore = "needs instrumented kernels: scripts/sanitize accesses"]
 fn counts_do_not_depend_on_the_schedule() {
     assert_eq!(counts(Order::Random, typical::launch_all), counts(Order::InOrder, typical::launch_all));
 }
@@ -277,7 +277,7 @@ const PROBE: &[(&str, AccessKind, u64, u64, u64)] = &[
 ];
 
 #[test]
-#[cfg_attr(not(schnell_accesses), ignore = "needs instrumented kernels: scripts/sanitize accesses")]
+#[ignore = "needs instrumented kernels: scripts/sanitize accesses"]
 fn accesses_of_known_cost_are_counted_so() {
     const NUM_WARPS: u64 = 2;
     for order in [Order::InOrder, Order::Random] {
@@ -301,7 +301,7 @@ fn accesses_of_known_cost_are_counted_so() {
 }
 
 #[test]
-#[cfg_attr(not(schnell_accesses), ignore = "needs instrumented kernels: scripts/sanitize accesses")]
+#[ignore = "needs instrumented kernels: scripts/sanitize accesses"]
 fn the_last_writer_is_named() {
     let bench = counting(Order::InOrder);
     let (input, output) = (bench.upload(&[1u32; 256]), bench.upload(&[0u32; 65]));
@@ -330,7 +330,7 @@ fn the_last_writer_is_named() {
 
 /// The way of a failing comparison: rows gathered from a pitched download, widened.
 #[test]
-#[cfg_attr(not(schnell_accesses), ignore = "needs instrumented kernels: scripts/sanitize accesses")]
+#[ignore = "needs instrumented kernels: scripts/sanitize accesses"]
 fn a_wrong_element_is_reported_with_its_writer() {
     let bench = Bench::new(emulator());
     let (rows, pitch) = (3, 40);
@@ -360,6 +360,6 @@ fn a_wrong_element_is_reported_with_its_writer() {
 fn what_is_missing_for_counts_is_said() {
     let error = Device::emulator(EmulatorOptions::default()).access_counts().unwrap_err();
     assert!(matches!(error, Error::Unsupported(_)));
-    let missing = if RECORDS_ACCESSES { "count_accesses" } else { "scripts/sanitize accesses" };
+    let missing = if records_accesses() { "count_accesses" } else { "scripts/sanitize accesses" };
     assert!(error.to_string().contains(missing), "{error}");
 }

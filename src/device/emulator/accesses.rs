@@ -31,10 +31,12 @@ use std::ops::Range;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 
 use super::runtime::{self, Launch, Thread, WARP};
-use super::{Span, lock};
+use super::{Span, library, lock};
 
-/// Whether the kernels of this build tell of their accesses (`scripts/sanitize accesses`).
-pub const RECORDS_ACCESSES: bool = cfg!(schnell_accesses);
+/// Whether the kernels tell of their accesses (`scripts/sanitize accesses`).
+pub fn records_accesses() -> bool {
+    library::tells_of_accesses()
+}
 
 const BANKS: usize = 32;
 const WORD_BYTES: usize = 4;
@@ -184,7 +186,7 @@ struct Book {
 impl Records {
     /// `None` where nothing is asked for, or nothing can be had.
     pub fn new(count: bool, writers: bool) -> Option<Arc<Records>> {
-        let wanted = RECORDS_ACCESSES && (count || writers);
+        let wanted = records_accesses() && (count || writers);
         wanted.then(|| Arc::new(Records { count, writers, book: Mutex::default() }))
     }
 
@@ -453,20 +455,12 @@ impl How {
     const LOAD_MATRIX: How = How(4);
 }
 
-/// Has the kernels tell of their accesses, in a build where they can; after the runtime has been installed.
+/// Has the kernels tell of their accesses, where they can; after the runtime has been installed.
 pub(super) fn install() {
-    #[cfg(schnell_accesses)]
-    {
-        unsafe extern "C" {
-            fn schnell_accesses_install(hook: unsafe extern "C" fn(*mut Thread, How, usize, u32, usize));
-        }
-        // SAFETY: stores the function's address.
-        unsafe { schnell_accesses_install(on_access) };
-    }
+    library::install_accesses(on_access);
 }
 
 /// An access by the running thread, about to be made.
-#[cfg_attr(not(schnell_accesses), allow(dead_code))]
 unsafe extern "C" fn on_access(thread: *mut Thread, how: How, address: usize, bytes: u32, pc: usize) {
     // SAFETY: the caller passes the running thread; the recorder is only used here and by primitives, of which none runs.
     let (recorder, thread) = unsafe { runtime::recorder(thread) };

@@ -15,6 +15,7 @@
 
 pub mod accesses;
 mod faults;
+mod library;
 mod pool;
 mod runtime;
 mod sanitizer;
@@ -40,6 +41,12 @@ use crate::{Error, Result};
 use accesses::{AccessCounts, Records};
 use pool::Pool;
 use sanitizer::SANITIZER;
+
+/// Whether a sanitizer watches the kernels (`scripts/sanitize address`, `thread`).
+#[cfg(feature = "check")]
+pub fn is_sanitized() -> bool {
+    SANITIZER.exists()
+}
 
 /// In which order the threads of a CTA, the CTAs of a grid and the streams of a device take turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -88,7 +95,7 @@ pub struct EmulatorOptions {
     #[doc(hidden)]
     pub num_sms: u32,
     /// Counts bank conflicts and sectors for [`super::Device::access_counts`]. Slow, and needs instrumented kernels:
-    /// `accesses::RECORDS_ACCESSES`.
+    /// `accesses::records_accesses`.
     #[doc(hidden)]
     pub count_accesses: bool,
     /// Counts launches instead of carrying them out ([`super::Device::num_skipped_launches`]): what enqueueing costs.
@@ -298,7 +305,7 @@ impl Emulator {
             Op::Launch { kernel, grid, params, footprint } => {
                 state.launches += 1;
                 let launch = runtime::Launch {
-                    entry: kernel.emulated,
+                    entry: library::entry(kernel),
                     params: params.as_ptr(),
                     name: kernel.name,
                     grid,
@@ -473,10 +480,11 @@ impl Machine for Emulator {
     fn access_counts(&self) -> Result<AccessCounts> {
         let counts = self.records.as_ref().and_then(|records| records.counts());
         counts.ok_or_else(|| {
-            Error::Unsupported(match accesses::RECORDS_ACCESSES {
+            Error::Unsupported(match accesses::records_accesses() {
                 true => "this emulator was made without `count_accesses`".to_string(),
-                false => "this build's kernels do not tell of their accesses: run scripts/sanitize accesses"
-                    .to_string(),
+                false => {
+                    "these kernels do not tell of their accesses: run scripts/sanitize accesses".to_string()
+                }
             })
         })
     }

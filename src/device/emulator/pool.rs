@@ -41,13 +41,21 @@ struct Board {
     shutdown: bool,
 }
 
-/// What a worker shows of its doings.
+/// What a worker shows of its doings. Apart from the other workers' in memory: each writes here every few nanoseconds.
 #[derive(Default)]
+#[repr(align(128))]
 pub(super) struct Progress {
     /// Counts the turns that CUDA threads took.
-    pub turns: AtomicU64,
+    turns: AtomicU64,
     /// The kernel is to be ended.
     pub interrupted: AtomicBool,
+}
+
+impl Progress {
+    /// Counts one turn; called by its worker alone, and so no atomic addition, which would be a tenth of all time.
+    pub fn turn(&self) {
+        self.turns.store(self.turns.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
 }
 
 struct Shared {

@@ -33,6 +33,7 @@ use corosensei::{Coroutine, Yielder};
 
 use super::accesses::{self, Recorder, Records};
 use super::faults::Fault;
+use super::library;
 use super::pool::Progress;
 use super::sanitizer::{self, Fiber, SANITIZER, Stack};
 use super::tile;
@@ -114,7 +115,7 @@ enum State {
 /// What one launch asks of a CTA.
 #[derive(Clone, Copy)]
 pub(super) struct Launch<'a> {
-    pub entry: unsafe extern "C" fn(*const c_void),
+    pub entry: library::Entry,
     pub params: *const c_void,
     pub name: &'static str,
     pub grid: [u32; 3],
@@ -176,6 +177,7 @@ pub(super) struct Cta {
     synced: [u8; 2],
     num_synced: usize,
     hopper: hopper::Hopper,
+    set_self: library::SetSelf,
 }
 
 /// splitmix64: small, seedable, good enough to shuffle schedules.
@@ -223,6 +225,7 @@ impl Cta {
             synced: [0; 2],
             num_synced: 0,
             hopper: Default::default(),
+            set_self: library::self_setter(),
         })
     }
 
@@ -291,18 +294,12 @@ static RUNTIME: Runtime = Runtime {
     mma_half,
 };
 
-unsafe extern "C" {
-    fn schnell_emu_set_runtime(runtime: *const c_void);
-    fn schnell_emu_set_self(thread: *mut c_void);
-    fn schnell_emu_get_self() -> *mut c_void;
-}
-
 /// Tells the host-compiled kernels where the runtime is. Idempotent.
 pub(super) fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         // SAFETY: stores the address of a static.
-        unsafe { schnell_emu_set_runtime((&raw const RUNTIME).cast()) };
+        unsafe { library::set_runtime((&raw const RUNTIME).cast()) };
         accesses::install();
         hopper::install();
     });

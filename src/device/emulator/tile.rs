@@ -131,8 +131,26 @@ unsafe fn mma_any<N: Numbers>(
     mt: usize,
     nt: usize,
 ) {
-    let mut b_rows = [0f32; 16 * MAX_NT * 8];
-    let width = nt * 8;
+    // SAFETY: the pointers are the caller's promise.
+    unsafe {
+        match nt {
+            0..=4 => mma_of_width::<N, 32>(acc, a, b, mt, nt),
+            5..=8 => mma_of_width::<N, 64>(acc, a, b, mt, nt),
+            _ => mma_of_width::<N, { 8 * MAX_NT }>(acc, a, b, mt, nt),
+        }
+    }
+}
+
+/// `8 nt` of `WIDTH` columns count, the others are zeros: narrower rows are slower.
+#[inline(always)]
+unsafe fn mma_of_width<N: Numbers, const WIDTH: usize>(
+    acc: &[*mut N::Acc; WARP],
+    a: &[*const u32; WARP],
+    b: &[*const u32; WARP],
+    mt: usize,
+    nt: usize,
+) {
+    let mut b_rows = [[0f32; WIDTH]; 16];
     for (lane, &b) in b.iter().enumerate() {
         let (g, t) = (lane / 4, lane % 4);
         for j in 0..nt {
@@ -140,8 +158,8 @@ unsafe fn mma_any<N: Numbers>(
                 // SAFETY: 2 nt words per lane.
                 let (lo, hi) = N::unpack(unsafe { *b.add(2 * j + half) });
                 let k = 2 * t + 8 * half;
-                b_rows[k * width + 8 * j + g] = lo;
-                b_rows[(k + 1) * width + 8 * j + g] = hi;
+                b_rows[k][8 * j + g] = lo;
+                b_rows[k + 1][8 * j + g] = hi;
             }
         }
     }
@@ -161,26 +179,7 @@ unsafe fn mma_any<N: Numbers>(
             let lanes = &acc[row % 8 * 4..row % 8 * 4 + 4];
             let base = 4 * i * nt + 2 * (row / 8);
             // SAFETY: 4 mt nt accumulators per lane; the four lanes of a row own disjoint columns.
-            unsafe {
-                match nt {
-                    16 => row_product::<N, 128>(lanes, base, a_row, &b_rows),
-                    8 => row_product::<N, 64>(lanes, base, a_row, &b_rows),
-                    4 => row_product::<N, 32>(lanes, base, a_row, &b_rows),
-                    2 => row_product::<N, 16>(lanes, base, a_row, &b_rows),
-                    1 => row_product::<N, 8>(lanes, base, a_row, &b_rows),
-                    _ => {
-                        // Odd widths go column tile by column tile.
-                        for j in 0..nt {
-                            let mut columns = [0f32; 16 * 8];
-                            for k in 0..16 {
-                                columns[k * 8..k * 8 + 8]
-                                    .copy_from_slice(&b_rows[k * width + 8 * j..k * width + 8 * j + 8]);
-                            }
-                            row_product::<N, 8>(lanes, base + 4 * j, a_row, &columns);
-                        }
-                    }
-                }
-            }
+            unsafe { row_product::<N, WIDTH>(lanes, base, nt, a_row, &b_rows) }
         }
     }
 }
@@ -190,13 +189,14 @@ unsafe fn mma_any<N: Numbers>(
 unsafe fn row_product<N: Numbers, const WIDTH: usize>(
     lanes: &[*mut N::Acc],
     base: usize,
+    nt: usize,
     a_row: &[f32; 16],
-    b_rows: &[f32],
+    b_rows: &[[f32; WIDTH]; 16],
 ) {
     let mut c = [0f32; WIDTH];
     // SAFETY: see `mma_any`.
     unsafe {
-        for j in 0..WIDTH / 8 {
+        for j in 0..nt {
             for t in 0..4 {
                 let from = lanes[t].add(base + 4 * j);
                 c[8 * j + 2 * t] = N::read(*from);
@@ -204,15 +204,14 @@ unsafe fn row_product<N: Numbers, const WIDTH: usize>(
             }
         }
     }
-    for (k, &x) in a_row.iter().enumerate() {
-        let b_row = &b_rows[k * WIDTH..(k + 1) * WIDTH];
+    for (&x, b_row) in a_row.iter().zip(b_rows) {
         for n in 0..WIDTH {
             c[n] += x * b_row[n];
         }
     }
     // SAFETY: see `mma_any`.
     unsafe {
-        for j in 0..WIDTH / 8 {
+        for j in 0..nt {
             for t in 0..4 {
                 let to = lanes[t].add(base + 4 * j);
                 *to = N::rounded(c[8 * j + 2 * t]);

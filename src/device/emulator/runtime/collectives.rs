@@ -89,6 +89,8 @@ pub(super) unsafe extern "C" fn sync_cta(thread: *mut Thread, site: *const Site)
 ///
 /// # Safety
 /// `thread` is the running fiber's own, `site` is alive, and the operands are valid for `collective` until it resolves.
+// Inlined, as all on the way to a switch of stacks: the processor foresees no return from a frame of the stack it came to.
+#[inline(always)]
 unsafe fn rendezvous(
     thread: *mut Thread,
     site: *const Site,
@@ -175,9 +177,8 @@ pub(super) unsafe extern "C" fn ldmatrix(
         }
         rendezvous(thread, site, collective, operands, |cta, lanes| {
             for tile in 0..tiles as usize {
-                let row_of = |lane: usize| *lanes[lane].a.cast::<*const u8>().add(tile);
-                for lane in 0..WARP {
-                    let row = row_of(lane);
+                let rows = lanes.map(|o| *o.a.cast::<*const u8>().add(tile));
+                for (lane, &row) in rows.iter().enumerate() {
                     if row as usize % 16 != 0 {
                         return Err(format!("ldmatrix row of lane {lane} at {row:p} is not 16-byte aligned"));
                     }
@@ -187,18 +188,24 @@ pub(super) unsafe extern "C" fn ldmatrix(
                         ));
                     }
                 }
-                for (lane, o) in lanes.iter().enumerate() {
-                    let out = o.out.cast::<u32>().add(tile * 4);
-                    let (g, t) = (lane / 4, lane % 4);
-                    for matrix in 0..4 {
-                        *out.add(matrix) = if trans == 0 {
-                            *row_of(matrix * 8 + g).cast::<u32>().add(t)
-                        } else {
-                            let lo = *row_of(matrix * 8 + 2 * t).cast::<u16>().add(g) as u32;
-                            let hi = *row_of(matrix * 8 + 2 * t + 1).cast::<u16>().add(g) as u32;
-                            lo | hi << 16
-                        };
+                // By lane, the words of the four matrices.
+                let mut words = [[0u32; 4]; WARP];
+                for (at, &row) in rows.iter().enumerate() {
+                    let (matrix, r) = (at / 8, at % 8);
+                    if trans == 0 {
+                        let row = *row.cast::<[u32; 4]>();
+                        for t in 0..4 {
+                            words[4 * r + t][matrix] = row[t];
+                        }
+                    } else {
+                        let row = *row.cast::<[u16; 8]>();
+                        for g in 0..8 {
+                            words[4 * g + r / 2][matrix] |= u32::from(row[g]) << (16 * (r % 2));
+                        }
                     }
+                }
+                for (o, words) in lanes.iter().zip(words) {
+                    *o.out.cast::<[u32; 4]>().add(tile) = words;
                 }
             }
             Ok(())
@@ -208,6 +215,7 @@ pub(super) unsafe extern "C" fn ldmatrix(
 
 /// # Safety
 /// As [`rendezvous`]; the operands are locals of the calling lane, with `4 mt nt` accumulators, `4 mt` and `2 nt` words.
+#[inline(always)]
 unsafe fn multiply<N: tile::Numbers>(
     thread: *mut Thread,
     site: *const Site,

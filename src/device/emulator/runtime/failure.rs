@@ -1,6 +1,6 @@
 //! What is said, and what becomes of the fibers, when a kernel misuses a primitive, crashes, or waits for ever.
 
-use super::{Cta, Fault, SANITIZER, Site, State, Thread, WARP, give_way, schnell_emu_set_self};
+use super::{Cta, Fault, SANITIZER, Site, State, Thread, WARP, give_way};
 
 impl Cta {
     pub(super) fn fail(&mut self, what: String) {
@@ -50,7 +50,7 @@ impl Cta {
         }
         self.hopper.destroy();
         // SAFETY: sets a thread-local of this OS thread.
-        unsafe { schnell_emu_set_self(std::ptr::null_mut()) };
+        unsafe { (self.set_self)(std::ptr::null_mut()) };
         self.fibers.clear();
         self.threads.clear();
         let what = self.error.take().unwrap_or_default();

@@ -7,7 +7,7 @@ use corosensei::stack::{DefaultStack, Stack as _};
 use corosensei::trap::CoroutineTrapHandler;
 use corosensei::{Coroutine, Yielder};
 
-use super::{Fault, SANITIZER, Stack, State, Thread, sanitizer, schnell_emu_get_self};
+use super::{Fault, SANITIZER, Stack, State, Thread, library, sanitizer};
 
 /// Kernels keep fragments and accumulators in locals: a few KiB. The guard page catches what grows past this.
 const STACK_BYTES: usize = 64 << 10;
@@ -30,7 +30,7 @@ pub(super) fn new_fiber() -> std::io::Result<(Coroutine<Call, (), (), DefaultSta
             // SAFETY: the scheduler set the thread-local to this fiber's thread just before resuming it (between CTAs the
             // threads may have moved); `params` is this entry's own struct, alive until the launch returns.
             unsafe {
-                let thread = schnell_emu_get_self().cast::<Thread>();
+                let thread = library::get_self().cast::<Thread>();
                 SANITIZER.arrive(&left, &mut (*(*thread).cta).worker_stack);
                 (*thread).yielder = yielder;
                 sanitizer::acquire(&raw const (*(*thread).cta).begun);
@@ -50,6 +50,7 @@ pub(super) fn new_fiber() -> std::io::Result<(Coroutine<Call, (), (), DefaultSta
 ///
 /// # Safety
 /// `thread` is the running fiber's own.
+#[inline(always)]
 pub(super) unsafe fn give_way(thread: *mut Thread) {
     // SAFETY: the yielder belongs to this fiber, which is the one running; thread and CTA outlive it.
     unsafe {
@@ -74,7 +75,7 @@ pub(in super::super) unsafe fn fiber_at<'a>(sp: usize) -> Option<Interrupted<'a>
     // SAFETY: the thread-local is null unless a CTA runs on this OS thread, and then thread, CTA and progress are alive;
     // raw pointers, since the interrupted code may hold references.
     unsafe {
-        let thread = schnell_emu_get_self().cast::<Thread>();
+        let thread = library::get_self().cast::<Thread>();
         let cta = if thread.is_null() { return None } else { (*thread).cta };
         let fiber = (&raw const (*cta).fibers).as_ref()?.get((*thread).thread as usize)?;
         let handler = fiber.trap_handler();
@@ -90,7 +91,7 @@ pub(in super::super) unsafe fn fiber_at<'a>(sp: usize) -> Option<Interrupted<'a>
 pub(in super::super) fn running() -> Option<String> {
     // SAFETY: the thread-local is null unless one of this OS thread's fibers runs, whose thread and CTA are then alive.
     unsafe {
-        let thread = schnell_emu_get_self().cast::<Thread>();
+        let thread = library::get_self().cast::<Thread>();
         let thread = thread.as_ref()?;
         let cta = &*thread.cta;
         Some(format!(

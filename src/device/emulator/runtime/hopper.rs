@@ -15,9 +15,7 @@ pub(super) mod mbarrier;
 pub(super) mod tma;
 pub(super) mod wgmma;
 
-use std::ffi::c_void;
-
-use super::{AsyncCopies, Cta, State, Thread};
+use super::{AsyncCopies, Cta, State, Thread, library};
 
 /// Of one CTA; empty until a Hopper primitive is called.
 #[derive(Default)]
@@ -124,14 +122,10 @@ static TABLE: Table = Table {
     wgmma_wait: wgmma::wait,
 };
 
-unsafe extern "C" {
-    fn schnell_emu_set_hopper(table: *const c_void);
-}
-
 /// Tells the host-compiled kernels where this is. Idempotent.
 pub(super) fn install() {
     // SAFETY: stores the address of a static; every caller stores the same one.
-    unsafe { schnell_emu_set_hopper((&raw const TABLE).cast()) };
+    unsafe { library::set_hopper((&raw const TABLE).cast()) };
 }
 
 unsafe extern "C" fn fence_proxy_async(thread: *mut Thread) {

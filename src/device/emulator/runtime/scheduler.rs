@@ -1,7 +1,6 @@
 //! Whose turn it is: a CTA from its first thread's start to its last one's return.
 
 use std::ffi::c_void;
-use std::sync::atomic::Ordering;
 
 use corosensei::CoroutineResult;
 
@@ -10,7 +9,7 @@ use super::copies::COPY_GROUPS;
 use super::fiber::{Call, new_fiber};
 use super::{
     Cta, CtaIndex, Failure, Fiber, Launch, Order, Progress, Rng, SANITIZER, Stack, State, Thread, WARP,
-    sanitizer, schnell_emu_set_self,
+    sanitizer,
 };
 
 impl Cta {
@@ -37,7 +36,7 @@ impl Cta {
                     break;
                 }
                 let lane = self.next_lane(ready);
-                progress.turns.fetch_add(1, Ordering::Relaxed);
+                progress.turn();
                 self.resume(warp, lane, call);
                 if self.error.is_some() {
                     return Err(Failure::Kernel(self.abandon()));
@@ -55,7 +54,7 @@ impl Cta {
         sanitizer::acquire(&raw const self.ended);
         self.open_shared_memory();
         // SAFETY: sets a thread-local of this OS thread.
-        unsafe { schnell_emu_set_self(std::ptr::null_mut()) };
+        unsafe { (self.set_self)(std::ptr::null_mut()) };
         Ok(())
     }
 
@@ -162,7 +161,7 @@ impl Cta {
         self.threads[at].state = State::Running;
         let thread = &raw mut self.threads[at];
         // SAFETY: sets a thread-local of this OS thread, which is the one that resumes the fiber.
-        unsafe { schnell_emu_set_self(thread.cast()) };
+        unsafe { (self.set_self)(thread.cast()) };
         let fiber = &raw mut self.fibers[at];
         SANITIZER.leave(&mut self.worker_stack, &self.threads[at].stack);
         self.threads[at].fiber.switch_to();
@@ -175,7 +174,7 @@ impl Cta {
             return self.fail(what.unwrap_or_else(|| format!("thread {at} left its fiber")));
         }
         SANITIZER.arrive(&self.worker_stack, &mut Stack::UNKNOWN.clone());
-        if self.threads[at].state == State::Finished {
+        if matches!(self.threads[at].state, State::Finished) {
             self.finish(warp, lane);
         }
     }
