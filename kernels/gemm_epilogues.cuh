@@ -257,12 +257,18 @@ GPU_FN void store_segment(Accumulators &acc, const Bias &bias, const gemm_proble
     }
 }
 
-// Sums of squares per token, one row per feature half of the tile.
-struct RowSums {
-    float sum[BLOCK_N / WARP_N][BLOCK_M];
+// The threads that have a tile: how many tokens that is, which of them this one is, and where they meet.
+struct WholeCta {
+    static constexpr int NUM_THREADS = THREADS, TOKENS = BLOCK_M;
+    GPU_METHOD static int thread() { return gpu::thread_x(); }
+    GPU_METHOD static void meet() { gpu::sync_cta(); }
 };
 
-static_assert(THREADS == BLOCK_M, "a thread finishes the sums of one token");
+// Sums of squares per token, one row per feature half of the tile.
+template <typename Team> struct RowSums {
+    static_assert(Team::NUM_THREADS == Team::TOKENS, "a thread finishes the sums of one token");
+    float sum[BLOCK_N / WARP_N][Team::TOKENS];
+};
 
 // Sums over the lanes of a warp that have the same tokens, which differ in lane / 4. Of HALF * 2 tokens a lane goes on with half and
 // its neighbor with the others, until it has the sums of two: `first` and the next. The order of the additions is a butterfly's.
@@ -279,9 +285,10 @@ template <int HALF = TOKENS_EACH / 2> GPU_FN void sum_tokens(float (&sum)[TOKENS
 }
 static_assert(TOKENS_EACH == 16, "as many halves as lane / 4 has bits, then a pair of tokens");
 
-// RMSNorm over the tile's 128 features and RoPE over their pairs. The whole CTA is one head: all threads come here.
-GPU_FN void store_norm_rope(Accumulators &acc, const Bias &bias, const gemm_problem &q, const gemm_segment &s, RowSums &sums, int n0,
-                            int m0, int warp_n, int warp_m) {
+// RMSNorm over the tile's 128 features and RoPE over their pairs. The whole tile is one head: all threads come here.
+template <typename Team>
+GPU_FN void store_norm_rope(Accumulators &acc, const Bias &bias, const gemm_problem &q, const gemm_segment &s, RowSums<Team> &sums,
+                            Team &team, int n0, int m0, int warp_n, int warp_m) {
     const int group = gpu::lane_id() / 4, row = warp_m + first_token(), token = m0 + row, tokens_left = q.m - token;
     const int64_t rope_at = (int64_t)token * (BLOCK_N / 2) + (warp_n + group * 8) / 2;
     const float *const rope_cos = q.rope_cos + rope_at, *const rope_sin = q.rope_sin + rope_at;
@@ -311,11 +318,11 @@ GPU_FN void store_norm_rope(Accumulators &acc, const Bias &bias, const gemm_prob
     sum_tokens(squares, first);
     load(GROUP);
     *reinterpret_cast<float2 *>(&sums.sum[warp_n / WARP_N][row + token_offset(first)]) = float2{squares[0], squares[1]};
-    gpu::sync_cta();
+    team.meet();
     // Once per token, not in each of its lanes: the exact root and reciprocal are long.
-    float &own = sums.sum[0][gpu::thread_x()];
-    own = gpu::rsqrt_exact((own + sums.sum[1][gpu::thread_x()]) * (1.0f / BLOCK_N) + q.norm_eps);
-    gpu::sync_cta();
+    float &own = sums.sum[0][team.thread()];
+    own = gpu::rsqrt_exact((own + sums.sum[1][team.thread()]) * (1.0f / BLOCK_N) + q.norm_eps);
+    team.meet();
     GPU_UNROLL
     for (int i = 0; i < TOKENS_EACH; ++i) {
         const float rms = sums.sum[0][row + token_offset(i)];
@@ -345,9 +352,9 @@ GPU_FN void store_norm_rope(Accumulators &acc, const Bias &bias, const gemm_prob
 }
 
 // All of it, for the tile at (n0, m0) and this warp's part of it at (warp_n, warp_m).
-template <typename Set>
-GPU_FN void finish(Accumulators &acc, const gemm_problem &q, const TileBias &tile_bias, RowSums &sums, int n0, int m0, int warp_n,
-                   int warp_m) {
+template <typename Set, typename Team>
+GPU_FN void finish(Accumulators &acc, const gemm_problem &q, const TileBias &tile_bias, RowSums<Team> &sums, Team &team, int n0, int m0,
+                   int warp_n, int warp_m) {
     const int feature = n0 + warp_n + gpu::lane_id() / 4 * 8;
     Bias bias;
     load_f32x8(bias, tile_bias.value + feature - n0);
@@ -357,7 +364,7 @@ GPU_FN void finish(Accumulators &acc, const gemm_problem &q, const TileBias &til
         GPU_NO_UNROLL
         while (n0 >= q.segment[i].n_end) ++i; // by the tile: around shuffles lanes must not seem to part
         if (q.segment[i].kind == GEMM_NORM_ROPE) {
-            store_norm_rope(acc, bias, q, q.segment[i], sums, n0, m0, warp_n, warp_m);
+            store_norm_rope(acc, bias, q, q.segment[i], sums, team, n0, m0, warp_n, warp_m);
             return;
         }
     }

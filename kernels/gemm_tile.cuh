@@ -22,11 +22,11 @@ namespace gemm {
 // What the epilogue wants, which the main loop has no register to keep.
 struct Behind {
     TileBias bias;
-    RowSums sums;
-    Slice slice;
+    RowSums<WholeCta> sums;
+    Slice<WholeCta> slice;
 
     // The next commit is the bias's.
-    GPU_METHOD void fetch(const gemm_problem &q, const Slice &own, int thread) {
+    GPU_METHOD void fetch(const gemm_problem &q, const Slice<WholeCta> &own, int thread) {
         if (thread == 0) slice = own;
         bias.fetch(q, own.n0, thread);
     }
@@ -68,7 +68,7 @@ GPU_FN void multiply(Accumulators &acc, SharedStorage<Weights, STAGES, How> &sme
         } else if (Weights::FILLS_SHARED && kb == num_k) {
             // Which tile it is, is worked out again, from registers of the hardware.
             int k_begin, k_end;
-            const Slice slice(p, gpu::cta_x_reread(), k_begin, k_end);
+            const Slice<WholeCta> slice(p, gpu::cta_x_reread(), k_begin, k_end);
             smem.behind_loop(num_k).fetch(p.problem[slice.z], slice, gpu::thread_x_reread());
         }
         gpu::cp_async_commit(); // empty groups too, so that "all but the last STAGES - 2" stays true at the end
@@ -103,7 +103,7 @@ GPU_FN void run_problem(const gemm_params &p) {
     {
         const int warp_n = warp_feature(gpu::thread_x()), warp_m = warp_token(gpu::thread_x());
         int k_begin, k_end;
-        const Slice slice(p, gpu::cta_x(), k_begin, k_end);
+        const Slice<WholeCta> slice(p, gpu::cta_x(), k_begin, k_end);
         const gemm_problem &q = p.problem[slice.z];
         for_each(acc, [](float) { return 0.0f; });
         if (p.low_rank[slice.z].num_parts > 0 && k_begin == 0) {
@@ -120,11 +120,12 @@ GPU_FN void run_problem(const gemm_params &p) {
         How::fetch(smem, q, slice.m0);
         multiply<How, Weights, STAGES>(acc, smem, p, inputs, weight_loader, k_end - k_begin, warp_n, warp_m);
     }
-    Slice &slice = behind->slice;
-    if (slice.number >= 0 && !add_slices(acc, p, slice)) return;
+    Slice<WholeCta> &slice = behind->slice;
+    WholeCta team;
+    if (slice.number >= 0 && !add_slices(acc, p, slice, team)) return;
     const int thread = gpu::thread_x_anew(), warp_n = warp_feature(thread), warp_m = warp_token(thread);
     How::finish(acc, smem, warp_m);
-    finish<Set>(acc, p.problem[slice.z], behind->bias, behind->sums, slice.n0, slice.m0, warp_n, warp_m);
+    finish<Set>(acc, p.problem[slice.z], behind->bias, behind->sums, team, slice.n0, slice.m0, warp_n, warp_m);
 }
 
 } // namespace gemm
