@@ -116,7 +116,9 @@ impl<'a> Footprint<'a> {
     /// # Errors
     /// [`Error::Unsupported`] where the hardware cannot; [`Error::Internal`] when the view is too short.
     pub fn tensor_map<T>(&mut self, view: &View<T>, tile: &TensorTile) -> Result<abi::tensor_map> {
-        let address = self.reads(view)?;
+        let row_bytes = tile.width.saturating_mul(tile.element_bytes());
+        let rows = Rows { num: tile.num_rows, pitch: tile.pitch_bytes, bytes: row_bytes };
+        let address = self.add(view, rows, Mode::Read)?;
         let arch = self.device.capability().arch;
         if arch / 10 != 9 {
             return Err(Error::Unsupported(format!("tensor maps need compute capability 9.0, not {arch}")));
@@ -136,6 +138,9 @@ impl Rows {
         Rows { num, pitch: bytes(pitch), bytes: bytes(width) }
     }
 }
+
+/// In place of a map that a launch does not use.
+pub(crate) const NO_MAP: abi::tensor_map = abi::tensor_map { opaque: [0; 16] };
 
 /// A row-major matrix in device memory and the box of it that one `tma_load_2d` of gpu_sm90.cuh fetches.
 #[derive(Clone, Copy, Debug)]

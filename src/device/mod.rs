@@ -46,7 +46,7 @@ pub use buffer::DeviceBuffer;
 use emulator::accesses::AccessCounts;
 #[cfg(feature = "emulator")]
 pub use emulator::{AsyncCopies, EmulatorOptions, Order};
-pub(crate) use footprint::{Footprint, Mode, Rows, Span, TensorElement, TensorTile, Work};
+pub(crate) use footprint::{Footprint, Mode, NO_MAP, Rows, Span, TensorElement, TensorTile, Work};
 pub(crate) use graph::{Graph, GraphId, Node};
 pub(crate) use kernel::Params;
 pub use kernel::{Config, Kernel};

@@ -7,8 +7,8 @@ use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{
-    Capability, Config, EventId, GraphId, HostFunction, Kernel, Machine, Node, Params, StreamId, TensorTile,
-    Work,
+    Capability, Config, Device, EventId, GraphId, HostFunction, Kernel, Machine, NO_MAP, Node, Params,
+    StreamId, TensorTile, Work,
 };
 use crate::abi;
 use crate::{Error, Result};
@@ -20,6 +20,8 @@ const APART: u64 = 1 << 12;
 /// See the module's text.
 pub(crate) struct Tape {
     capability: Capability,
+    /// Where the given addresses are, which encodes what launches hold of them.
+    device: Option<Device>,
     state: Mutex<State>,
 }
 
@@ -43,12 +45,18 @@ pub(crate) struct TapedLaunch {
 impl Tape {
     /// For a machine of this kind.
     pub fn fresh(capability: Capability) -> Arc<Tape> {
-        Arc::new(Tape { capability, state: Mutex::new(State { next: FIRST, ..State::default() }) })
+        let state = State { next: FIRST, ..State::default() };
+        Arc::new(Tape { capability, device: None, state: Mutex::new(state) })
     }
 
-    /// Allocation after allocation gets the next of `addresses`.
-    pub fn placed(capability: Capability, addresses: Vec<u64>) -> Arc<Tape> {
-        Arc::new(Tape { capability, state: Mutex::new(State { given: Some(addresses), ..State::default() }) })
+    /// Allocation after allocation gets the next of `addresses`, which are `device`'s.
+    pub fn placed(device: &Device, addresses: Vec<u64>) -> Arc<Tape> {
+        let (capability, state) = (device.capability(), State { given: Some(addresses), ..State::default() });
+        Arc::new(Tape {
+            capability: capability.clone(),
+            device: Some(device.clone()),
+            state: Mutex::new(state),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -107,8 +115,12 @@ impl Machine for Arc<Tape> {
 
     unsafe fn free_host(&self, _address: *mut u8, _bytes: usize) {}
 
-    fn tensor_map(&self, _address: u64, _tile: &TensorTile) -> Result<abi::tensor_map> {
-        self.refuse("encode tensor maps")
+    /// Of addresses that are nothing's, it is nothing.
+    fn tensor_map(&self, address: u64, tile: &TensorTile) -> Result<abi::tensor_map> {
+        match &self.device {
+            Some(device) => device.machine().tensor_map(address, tile),
+            None => Ok(NO_MAP),
+        }
     }
 
     fn prepare(&self, _kernel: &'static Kernel) -> Result<()> {

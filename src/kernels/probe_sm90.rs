@@ -5,7 +5,7 @@
 
 use super::{check_len, kernel, to_i32};
 use crate::abi;
-use crate::device::{Config, Device, Footprint, Kernel, StreamId, TensorElement, TensorTile, View};
+use crate::device::{Config, Device, Footprint, Kernel, NO_MAP, StreamId, TensorElement, TensorTile, View};
 use crate::{Error, Result};
 
 const THREADS: usize = abi::PROBE_SM90_THREADS as usize;
@@ -128,7 +128,7 @@ impl Primitive {
 
     /// The maps that the primitive's kernel uses, over `input`.
     fn maps(self, input: &View<u32>, footprint: &mut Footprint<'_>) -> Result<[abi::tensor_map; 4]> {
-        let mut maps = [abi::tensor_map { opaque: [0; 16] }; 4];
+        let mut maps = [NO_MAP; 4];
         match self {
             Primitive::Copies => {
                 let matrix = input.slice(0, COPY_ROWS * COPY_PITCH_BYTES / 4)?;

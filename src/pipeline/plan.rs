@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::config::PipelineConfig;
-use crate::device::Capability;
+use crate::device::{Capability, Device};
 use crate::models::flux::{self, How, Inputs, Outputs};
 use crate::models::layers::{Precision, Quantize, Weights};
 use crate::program::residency::{self, UNIT_IN_THE_MAKING, Unit};
@@ -78,16 +78,16 @@ impl ShapePlan {
         Ok((ShapePlan { shape, placed, inputs, outputs, host_bytes, staging, unit_in_the_making }, weights))
     }
 
-    /// The same program with the params that it has when the arena begins at `address`.
+    /// The same program with the params that it has when the arena begins at `address` of `device`.
     pub(crate) fn record_at(
         &self,
         config: &PipelineConfig,
         how: How,
-        capability: &Capability,
+        device: &Device,
         address: u64,
     ) -> Result<crate::program::Program> {
         let addresses = self.placed.offsets.iter().map(|&offset| address + offset as u64).collect();
-        let (mut recorder, mut weights) = (Recorder::placed(capability, addresses), Weights::default());
+        let (mut recorder, mut weights) = (Recorder::placed(device, addresses), Weights::default());
         flux::record(&mut recorder, &mut weights, config, &self.shape, how)?;
         Ok(recorder.finish()?.0)
     }

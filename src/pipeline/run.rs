@@ -126,8 +126,7 @@ impl Bound {
         arena: &Arena,
         graphs: bool,
     ) -> Result<Bound> {
-        let capability = device.capability();
-        let again = plan.record_at(whole.config(), whole.how(), capability, arena.address()?)?;
+        let again = plan.record_at(whole.config(), whole.how(), device, arena.address()?)?;
         let placed = &plan.placed;
         same_operations(placed, &again, arena)?;
         let view = |touch: &crate::program::Touch| {

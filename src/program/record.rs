@@ -40,9 +40,9 @@ impl Recorder {
         Recorder::on(Tape::fresh(capability.clone()), false)
     }
 
-    /// To learn the launches: the buffers get `addresses`, in the order in which they are asked for.
-    pub fn placed(capability: &Capability, addresses: Vec<u64>) -> Recorder {
-        Recorder::on(Tape::placed(capability.clone(), addresses), true)
+    /// To learn the launches: the buffers get `addresses` of `device`, in the order in which they are asked for.
+    pub fn placed(device: &Device, addresses: Vec<u64>) -> Recorder {
+        Recorder::on(Tape::placed(device, addresses), true)
     }
 
     fn on(tape: Arc<Tape>, is_placed: bool) -> Recorder {
