@@ -70,7 +70,7 @@ class Launch:
 def turn_flops(row, threads):
     """Of a CTA's turn, as far as they are needed."""
     share = next((share for entries, share in REPEATED if re.fullmatch(entries, row["entry"])), 1)
-    return int(row["hmma"]) * FLOP_OF_HMMA * threads // 32 * share
+    return int(row["hmma"]) * FLOP_OF_HMMA * rows.num_warps(row["entry"], threads) * share
 
 
 def tile(row, threads, card, cheap=False):

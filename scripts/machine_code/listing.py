@@ -30,6 +30,13 @@ class Instruction:
         return next((bytes_ for suffix, bytes_ in widths.items() if suffix in self.op), 4)
 
     @property
+    def num_products(self):
+        """Of m16n8k16 that a warp has of it; a warpgroup's m64nNk16 is N / 8 of them for each of its warps."""
+        if self.base == "HGMMA":
+            return int(re.match(r"HGMMA\.64x(\d+)x16", self.op)[1]) // 8
+        return int(self.base == "HMMA")
+
+    @property
     def target(self):
         """Label that it may go on at."""
         if self.base not in ("BRA", "CALL"):
@@ -134,8 +141,8 @@ class Flow:
                     todo += before.get(i, [])
         self.loops = [loop for loop in loops.values() if len(loop.blocks) > 1 or len(self.blocks[loop.head].instructions) > 1]
 
-    def count(self, blocks, base):
-        return sum(x.base == base for i in blocks for x in self.blocks[i].instructions)
+    def num_products(self, blocks):
+        return sum(x.num_products for i in blocks for x in self.blocks[i].instructions)
 
     def inner(self, blocks, head=None):
         """Loops within these blocks, but for the one that begins at `head`."""

@@ -45,7 +45,7 @@ def conflicts():
 def heavier(x):
     """Through a loop: the path with the most products, then with the most that goes into shared memory (a fetch that the last turns
     leave out, a norm that pixels outside of a map do), then without calls of slow paths, then the shortest."""
-    return (x.base == "HMMA", (x.base in ("LDGSTS", "STS")) * x.vector_bytes, -(x.base == "CALL"), -1)
+    return (x.num_products, (x.base in ("LDGSTS", "STS")) * x.vector_bytes, -(x.base == "CALL"), -1)
 
 
 def most_loads(x):
@@ -55,7 +55,7 @@ def most_loads(x):
 
 def fetching(x):
     """Up to the loop: with all that it fetches beforehand, then the shortest."""
-    return (-(x.base == "HMMA"), (x.base == "LDGSTS") * x.vector_bytes, -(x.base == "CALL"), -1)
+    return (-x.num_products, (x.base == "LDGSTS") * x.vector_bytes, -(x.base == "CALL"), -1)
 
 
 def storing(most, avoided):
@@ -65,7 +65,7 @@ def storing(most, avoided):
     def weight(x):
         wide = x.base == "STG" and x.vector_bytes == 16
         narrow = x.base == "STG" and not wide or x.base == "LDG" and x.vector_bytes < 4
-        return (-(x.base == "HMMA"), -(id(x) in avoided), wide, -narrow, -(x.base == "CALL"), most(x), 1)
+        return (-x.num_products, -(id(x) in avoided), wide, -narrow, -(x.base == "CALL"), most(x), 1)
     return weight
 
 
@@ -82,31 +82,31 @@ class Main:
 
     def __init__(self, instructions):
         self.flow = flow = listing.Flow(instructions)
-        base = "HMMA" if any(x.base == "HMMA" for x in instructions) else "LDG"
-        weight = heavier if base == "HMMA" else most_loads
+        self.has_products = any(x.num_products for x in instructions)
+        weight = heavier if self.has_products else most_loads
+        work = lambda x: x.num_products if self.has_products else int(x.base == "LDG")
         paths = {}
         for loop in flow.loops:
             path = flow.path(loop.blocks, loop.head, set(loop.latches), weight)
-            if any(x.base == base for x in path):
+            if any(work(x) for x in path):
                 paths[loop] = path
-        amount = {loop: sum(x.base == base for x in path) for loop, path in paths.items()}
+        amount = {loop: sum(work(x) for x in path) for loop, path in paths.items()}
         within = {loop: [other for other in paths if other is not loop and other.blocks < loop.blocks] for loop in paths}
         candidates = [loop for loop in paths if not any(4 * amount[other] >= 3 * amount[loop] for other in within[loop])]
         most = max((amount[loop] for loop in candidates), default=0)
         depth = {loop: sum(loop.blocks < other.blocks for other in paths) for loop in paths}
         self.candidates = sorted((loop for loop in candidates if amount[loop] == most), key=lambda loop: (depth[loop], loop.head))
         self.loop = self.candidates[0] if self.candidates else None
-        self.has_products = base == "HMMA"
         self.path = paths[self.loop] if self.loop else [x for x in instructions]
         self.place = f"1/{len(self.candidates)}" if self.loop else "none"
         for inner in flow.inner(self.loop.blocks, self.loop.head) if self.loop else []:
-            if self.has_products and flow.count(inner.blocks, "HMMA") and flow.trips(inner) is None:
+            if self.has_products and flow.num_products(inner.blocks) and flow.trips(inner) is None:
                 raise ValueError("a loop of products within the main loop, and how often it turns is not to be seen")
 
     def prologue(self):
         """Up to the loop's first product, where that is in its first block, which may be all of the loop."""
         head = self.flow.blocks[self.loop.head].instructions
-        products = next((i for i, x in enumerate(head) if x.base == "HMMA"), len(head))
+        products = next((i for i, x in enumerate(head) if x.num_products), len(head))
         path = self.flow.path(set(range(len(self.flow.blocks))), 0, {self.loop.head}, fetching)
         return path[:len(path) - len(head) + products]
 
@@ -130,6 +130,26 @@ class Main:
         return found
 
 
+def num_warps(entry, threads):
+    """That multiply. Of Hopper's CTAs the first warpgroup fetches."""
+    return threads // 32 - (4 if entry.endswith("_sm90") else 0)
+
+
+@lru_cache
+def step_bytes():
+    """{entry's beginning: bytes of a k-step that Hopper's first warpgroup fetches}, from the headers."""
+    headers = "".join(path.read_text() for path in sorted(toolkit.KERNELS.glob("*_sm90.h")))
+    return {match[1].lower(): int(match[2]) for match in re.finditer(r"#define (\w+)_SM90_STEP_BYTES (\d+)", headers)}
+
+
+def copied_by_others(entry, path, threads):
+    """Per thread of a CTA, of a turn: a k-step has four HGMMA."""
+    if not any(x.base == "HGMMA" for x in path):
+        return 0
+    of_step = next(size for name, size in step_bytes().items() if entry.startswith(name))
+    return round(sum(x.base == "HGMMA" for x in path) / 4 * of_step / threads)
+
+
 def figure(number):
     """Clocks without fractions, shares with three digits."""
     return f"{number:.3f}" if number < 2 else f"{number:.0f}"
@@ -148,19 +168,19 @@ def row(entry, arch, instructions, usage):
         "smem_bytes": known["static_smem_bytes"] + known["dynamic_smem_bytes"], "ctas_per_sm": known["ctas_per_sm"],
         "spill_bytes": usage["spills"], "fchk": sum(x.base == "FCHK" for x in instructions), "loop": main.place, "slots": len(path),
         "alu": pipes[sm.ALU], "fma": pipes[sm.FMA], "imad": pipes[sm.IMAD], "mufu": pipes[sm.MUFU],
-        **{name: counts[name.upper()] for name in ("hmma", "ldsm", "lds", "sts", "ldgsts", "ldg", "bar")},
+        **{name: counts[name.upper()] for name in ("ldsm", "lds", "sts", "ldgsts", "ldg", "bar")}, "hmma": sum(x.num_products for x in path),
         "wavefronts": sum(sm.wavefronts(x) for x in path),
-        "load_bytes": sum(x.vector_bytes for x in path if x.base in ("LDG", "LDGSTS")),
+        "load_bytes": sum(x.vector_bytes for x in path if x.base in ("LDG", "LDGSTS")) + copied_by_others(entry, path, known["threads"]),
     }
-    named = sum(found[name] for name in "hmma ldsm lds sts ldgsts ldg bar alu fma imad mufu".split())
-    found["other"] = len(path) - named
-    if main.has_products and main.loop and counts["HMMA"]:
-        warps, more = known["threads"] // 32, tuple(sorted(conflicts().get(entry, {}).items()))
+    named = sum(found[name] for name in "ldsm lds sts ldgsts ldg bar alu fma imad mufu".split())
+    found["other"] = len(path) - named - pipes[sm.TENSOR]
+    if main.has_products and main.loop and found["hmma"]:
+        warps, more = num_warps(entry, known["threads"]), tuple(sorted(conflicts().get(entry, {}).items()))
         least = sm.tensor_clocks(path, arch, warps)
         alone, resident = (sm.loop_clocks(tuple(path), arch, ctas, warps, more) for ctas in (1, known["ctas_per_sm"]))
         ends = [(sm.straight_clocks(tuple(path), arch, warps), len(path)) for path in main.epilogues()]
         found |= {
-            "slots_per_hmma": f"{len(path) / counts['HMMA']:.2f}",
+            "slots_per_hmma": f"{len(path) / found['hmma']:.2f}",
             "clocks_alone": alone, "clocks": resident, "share_alone": least / alone, "share": least / resident,
             "prologue_clocks": sm.straight_clocks(tuple(main.prologue()), arch, warps),
             "epilogue_slots": max(ends)[1], "epilogue_clocks": max(ends)[0], "epilogue_least": min(ends)[0],

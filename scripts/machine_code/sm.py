@@ -5,7 +5,8 @@ pipe is free; among several, the one that has waited longest. Shared memory has 
 latencies; loads, shared memory, tensor cores and barriers have theirs from cards.toml. CTAs begin half a turn apart.
 
 Not modelled: instruction caches, power, register banks, L2 and DRAM contention (launches.py has those as rates), warps that do
-different things, wgmma. Bank conflicts cannot be read from machine code: `conflicts` says by how much an access costs more
+different things. Of wgmma a warp's share is a product like others, which it waits
+for at the end of its group alone; barriers in shared memory (mbarrier) are open when they are asked. Bank conflicts cannot be read from machine code: `conflicts` says by how much an access costs more
 than its least, {"LDS": 32.0}; rows.py takes that from docs/accesses.txt, where the emulator has counted it.
 """
 
@@ -17,12 +18,12 @@ from pathlib import Path
 SCHEDULERS = 4
 TENSOR, ALU, FMA, IMAD, MIO, MUFU, FREE = range(7)
 PIPES = {
-    TENSOR: "HMMA",
+    TENSOR: "HMMA HGMMA",
     ALU: "IADD3 LOP3 SHF PRMT ISETP LEA IMNMX SEL MOV F2FP FSETP FMNMX PLOP3 FSEL VIADD VIMNMX VIADDMNMX P2R R2P LOP BMSK SGXT IABS "
          "FCHK FLO VABSDIFF ICMP CS2R FMNMX3 VIMNMX3 IADD",
     FMA: "FFMA FMUL FADD",
     IMAD: "IMAD HFMA2 HADD2 HMUL2",
-    MIO: "LDS LDSM STS LDGSTS SHFL LDG STG ATOMG RED LDC S2R S2UR LDCU STSM",
+    MIO: "LDS LDSM STS LDGSTS SHFL LDG STG ATOMG RED LDC S2R S2UR LDCU STSM SYNCS",
     MUFU: "MUFU I2F F2I I2FP FRND F2F",
 }
 PIPE_OF = {base: pipe for pipe, bases in PIPES.items() for base in bases.split()}
@@ -50,13 +51,15 @@ def wavefronts(x):
 
 
 def hmma_clocks(x, sm):
-    """Of one product: with f32 accumulation, unless the machine code says fp16 (HMMA.16816.F16)."""
+    """Of one instruction: with f32 accumulation, unless the machine code says fp16 (HMMA.16816.F16)."""
+    if x.base == "HGMMA":
+        return sm["wgmma"] * x.num_products
     return sm["hmma_half" if x.op.endswith(".F16") else "hmma"] / (2 if "1688" in x.op else 1)
 
 
 class Step:
     """An instruction as the model sees it."""
-    __slots__ = ("base", "pipe", "wavefronts", "stall", "write", "read", "wait", "pending", "clocks", "leaps")
+    __slots__ = ("base", "pipe", "wavefronts", "stall", "write", "read", "wait", "pending", "products", "ends_group", "clocks", "leaps")
 
     def __init__(self, x, sm, pipes, conflicts):
         self.base, self.pipe, self.stall = x.base, pipe_of(x), max(1, x.stall)
@@ -66,6 +69,10 @@ class Step:
         # Groups of asynchronous copies that may still be on their way.
         match = re.search(r"DEPBAR\S* SB0, (0x\w+)", x.body)
         self.pending = int(match[1], 16) if match else None
+        # Groups of wgmma that may still be.
+        match = re.search(r"WARPGROUP\.DEPBAR\.LE gsb0, (0x\w+)", x.body)
+        self.products = int(match[1], 16) if match else None
+        self.ends_group = x.base == "HGMMA" and "gsb0" in x.body
         self.clocks = {TENSOR: hmma_clocks(x, sm), ALU: pipes["alu"], FMA: pipes["fma"],
                        IMAD: pipes["imad"], MIO: pipes["mio"], MUFU: pipes["mufu"]}.get(self.pipe, 0)
         if self.base in ("BRA", "CALL", "BSYNC"):
@@ -81,7 +88,7 @@ class Warp:
     def __init__(self, barrier, steps, begin):
         self.barrier, self.steps, self.at, self.next = barrier, steps, 0, begin
         self.boards = [0] * 6
-        self.copies, self.groups = 0, []
+        self.copies, self.groups, self.products = 0, [], []
         self.turns = []     # the clock at which each ended
         self.waits_for = None
 
@@ -93,6 +100,8 @@ class Warp:
             clock = max(clock, self.boards[board])
         if step.pending is not None and len(self.groups) > step.pending:
             clock = max(clock, sorted(self.groups, reverse=True)[step.pending])
+        if step.products is not None and len(self.products) > step.products:
+            clock = max(clock, self.products[len(self.products) - 1 - step.products])
         if step.base == "BAR" and self.waits_for is not None:
             clock = max(clock, self.barrier.released) if self.barrier.turn > self.waits_for else NEVER
         return clock
@@ -106,9 +115,9 @@ class Sm:
         sm = known["sm"][arch.rstrip("a")]
         self.latency, self.memory = known["latency"], sm["memory"]
         steps = [Step(x, sm, known["pipes"] | sm, conflicts or {}) for x in instructions]
-        num_hmma = sum(step.pipe == TENSOR for step in steps)
         # Half a turn of the bound that is nearest.
-        apart = max(num_hmma * sm["hmma"] * warps / SCHEDULERS, len(steps) * warps / SCHEDULERS) / 2
+        tensor = sum(step.clocks if step.base == "HGMMA" else sm["hmma"] for step in steps if step.pipe == TENSOR)
+        apart = max(tensor * warps / SCHEDULERS, len(steps) * warps / SCHEDULERS) / 2
         barriers = [Barrier() for _ in range(ctas)]
         self.num_warps = warps
         self.warps = [Warp(barriers[cta], steps, int(cta * apart)) for cta in range(ctas) for _ in range(warps)]
@@ -135,7 +144,7 @@ class Sm:
             return begin + latency["read"], clock + self.memory
         if step.base in ("LDG", "ATOMG"):
             return begin + latency["read"], clock + self.memory
-        if step.base in ("STS", "STG", "RED", "STSM"):
+        if step.base in ("STS", "STG", "RED", "STSM", "SYNCS"):
             return begin + latency["read"], self.smem_free
         # Latencies are from issue, without what the port makes it wait.
         return begin + latency["read"], self.smem_free + latency["ldsm" if step.base == "LDSM" else "lds"] - 5
@@ -146,6 +155,8 @@ class Sm:
         pipe = step.pipe
         if pipe == TENSOR:
             pipes[TENSOR] = max(pipes[TENSOR], clock - 0.999) + step.clocks
+            if step.ends_group:
+                warp.products = [*warp.products, pipes[TENSOR] + self.latency["wgmma"]][-8:]
         elif pipe != FREE:
             pipes[pipe] = clock + step.clocks
         # The two share a way to issue.
