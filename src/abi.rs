@@ -59,6 +59,8 @@ pub const COUNT_NONFINITE_PER_THREAD: u32 = 16;
 pub const COUNT_NONFINITE_SMEM_BYTES: u32 = 0;
 pub const EULER_STEP_THREADS: u32 = 256;
 pub const EULER_STEP_SMEM_BYTES: u32 = 0;
+pub const GEMM_SM90_BLOCK_M: u32 = 256;
+pub const GEMM_SM90_THREADS: u32 = 384;
 pub const GEMV_THREADS: u32 = 256;
 pub const GEMV_ROWS: u32 = 32;
 pub const GEMV_MAX_M: u32 = 8;
@@ -101,6 +103,9 @@ pub const NEXT_STEP_THREADS: u32 = 32;
 pub const NEXT_STEP_SMEM_BYTES: u32 = 0;
 pub const NF4_GEMM_STAGES: u32 = 2;
 pub const NF4_GEMM_SMEM_BYTES: u32 = 45600;
+pub const NF4_GEMM_SM90_STAGES: u32 = 4;
+pub const NF4_GEMM_SM90_SMEM_BYTES: u32 = 154624;
+pub const NF4_GEMM_SM90_STEP_BYTES: u32 = 37376;
 pub const NF4_HALF_GEMM_STAGES: u32 = 2;
 pub const NF4_HALF_GEMM_SMEM_BYTES: u32 = 44064;
 pub const NF4_QUANTIZE_THREADS: u32 = 256;
@@ -438,6 +443,25 @@ const _: () = {
     ["Offset of field: euler_step_params::true_cfg_scale"]
         [::std::mem::offset_of!(euler_step_params, true_cfg_scale) - 48usize];
     ["Offset of field: euler_step_params::count"][::std::mem::offset_of!(euler_step_params, count) - 56usize];
+};
+#[repr(C)]
+#[repr(align(64))]
+#[derive(Debug, Copy, Clone)]
+pub struct gemm_sm90_params {
+    pub x: [tensor_map; 2usize],
+    pub t: [tensor_map; 2usize],
+    pub gemm: gemm_params,
+    pub unused: [u32; 2usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of gemm_sm90_params"][::std::mem::size_of::<gemm_sm90_params>() - 1152usize];
+    ["Alignment of gemm_sm90_params"][::std::mem::align_of::<gemm_sm90_params>() - 64usize];
+    ["Offset of field: gemm_sm90_params::x"][::std::mem::offset_of!(gemm_sm90_params, x) - 0usize];
+    ["Offset of field: gemm_sm90_params::t"][::std::mem::offset_of!(gemm_sm90_params, t) - 256usize];
+    ["Offset of field: gemm_sm90_params::gemm"][::std::mem::offset_of!(gemm_sm90_params, gemm) - 512usize];
+    ["Offset of field: gemm_sm90_params::unused"]
+        [::std::mem::offset_of!(gemm_sm90_params, unused) - 1144usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]

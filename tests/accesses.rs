@@ -127,18 +127,30 @@ const ALLOWED: &[Allowed] = &[
     allow("unpack_latents.cu", GlobalRead, "patch[4 * c + 4]", 4.0, PER_PICTURE),
 ];
 
-fn counting(order: Order) -> Bench {
+fn counting(arch: u32, order: Order) -> Bench {
+    let (count_accesses, track_writers) = (true, true);
     let options =
-        EmulatorOptions { count_accesses: true, track_writers: true, order, ..EmulatorOptions::default() };
+        EmulatorOptions { arch, count_accesses, track_writers, order, ..EmulatorOptions::default() };
     Bench::with_bytes(Device::emulator(options), 32 << 20)
 }
 
 /// What the launches cost, in the order of the source.
 fn counts(order: Order, launches: impl Fn(&Bench)) -> Vec<LineAccesses> {
-    let bench = counting(order);
+    counts_on(80, order, launches)
+}
+
+fn counts_on(arch: u32, order: Order, launches: impl Fn(&Bench)) -> Vec<LineAccesses> {
+    let bench = counting(arch, order);
     launches(&bench);
     bench.device.synchronize(COMPUTE).unwrap();
     bench.device.access_counts().unwrap().lines
+}
+
+/// Of every kernel of a pipeline, those that Hopper has in place of others last.
+fn all_counts(order: Order) -> Vec<LineAccesses> {
+    let mut lines = counts(order, typical::launch_all);
+    lines.extend(counts_on(90, order, typical::launch_all_of_hopper));
+    lines
 }
 
 fn source_text(line: &LineAccesses) -> String {
@@ -183,7 +195,7 @@ fn table(lines: &[LineAccesses]) -> String {
 #[test]
 #[ignore = "needs instrumented kernels: scripts/sanitize accesses"]
 fn product_kernels_cost_the_least_but_for_what_is_listed() {
-    let lines = counts(Order::InOrder, typical::launch_all);
+    let lines = all_counts(Order::InOrder);
     let table = table(&lines);
     println!("{table}");
     let mut faults = Vec::new();
@@ -221,10 +233,12 @@ fn product_kernels_cost_the_least_but_for_what_is_listed() {
 /// Entry points that FLUX does not use: what is not aligned, and the probe.
 #[test]
 fn every_entry_point_of_a_pipeline_is_counted() {
-    let bench = Bench::new(emulator());
+    let (bench, hopper) = (Bench::new(emulator()), Bench::new(emulator_of(90)));
     typical::launch_all(&bench);
+    typical::launch_all_of_hopper(&hopper);
     bench.device.synchronize(COMPUTE).unwrap();
-    let launched = bench.device.launched();
+    hopper.device.synchronize(COMPUTE).unwrap();
+    let launched = [bench.device.launched(), hopper.device.launched()].concat();
     let exempt = ["_any", "partials_x1", "apply_x1"];
     for kernel in schnell::kernels::of_pipelines() {
         let counted = launched.contains(&kernel.name());
@@ -236,7 +250,7 @@ fn every_entry_point_of_a_pipeline_is_counted() {
 #[test]
 #[ignore = "needs instrumented kernels: scripts/sanitize accesses"]
 fn counts_do_not_depend_on_the_schedule() {
-    assert_eq!(counts(Order::Random, typical::launch_all), counts(Order::InOrder, typical::launch_all));
+    assert_eq!(all_counts(Order::Random), all_counts(Order::InOrder));
 }
 
 /// Per access of a warp: text of the line, how often, cost and least.
@@ -303,7 +317,7 @@ fn accesses_of_known_cost_are_counted_so() {
 #[test]
 #[ignore = "needs instrumented kernels: scripts/sanitize accesses"]
 fn the_last_writer_is_named() {
-    let bench = counting(Order::InOrder);
+    let bench = counting(80, Order::InOrder);
     let (input, output) = (bench.upload(&[1u32; 256]), bench.upload(&[0u32; 65]));
     let writer = |index| bench.device.last_writer(&output, index).unwrap();
     assert!(writer(40).contains("no kernel"), "{}", writer(40));

@@ -10,6 +10,9 @@ use schnell::device::View;
 use schnell::kernels::bf16_gemm::{Bf16Gemm, Bf16Weight};
 use schnell::kernels::gemm::{Activation, Epilogue, IN_PLACE_COLUMNS, LowRank, Problem};
 
+/// Of the machines that the shared cases are for.
+const ARCH: u32 = 80;
+
 fn weights(rng: &mut Rng, n: usize, k: usize) -> Weights {
     let raw = to_f32(&rng.bf16s(n * k, 0.2));
     Weights { seen: raw.clone(), raw }

@@ -6,12 +6,13 @@ mod common;
 mod golden;
 use common::*;
 use golden::{Golden, crc32, limit};
+use schnell::device::Device;
 use schnell::pipeline::{DumpValues, Output};
 use serde_json::Value;
 
-fn check(golden: &Golden, case: &Value) {
+fn check(golden: &Golden, case: &Value, device: &Device) {
     let name = case["name"].as_str().unwrap();
-    let output = golden.generate(case, &emulator());
+    let output = golden.generate(case, device);
     let stages = case["tensors"].as_object().unwrap();
     for stage in stages.keys() {
         assert!(output.dumps.iter().any(|d| d.stage == *stage), "no {stage}");
@@ -53,7 +54,22 @@ fn check_all(name: &'static str, wanted: &dyn Fn(&str) -> bool) {
     let cases: Vec<&Value> = golden.cases.iter().filter(|c| wanted(c["name"].as_str().unwrap())).collect();
     assert!(!cases.is_empty());
     for case in cases {
-        check(&golden, case);
+        check(&golden, case, &emulator());
+    }
+}
+
+/// Its kernels are other ones where the weights are NF4.
+#[test]
+fn a_hopper_agrees_too() {
+    for name in ["a", "b"] {
+        let golden = Golden::open(name);
+        let is_nf4 = |case: &&Value| case["name"].as_str().unwrap().ends_with("nf4");
+        for case in golden.cases.iter().filter(is_nf4) {
+            let device = emulator_of(90);
+            check(&golden, case, &device);
+            let launched = device.launched();
+            assert!(launched.contains(&"nf4_gemm_heads_sm90") && !launched.contains(&"nf4_gemm_heads_sm80"));
+        }
     }
 }
 

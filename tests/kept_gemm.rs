@@ -14,6 +14,9 @@ use schnell::kernels::gemm::{Activation, Epilogue, Problem};
 use schnell::kernels::kept::{Format, KeptLayout};
 use schnell::kernels::kept_gemm::{KeptGemm, KeptWeight};
 
+/// Of the machines that the shared cases are for.
+const ARCH: u32 = 80;
+
 /// One of each number of bits, and of each kind of scales.
 const SOME: [Format; 6] = [Format::F8E4M3, Format::Q8_0, Format::Q6K, Format::Q5_1, Format::Q4K, Format::Q2K];
 

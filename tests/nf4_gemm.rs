@@ -5,43 +5,16 @@ mod common;
 mod gemm_cases;
 #[path = "common/nf4.rs"]
 mod nf4;
+#[path = "common/nf4_products.rs"]
+mod nf4_products;
 use common::*;
-use gemm_cases::Weights;
 use half::bf16;
-use schnell::device::View;
+use nf4_products::{launch, weights};
 use schnell::kernels::gemm::{Activation, Epilogue, Problem};
 use schnell::kernels::nf4_gemm::{Nf4Gemm, Nf4Weight};
 
-/// Values whose NF4 dequantization is known: quantizing them gives these codes. Every block has another scale, far from
-/// those of its neighbors: a wrong absmax is a wrong result.
-fn weights(rng: &mut Rng, n: usize, k: usize) -> Weights {
-    let mut raw = rng.f32s(n * k, 0.2);
-    for block in raw.chunks_mut(64) {
-        let scale = (rng.uniform() * 3.0).exp2();
-        block.iter_mut().for_each(|w| *w *= scale);
-    }
-    let (codes, absmax) = nf4::quantize(&raw);
-    let seen =
-        codes.iter().enumerate().map(|(i, code)| nf4::dequantize(*code, absmax[i / 64]).to_f32()).collect();
-    Weights { raw, seen }
-}
-
-fn launch(bench: &Bench, problems: &[Problem<'_>], weights: &[Weights]) -> bool {
-    let packed: Vec<(View<u8>, View<f32>)> = problems
-        .iter()
-        .zip(weights)
-        .map(|(p, w)| {
-            let (codes, absmax) = nf4::pack(&w.raw, p.n, p.k);
-            (bench.upload(&codes), bench.upload(&absmax))
-        })
-        .collect();
-    let problems: Vec<_> = problems
-        .iter()
-        .zip(&packed)
-        .map(|(p, (codes, absmax))| (p.clone(), Nf4Weight { codes, absmax }))
-        .collect();
-    gemm_cases::launch(bench, &problems)
-}
+/// Of the machines that the shared cases are for.
+const ARCH: u32 = 80;
 
 #[test]
 fn agrees_with_candle_at_tile_edges_and_tails() {

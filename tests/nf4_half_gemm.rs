@@ -15,6 +15,9 @@ use schnell::kernels::nf4_gemm::Nf4Weight;
 use schnell::kernels::nf4_half_gemm::Nf4HalfWeight;
 use schnell::kernels::scale_rows::ScaleRows;
 
+/// Of the machines that the shared cases are for.
+const ARCH: u32 = 80;
+
 fn half_of(code: u8) -> f16 {
     f16::from_f32(nf4::CODES[code as usize])
 }

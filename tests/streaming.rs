@@ -65,6 +65,19 @@ fn every_budget_gives_the_same_picture() {
     }
 }
 
+/// Params of Hopper's products hold maps of where x lies, which is elsewhere in every budget.
+#[test]
+fn a_hopper_draws_the_same_in_every_budget() {
+    let (_dir, model) = demo();
+    let plans = plans(&model, SHAPE, Quantize::Nf4);
+    let want = draw(&model, plans.last().unwrap(), &emulator_of(90));
+    for plan in plans.iter().step_by(4) {
+        let device = emulator_of(90);
+        assert!(draw(&model, plan, &device) == want, "{} bytes: another picture", plan.arena_bytes());
+        assert!(device.launched().contains(&"nf4_gemm_heads_sm90"));
+    }
+}
+
 /// Nothing is written beside its place, whatever is streamed: bytes between all regions are what they were.
 #[test]
 fn guards_between_regions_stay_untouched() {

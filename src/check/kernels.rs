@@ -56,6 +56,12 @@ pub(super) fn cases() -> Vec<Case> {
         small("bf16_gemm_heads_split", |lab| bf16_gemm_heads(lab, SPLIT_HEADS)),
         small("bf16_gemm_epilogues", bf16_gemm_epilogues),
     ];
+    // On Hopper the cases of `nf4_gemm` are of these entries, too; here are its own tile's edges.
+    cases.extend([
+        hopper("nf4_gemm_sm90_heads", |lab| nf4_gemm_heads(lab, HEADS_SM90)),
+        hopper("nf4_gemm_sm90_heads_split", |lab| nf4_gemm_heads(lab, SPLIT_HEADS)),
+        hopper("nf4_gemm_sm90_259x136x448", |lab| nf4_gemm(lab, [259, 136, 448])),
+    ]);
     for width in [256, 3072, 4096, 102] {
         cases.push(small(format!("norms_{width}"), move |lab| norms(lab, width)));
     }
@@ -116,6 +122,10 @@ pub(super) fn small(name: impl Into<String>, run: impl Fn(&Lab) -> Result<Vec<Ou
     Case { small: true, ..case("kernels", name, run) }
 }
 
+fn hopper(name: impl Into<String>, run: impl Fn(&Lab) -> Result<Vec<Output>> + 'static) -> Case {
+    Case { hopper: true, ..small(name, run) }
+}
+
 fn large(name: impl Into<String>, run: impl Fn(&Lab) -> Result<Vec<Output>> + 'static) -> Case {
     case("kernels", name, run)
 }
@@ -173,6 +183,7 @@ fn unpack_latents(lab: &Lab) -> Result<Vec<Output>> {
 /// Rows of the two problems of [`gemm_heads`], columns and inner width.
 type HeadsShape = ([usize; 2], usize, usize);
 const HEADS: HeadsShape = ([130, 20], 2 * 128 + 136, 128);
+const HEADS_SM90: HeadsShape = ([260, 20], 2 * 128 + 136, 192);
 /// So few tiles of so many k-steps that every machine splits them.
 const SPLIT_HEADS: HeadsShape = ([30, 20], 2 * 128 + 8, 1536);
 

@@ -2,11 +2,11 @@
 
 use half::bf16;
 
-use super::gemm::{Epilogues, Gemm, Problem, Stored, Weight, check_aligned};
+use super::gemm::{Entries, Epilogues, Gemm, Problem, Stored, TILE, Weight, check_aligned};
 use super::{check_len, kernel, matrix_len, refuse};
 use crate::Result;
 use crate::abi;
-use crate::device::{Footprint, Kernel, View};
+use crate::device::{Capability, Footprint, View};
 
 kernel!(
     /// 4 warps per 128 columns x 128 rows; bf16 results.
@@ -60,13 +60,16 @@ impl Stored for Bf16Weight<'_> {
         NAME
     }
 
-    fn entries(&self) -> [(Epilogues, &'static Kernel); 4] {
-        [
-            (Epilogues::Store, &BF16_GEMM_STORE),
-            (Epilogues::Residual, &BF16_GEMM_RESIDUAL),
-            (Epilogues::Combine, &BF16_GEMM_COMBINE),
-            (Epilogues::Heads, &BF16_GEMM_HEADS),
-        ]
+    fn entries(&self, _: &Capability) -> Entries {
+        Entries {
+            tile: &TILE,
+            kernels: [
+                (Epilogues::Store, &BF16_GEMM_STORE),
+                (Epilogues::Residual, &BF16_GEMM_RESIDUAL),
+                (Epilogues::Combine, &BF16_GEMM_COMBINE),
+                (Epilogues::Heads, &BF16_GEMM_HEADS),
+            ],
+        }
     }
 
     fn operand(

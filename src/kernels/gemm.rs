@@ -12,7 +12,9 @@ pub use split::Split;
 
 use super::{check_len, matrix_len, refuse, to_i32, volume};
 use crate::abi;
-use crate::device::{Capability, Config, Device, Footprint, Kernel, StreamId, View};
+use crate::device::{
+    Capability, Config, Device, Footprint, Kernel, NO_MAP, StreamId, TensorElement, TensorTile, View,
+};
 use crate::{Error, Result};
 
 /// Columns of one FLUX head and of one CTA tile.
@@ -311,13 +313,41 @@ pub(super) fn check_aligned(kernel: &str, what: &str, address: u64) -> Result<()
 #[expect(private_bounds, reason = "only this crate knows what a kernel reads")]
 pub trait Weight: Stored {}
 
+/// Entry points of one format, in the order in which they are tried, and the tile that they have.
+#[derive(Clone, Copy)]
+pub(super) struct Entries {
+    pub tile: &'static Tile,
+    pub kernels: [(Epilogues, &'static Kernel); 4],
+}
+
+/// What a CTA multiplies of a product, and what it costs to split that.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Tile {
+    /// Rows of x; columns are [`HEAD_WIDTH`] of all.
+    pub tokens: usize,
+    /// In percent of a k-step on a full SM: another prologue, the barriers and the fence; and, for each slice, that its sums go to the
+    /// L2 cache and come back to the CTA that adds them.
+    pub joining: usize,
+    pub joining_each: usize,
+    /// Whether TMA fetches x, by maps that are params.
+    pub by_maps: bool,
+}
+
+/// `kernels/gemm_tile.cuh`. An sm_86 takes about half of the time for joining, whose k-steps are long.
+pub(super) static TILE: Tile =
+    Tile { tokens: abi::GEMM_BLOCK_M as usize, joining: 150, joining_each: 75, by_maps: false };
+
+/// `kernels/gemm_tile_sm90.cuh`. A k-step has 1,024 clocks; for joining 3,400 are assumed, and 2,700 for each slice's 128 KB.
+pub(super) static TILE_SM90: Tile =
+    Tile { tokens: abi::GEMM_SM90_BLOCK_M as usize, joining: 340, joining_each: 270, by_maps: true };
+
 /// What [`Weight`] is to the launch.
 pub(super) trait Stored: Copy {
     /// The kernel's, for messages.
     fn name(&self) -> &'static str;
 
-    /// The entry points, in the order in which they are tried.
-    fn entries(&self) -> [(Epilogues, &'static Kernel); 4];
+    /// The entry points for a machine.
+    fn entries(&self, capability: &Capability) -> Entries;
 
     /// Checks the weights against a problem, and fills in where they lie.
     fn operand(
@@ -358,24 +388,24 @@ impl<W: Weight> Gemm<'_, W> {
     pub fn split(&self, capability: &Capability) -> Split {
         let steps = || self.problems.iter().map(|(p, _)| p.k.div_ceil(abi::GEMM_BLOCK_K as usize));
         let steps = [steps().min().unwrap_or(0), steps().max().unwrap_or(0)];
-        // All entries of a format take the same of an SM.
-        let Some((_, weight)) = self.problems.first() else { return Split::none(0) };
-        let [(_, kernel), ..] = weight.entries();
-        Split::new(self.tiles(), steps, kernel, capability)
+        let Some((_, weight)) = self.problems.first() else { return Split::none(0, &TILE) };
+        let entries = weight.entries(capability);
+        Split::new(self.tiles(entries.tile), steps, &entries, capability)
     }
 
-    fn tiles(&self) -> usize {
-        let tiles = |p: &Problem<'_>| {
-            volume(&[p.m.div_ceil(abi::GEMM_BLOCK_M as usize), p.n.div_ceil(abi::GEMM_BLOCK_N as usize)])
-        };
+    fn tiles(&self, tile: &Tile) -> usize {
+        let tiles = |p: &Problem<'_>| volume(&[p.m.div_ceil(tile.tokens), p.n.div_ceil(HEAD_WIDTH)]);
         self.problems.iter().fold(0, |sum, (problem, _)| sum.saturating_add(tiles(problem)))
     }
 
     /// What [`Gemm::split`] says, where there is a workspace.
     fn division(&self, capability: &Capability) -> Split {
-        match self.workspace {
-            Some(_) => self.split(capability),
-            None => Split::none(self.tiles()),
+        match (self.workspace, self.problems.first()) {
+            (None, Some((_, weight))) => {
+                let tile = weight.entries(capability).tile;
+                Split::none(self.tiles(tile), tile)
+            }
+            _ => self.split(capability),
         }
     }
 
@@ -388,7 +418,8 @@ impl<W: Weight> Gemm<'_, W> {
         let Some((_, weight)) = self.problems.first() else { return Err(no_problems(0)) };
         let ctas = u32::try_from(self.division(capability).ctas()).unwrap_or(u32::MAX);
         weight
-            .entries()
+            .entries(capability)
+            .kernels
             .into_iter()
             .find(|(set, _)| set.have(segments()))
             .map(|(_, kernel)| Config { kernel, grid: [ctas, 1, 1] })
@@ -435,9 +466,41 @@ impl<W: Weight> Gemm<'_, W> {
                 footprint.writes_rows(partials, 1, split.partials_len(), split.partials_len())?;
             params.arrivals = footprint.updates_rows(arrivals, 1, split.split, split.split)?;
         }
-        // SAFETY: params is the generated type of all these entries; `Problem::params` and `Weight::operand` cover every
+        // SAFETY, of both: params is the generated type of all these entries; `Problem::params` and `Weight::operand` cover every
         // address for the problems' m, n and k; the grid has the tiles of the problems filled in, and where `num_whole` leaves some
-        // to be split, partials and arrivals were checked for the slices of all of them.
+        // to be split, partials and arrivals were checked for the slices of all of them. Maps are of the problems' own x and t.
+        if first.entries(device.capability()).tile.by_maps {
+            let params = self.with_maps(params, &mut footprint)?;
+            return unsafe { device.launch(stream, config, &params, &footprint) };
+        }
         unsafe { device.launch(stream, config, &params, &footprint) }
+    }
+
+    /// Hopper's params.
+    fn with_maps(
+        &self,
+        gemm: abi::gemm_params,
+        footprint: &mut Footprint<'_>,
+    ) -> Result<abi::gemm_sm90_params> {
+        let map = |footprint: &mut Footprint<'_>, matrix: &View<bf16>, [m, width, pitch]: [usize; 3]| {
+            let tile = TensorTile {
+                element: TensorElement::Bf16,
+                width,
+                num_rows: m,
+                pitch_bytes: pitch * size_of::<bf16>(),
+                box_width: abi::GEMM_BLOCK_K as usize,
+                box_num_rows: abi::GEMM_SM90_BLOCK_M as usize,
+                swizzled: true,
+            };
+            footprint.tensor_map(matrix, &tile)
+        };
+        let mut params = abi::gemm_sm90_params { x: [NO_MAP; 2], t: [NO_MAP; 2], gemm, unused: [0; 2] };
+        for (i, (problem, _)) in self.problems.iter().enumerate() {
+            params.x[i] = map(footprint, problem.x, [problem.m, problem.k, problem.x_pitch])?;
+            if let Some(low) = &problem.low_rank {
+                params.t[i] = map(footprint, low.t, [problem.m, low.ends.len() * low.rank, low.t_pitch])?;
+            }
+        }
+        Ok(params)
     }
 }

@@ -1,12 +1,12 @@
 //! Matrix products with weights in the few bits that their file has them in, dequantized in registers; `kernels/kept.cuh` says what they
 //! mean, `kernels/operands/kept_tile.cuh` how they lie.
 
-use super::gemm::{Epilogues, Gemm, Problem, Stored, Weight, check_aligned};
+use super::gemm::{Entries, Epilogues, Gemm, Problem, Stored, TILE, Weight, check_aligned};
 use super::kept::{Format, KeptLayout};
 use super::{check_len, kernel, refuse};
 use crate::Result;
 use crate::abi;
-use crate::device::{Footprint, Kernel, View};
+use crate::device::{Capability, Footprint, Kernel, View};
 
 /// The entry points of each format, in the order in which they are tried.
 macro_rules! kept {
@@ -105,8 +105,8 @@ impl Stored for KeptWeight<'_> {
         name(self.format)
     }
 
-    fn entries(&self) -> [(Epilogues, &'static Kernel); 4] {
-        entries(self.format)
+    fn entries(&self, _: &Capability) -> Entries {
+        Entries { tile: &TILE, kernels: entries(self.format) }
     }
 
     fn operand(

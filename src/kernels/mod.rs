@@ -25,6 +25,7 @@ pub mod kept_gemv;
 pub mod layer_norm_mod;
 pub mod next_step;
 pub mod nf4_gemm;
+pub mod nf4_gemm_sm90;
 pub mod nf4_half_gemm;
 pub mod nf4_quantize;
 #[cfg(any(feature = "cli", feature = "check"))]
@@ -90,6 +91,10 @@ static ALONE: &[&Kernel] = &[
     &nf4_gemm::NF4_GEMM_RESIDUAL,
     &nf4_gemm::NF4_GEMM_COMBINE,
     &nf4_gemm::NF4_GEMM_HEADS,
+    &nf4_gemm_sm90::NF4_GEMM_STORE,
+    &nf4_gemm_sm90::NF4_GEMM_RESIDUAL,
+    &nf4_gemm_sm90::NF4_GEMM_COMBINE,
+    &nf4_gemm_sm90::NF4_GEMM_HEADS,
     &nf4_half_gemm::NF4_HALF_GEMM_STORE,
     &nf4_half_gemm::NF4_HALF_GEMM_RESIDUAL,
     &nf4_half_gemm::NF4_HALF_GEMM_COMBINE,

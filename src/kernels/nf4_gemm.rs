@@ -1,10 +1,10 @@
 //! Matrix products with NF4 weights, dequantized in registers; `kernels/nf4_gemm.cu` says how.
 
-use super::gemm::{Epilogues, Gemm, Problem, Stored, Weight, check_aligned};
-use super::{check_len, kernel, refuse, round_up, volume};
+use super::gemm::{Entries, Epilogues, Gemm, Problem, Stored, TILE, Weight, check_aligned};
+use super::{check_len, kernel, nf4_gemm_sm90, refuse, round_up, volume};
 use crate::Result;
 use crate::abi;
-use crate::device::{Footprint, Kernel, View};
+use crate::device::{Capability, Footprint, View};
 
 kernel!(
     /// 4 warps per 128 columns x 128 rows; bf16 results.
@@ -58,6 +58,22 @@ impl Nf4Weight<'_> {
 
 impl Weight for Nf4Weight<'_> {}
 
+/// Those of a machine: Hopper has its own.
+pub(super) fn entries(capability: &Capability) -> Entries {
+    match capability.arch {
+        90 => nf4_gemm_sm90::entries(),
+        _ => Entries {
+            tile: &TILE,
+            kernels: [
+                (Epilogues::Store, &NF4_GEMM_STORE),
+                (Epilogues::Residual, &NF4_GEMM_RESIDUAL),
+                (Epilogues::Combine, &NF4_GEMM_COMBINE),
+                (Epilogues::Heads, &NF4_GEMM_HEADS),
+            ],
+        },
+    }
+}
+
 const NAME: &str = "nf4_gemm";
 
 impl Stored for Nf4Weight<'_> {
@@ -65,13 +81,8 @@ impl Stored for Nf4Weight<'_> {
         NAME
     }
 
-    fn entries(&self) -> [(Epilogues, &'static Kernel); 4] {
-        [
-            (Epilogues::Store, &NF4_GEMM_STORE),
-            (Epilogues::Residual, &NF4_GEMM_RESIDUAL),
-            (Epilogues::Combine, &NF4_GEMM_COMBINE),
-            (Epilogues::Heads, &NF4_GEMM_HEADS),
-        ]
+    fn entries(&self, capability: &Capability) -> Entries {
+        entries(capability)
     }
 
     fn operand(

@@ -1,11 +1,11 @@
 //! Matrix products with NF4 weights and fp16 tokens, accumulated in fp16 within a quant block; `kernels/nf4_half_gemm.cu` says how.
 
-use super::gemm::{Epilogues, Gemm, Problem, Stored, Weight};
+use super::gemm::{Entries, Epilogues, Gemm, Problem, Stored, TILE, Weight};
 use super::nf4_gemm::Nf4Weight;
 use super::{check_len, kernel};
 use crate::Result;
 use crate::abi;
-use crate::device::{Footprint, Kernel, View};
+use crate::device::{Capability, Footprint, View};
 
 kernel!(
     /// 4 warps per 128 columns x 128 rows; bf16 results.
@@ -51,13 +51,16 @@ impl Stored for Nf4HalfWeight<'_> {
         NAME
     }
 
-    fn entries(&self) -> [(Epilogues, &'static Kernel); 4] {
-        [
-            (Epilogues::Store, &NF4_HALF_GEMM_STORE),
-            (Epilogues::Residual, &NF4_HALF_GEMM_RESIDUAL),
-            (Epilogues::Combine, &NF4_HALF_GEMM_COMBINE),
-            (Epilogues::Heads, &NF4_HALF_GEMM_HEADS),
-        ]
+    fn entries(&self, _: &Capability) -> Entries {
+        Entries {
+            tile: &TILE,
+            kernels: [
+                (Epilogues::Store, &NF4_HALF_GEMM_STORE),
+                (Epilogues::Residual, &NF4_HALF_GEMM_RESIDUAL),
+                (Epilogues::Combine, &NF4_HALF_GEMM_COMBINE),
+                (Epilogues::Heads, &NF4_HALF_GEMM_HEADS),
+            ],
+        }
     }
 
     fn operand(

@@ -1,6 +1,7 @@
-//! The shapes and epilogues that `nf4_gemm` and `bf16_gemm` share; each test file brings its weights.
+//! The shapes and epilogues that `nf4_gemm` and `bf16_gemm` share; each test file brings its weights, and the architecture of the
+//! machines.
 
-use super::*;
+use super::{ARCH, *};
 use half::bf16;
 use schnell::device::{AsyncCopies, Device, EmulatorOptions, Order, View};
 use schnell::kernels::gemm::{Activation, Epilogue, Gemm, LowRank, Problem, Segment, Weight, Workspace};
@@ -31,15 +32,27 @@ pub fn launch<W: Weight>(bench: &Bench, problems: &[(Problem<'_>, W)]) -> bool {
 
 /// Poses as a machine of so many SMs.
 pub fn machine(num_sms: u32) -> Device {
-    Device::emulator(EmulatorOptions { num_sms, ..EmulatorOptions::default() })
+    Device::emulator(EmulatorOptions { num_sms, arch: ARCH, ..EmulatorOptions::default() })
 }
 
 /// The same, in an order of its own.
 pub fn random_machine(num_sms: u32, seed: u64) -> Device {
     let (order, async_copies) = (Order::Random, AsyncCopies::Random);
     let threads = [1, 2, 4][seed as usize % 3];
-    Device::emulator(EmulatorOptions { num_sms, threads, order, async_copies, seed, ..Default::default() })
+    let arch = ARCH;
+    Device::emulator(EmulatorOptions {
+        num_sms,
+        arch,
+        threads,
+        order,
+        async_copies,
+        seed,
+        ..Default::default()
+    })
 }
+
+/// k of products that are split: Hopper's k-steps are shorter, and joining costs more of them.
+const LONG_K: usize = if ARCH == 90 { 2048 } else { 1024 };
 
 pub fn plain_store(
     launch: Launch<'_>,
@@ -225,13 +238,13 @@ fn epilogues_of(
 /// split tiles along `k`, too.
 pub fn low_rank(launch: Launch<'_>, make: &dyn Fn(&mut Rng, usize, usize) -> Weights, k: usize) {
     for rank in [8, 64, 72, 136] {
-        let want = low_rank_of(launch, make, emulator(), [rank, k]);
+        let want = low_rank_of(launch, make, emulator_of(ARCH), [rank, k]);
         for seed in 0..4 {
             assert_eq!(low_rank_of(launch, make, random_machine(1, seed), [rank, k]), want, "seed {seed}");
         }
     }
     for num_sms in [40, 132] {
-        low_rank_of(launch, make, machine(num_sms), [72, 1024]);
+        low_rank_of(launch, make, machine(num_sms), [72, LONG_K]);
     }
 }
 
@@ -279,7 +292,7 @@ fn low_rank_of(
 
 /// Two problems of different height in one launch equal two launches.
 pub fn grouped(launch: Launch<'_>, make: &dyn Fn(&mut Rng, usize, usize) -> Weights) {
-    let bench = Bench::new(emulator());
+    let bench = Bench::new(emulator_of(ARCH));
     let mut rng = Rng(21);
     let (n, k) = (256, 64);
     let rows = [300, 20];
@@ -306,9 +319,10 @@ pub fn grouped(launch: Launch<'_>, make: &dyn Fn(&mut Rng, usize, usize) -> Weig
     assert_eq!(together, alone);
 }
 
-/// Of the 6 + 2 tiles of two problems the second's are split, or all; on SMs that hold `ctas` of the kernel each.
+/// Of the 6 + 2 tiles of two problems, or 4 + 2, the second's are split, or all; on SMs that hold `ctas` of the kernel each.
 pub fn split(launch: Launch<'_>, make: &dyn Fn(&mut Rng, usize, usize) -> Weights, ctas: u32, k: usize) {
-    for num_sms in [6, 32, 264].map(|slots| slots / ctas) {
+    let first = if ARCH == 90 { 4 } else { 6 };
+    for num_sms in [first, 32, 264].map(|slots| slots / ctas) {
         let want = split_pair(launch, make, machine(num_sms), k);
         for seed in 0..6 {
             assert_eq!(split_pair(launch, make, random_machine(num_sms, seed), k), want, "seed {seed}");
@@ -345,9 +359,9 @@ fn split_pair(
 /// Every epilogue on machines that split tiles along `k`, under random schedules.
 pub fn split_epilogues(launch: Launch<'_>, make: &dyn Fn(&mut Rng, usize, usize) -> Weights, k: usize) {
     for num_sms in [40, 132] {
-        let want = segments(launch, make, machine(num_sms), 1024);
+        let want = segments(launch, make, machine(num_sms), LONG_K);
         for seed in 0..4 {
-            assert_eq!(segments(launch, make, random_machine(num_sms, seed), 1024), want, "seed {seed}");
+            assert_eq!(segments(launch, make, random_machine(num_sms, seed), LONG_K), want, "seed {seed}");
         }
     }
     epilogues(launch, make, 16, k);

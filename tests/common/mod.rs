@@ -13,12 +13,18 @@ pub const COMPUTE: StreamId = StreamId::Compute;
 
 /// The emulator under the options that the environment asks for (`SCHNELL_EMU_SEED`: a random schedule).
 pub fn emulator() -> Device {
+    emulator_of(80)
+}
+
+/// The same, posing as a machine of this architecture.
+pub fn emulator_of(arch: u32) -> Device {
+    let options = EmulatorOptions { arch, track_writers: records_accesses(), ..EmulatorOptions::default() };
     match env_number("SCHNELL_EMU_SEED") {
-        None => Device::emulator(EmulatorOptions {
-            track_writers: records_accesses(),
-            ..EmulatorOptions::default()
-        }),
-        Some(seed) => random_emulator(seed, 2),
+        None => Device::emulator(options),
+        Some(seed) => {
+            let (order, async_copies) = (Order::Random, AsyncCopies::Random);
+            Device::emulator(EmulatorOptions { threads: 2, order, async_copies, seed, ..options })
+        }
     }
 }
 

@@ -49,6 +49,14 @@ fn nf4_gemms(bench: &Bench) {
     }
 }
 
+/// What Hopper has kernels of its own for.
+pub fn launch_all_of_hopper(bench: &Bench) {
+    let shape @ [m, n, k] = [256, 256, 256];
+    let layout = Nf4Layout::Fragments;
+    let (codes, absmax) = (codes(bench, layout.codes_len(n, k)), bench.alloc(layout.absmax_len(n, k)));
+    nf4_gemm(bench, shape, &bench.alloc(m * k), Nf4Weight { codes: &codes, absmax: &absmax });
+}
+
 fn nf4_gemm<W: Weight>(bench: &Bench, [m, n, k]: [usize; 3], x: &View<bf16>, weight: W) {
     let (bias, gate) = (bench.alloc(n), bench.alloc(n));
     let (out, residual) = (bench.alloc::<bf16>(m * n), bench.alloc::<f32>(m * n));
