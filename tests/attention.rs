@@ -234,7 +234,7 @@ fn schedules_and_thread_counts_do_not_change_a_bit() {
     let vae = Case { q_len: 100, kv_len: 100, heads: 1, head_dim: 512, ..BASE };
     for case in [wide, vae] {
         let want = run(case, emulator());
-        for seed in 0..20 {
+        for seed in seeds(20) {
             assert_eq!(run(case, random_emulator(seed, [1, 2, 4][seed as usize % 3])), want);
         }
     }

@@ -104,7 +104,7 @@ fn two_problems_in_one_launch_equal_two_launches() {
 #[test]
 fn schedules_and_thread_counts_do_not_change_a_bit() {
     let want = gemm_cases::segments(&launch, &weights, emulator(), 128);
-    for seed in 0..20 {
+    for seed in seeds(20) {
         assert_eq!(gemm_cases::segments(&launch, &weights, gemm_cases::random_machine(16, seed), 128), want);
     }
 }
@@ -181,7 +181,7 @@ fn results_of_one_tile_may_take_the_place_of_x() {
             rows.chunks(k).flat_map(|row| row[..n].to_vec()).collect::<Vec<_>>()
         };
         let want = product(emulator(), false);
-        for seed in 0..8 {
+        for seed in seeds(8) {
             assert_eq!(product(random_emulator(seed, 1 + seed as usize % 2), true), want);
         }
     }

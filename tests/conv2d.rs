@@ -221,7 +221,7 @@ fn schedules_and_thread_counts_do_not_change_a_bit() {
     for case in [CASES[2], CASES[10], CASES[14], CASES[17]] {
         let inputs = case.inputs();
         let want = run(case, &inputs, emulator());
-        for seed in 0..10 {
+        for seed in seeds(10) {
             let device = random_emulator(seed, [1, 2, 4][seed as usize % 3]);
             assert_eq!(run(case, &inputs, device), want);
         }

@@ -166,7 +166,7 @@ fn schedules_and_thread_counts_do_not_change_a_bit() {
     for format in SOME {
         with(format, |launch, make, width| {
             let want = gemm_cases::segments(launch, make, emulator(), width(128));
-            for seed in 0..6 {
+            for seed in seeds(6) {
                 let device = gemm_cases::random_machine(16, seed);
                 assert_eq!(gemm_cases::segments(launch, make, device, width(128)), want, "{format}");
             }

@@ -77,7 +77,7 @@ fn two_problems_in_one_launch_equal_two_launches() {
 #[test]
 fn schedules_and_thread_counts_do_not_change_a_bit() {
     let want = gemm_cases::segments(&launch, &weights, emulator_of(ARCH), 128);
-    for seed in 0..10 {
+    for seed in seeds(10) {
         assert_eq!(gemm_cases::segments(&launch, &weights, gemm_cases::random_machine(16, seed), 128), want);
     }
 }
