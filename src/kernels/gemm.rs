@@ -466,13 +466,14 @@ impl<W: Weight> Gemm<'_, W> {
                 footprint.writes_rows(partials, 1, split.partials_len(), split.partials_len())?;
             params.arrivals = footprint.updates_rows(arrivals, 1, split.split, split.split)?;
         }
-        // SAFETY, of both: params is the generated type of all these entries; `Problem::params` and `Weight::operand` cover every
-        // address for the problems' m, n and k; the grid has the tiles of the problems filled in, and where `num_whole` leaves some
-        // to be split, partials and arrivals were checked for the slices of all of them. Maps are of the problems' own x and t.
         if first.entries(device.capability()).tile.by_maps {
             let params = self.with_maps(params, &mut footprint)?;
+            // SAFETY: as below; the maps are of the problems' own x and t, whose extents were checked.
             return unsafe { device.launch(stream, config, &params, &footprint) };
         }
+        // SAFETY: params is the generated type of all these entries; `Problem::params` and `Weight::operand` cover every
+        // address for the problems' m, n and k; the grid has the tiles of the problems filled in, and where `num_whole` leaves some
+        // to be split, partials and arrivals were checked for the slices of all of them.
         unsafe { device.launch(stream, config, &params, &footprint) }
     }
 
