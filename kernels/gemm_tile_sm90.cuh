@@ -90,7 +90,8 @@ GPU_FN void low_rank_fragments(uint32_t (&a)[BLOCK_K / 16][4], const gemm_low_ra
 
 // Asks for all that the consumers multiply, in their order; one thread's.
 template <typename Weights, int STAGES>
-GPU_FN void fetch_all(GroupStorage<Weights, STAGES> &smem, const gemm_sm90_params &p, const Slice<Consumers> &slice, int k_begin, int k_end) {
+GPU_FN void fetch_all(GroupStorage<Weights, STAGES> &smem, const gemm_sm90_params &p, const Slice<Consumers> &slice, int k_begin,
+                      int k_end) {
     const gemm_problem &q = p.gemm.problem[slice.z];
     int step = 0;
     // Waits for the stage of the next step. Its first turn waits for nobody: the phase before the first counts as over.
@@ -137,8 +138,7 @@ GPU_FN void multiply_all(GroupAccumulators &acc, GroupStorage<Weights, STAGES> &
         if (is_idle) gpu::wgmma_fence(acc);
         gpu::wgmma_fence(a);
         GPU_UNROLL
-        for (int k16 = 0; k16 < BLOCK_K / 16; ++k16)
-            gpu::wgmma_m64k16<GEMM_SM90_BLOCK_M>(acc, a[k16], gpu::next_k16(x, k16), true);
+        for (int k16 = 0; k16 < BLOCK_K / 16; ++k16) gpu::wgmma_m64k16<GEMM_SM90_BLOCK_M>(acc, a[k16], gpu::next_k16(x, k16), true);
         gpu::wgmma_commit();
     };
     // A step that nothing overlaps.

@@ -13,9 +13,9 @@ static_assert(sizeof(gemm::GroupStorage<gemm::Nf4Group, NF4_GEMM_SM90_STAGES>) =
               "the header tells the host how much to ask for");
 static_assert(sizeof(gemm::XBox) + sizeof(gemm::Nf4Group::Stage) == NF4_GEMM_SM90_STEP_BYTES, "the header tells the cycle model");
 
-#define NF4_GEMM_SM90(entry, epilogues)                                                     \
-    GPU_KERNEL(entry, gemm_sm90_params, GEMM_SM90_THREADS, 1) {                             \
-        gemm::run_problem_sm90<gemm::Nf4Group, NF4_GEMM_SM90_STAGES, gemm::epilogues>(p);   \
+#define NF4_GEMM_SM90(entry, epilogues)                                                   \
+    GPU_KERNEL(entry, gemm_sm90_params, GEMM_SM90_THREADS, 1) {                           \
+        gemm::run_problem_sm90<gemm::Nf4Group, NF4_GEMM_SM90_STAGES, gemm::epilogues>(p); \
     }
 NF4_GEMM_SM90(nf4_gemm_store_sm90, Store)
 NF4_GEMM_SM90(nf4_gemm_residual_sm90, Residual)
