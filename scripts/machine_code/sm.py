@@ -4,9 +4,11 @@ Four schedulers issue an instruction a clock each, of a warp whose stall count i
 pipe is free; among several, the one that has waited longest. Shared memory has one port for all. Stall counts carry all fixed
 latencies; loads, shared memory, tensor cores and barriers have theirs from cards.toml. CTAs begin half a turn apart.
 
+Of wgmma a warp's share is a product like others, which it waits for at the end of its group alone; barriers in shared memory
+(mbarrier) are open when they are asked.
+
 Not modelled: instruction caches, power, register banks, L2 and DRAM contention (launches.py has those as rates), warps that do
-different things. Of wgmma a warp's share is a product like others, which it waits
-for at the end of its group alone; barriers in shared memory (mbarrier) are open when they are asked. Bank conflicts cannot be read from machine code: `conflicts` says by how much an access costs more
+different things. Bank conflicts cannot be read from machine code: `conflicts` says by how much an access costs more
 than its least, {"LDS": 32.0}; rows.py takes that from docs/accesses.txt, where the emulator has counted it.
 """
 
